@@ -1,0 +1,2 @@
+//! The VXLAN backend of the flannel overlay SDK.
+#![forbid(unsafe_code)]

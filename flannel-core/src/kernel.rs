@@ -1,0 +1,301 @@
+//! [`Kernel`]: the seam to the system that holds the objects.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_core::Stream;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Clock;
+use crate::manager::BoxError;
+use crate::object::{IfName, Object, ObjectKey, Objects};
+use crate::underlay::{AddressInfo, LinkInfo};
+
+/// The result of a kernel call.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why the kernel did not do what was asked. `message` is the kernel's own text where it gave one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The process may not do this in this namespace.
+    #[error("not permitted: {message}; CAP_NET_ADMIN in the network namespace is needed")]
+    NotPermitted {
+        /// What was tried or what the kernel said.
+        message: String,
+    },
+    /// The kernel has no such kind of object or no such attribute.
+    #[error("the kernel does not support {what}")]
+    Unsupported {
+        /// What is not supported.
+        what: String,
+    },
+    /// The device an object is on does not exist.
+    #[error("there is no device {dev}")]
+    NoSuchDevice {
+        /// The device.
+        dev: String,
+    },
+    /// What the operation acts on does not exist.
+    #[error("it does not exist: {message}")]
+    NotFound {
+        /// What was looked for or what the kernel said.
+        message: String,
+    },
+    /// Something else is in the place.
+    #[error("something else is in its place: {message}")]
+    Exists {
+        /// What the kernel said.
+        message: String,
+    },
+    /// The kernel is busy or out of a resource; later it may work.
+    #[error("busy: {message}")]
+    Busy {
+        /// What the kernel said.
+        message: String,
+    },
+    /// A reading of the kernel's state was disturbed by changes again and again.
+    #[error("the kernel's state kept changing while it was read")]
+    Interrupted,
+    /// The kernel did not answer in time.
+    #[error("no answer from the kernel within the deadline")]
+    TimedOut,
+    /// The kernel refuses the object as it is.
+    #[error("rejected: {message}")]
+    Rejected {
+        /// What the kernel said.
+        message: String,
+    },
+    /// The operation was not tried, because one that it depends on failed.
+    #[error("not tried, because {key} failed")]
+    Skipped {
+        /// What failed.
+        key: ObjectKey,
+    },
+    /// The connection to the kernel broke; it is opened anew for the next call.
+    #[error("the connection to the kernel broke: {reason}")]
+    Connection {
+        /// What happened.
+        reason: String,
+        /// What the system said.
+        #[source]
+        source: Option<BoxError>,
+    },
+}
+
+impl Error {
+    /// Whether the same call may succeed later without anybody's doing.
+    pub const fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::Busy { .. }
+                | Self::Interrupted
+                | Self::TimedOut
+                | Self::Skipped { .. }
+                | Self::Connection { .. }
+                | Self::NoSuchDevice { .. }
+        )
+    }
+}
+
+/// One change to the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Op {
+    /// Make an object whose key is free. Something else under the key is [`Error::Exists`]; the
+    /// very object is success.
+    Create(Object),
+    /// Make the object under this key be as given, in place and without a gap. What the kernel
+    /// cannot change in place is [`Error::Unsupported`].
+    Change(Object),
+    /// Remove the object. That it is gone already is success; what is under its key now but
+    /// differs in [`Object::key`] only by owner is *not* removed.
+    Delete(Object),
+}
+
+impl Op {
+    /// The object made, changed or removed.
+    pub const fn object(&self) -> &Object {
+        match self {
+            Self::Create(object) | Self::Change(object) | Self::Delete(object) => object,
+        }
+    }
+
+    /// The key of the object.
+    pub fn key(&self) -> ObjectKey {
+        self.object().key()
+    }
+
+    /// What is done, in one word.
+    pub const fn verb(&self) -> &'static str {
+        match self {
+            Self::Create(_) => "create",
+            Self::Change(_) => "change",
+            Self::Delete(_) => "delete",
+        }
+    }
+}
+
+/// What to read beside what is always read (links, addresses, nexthops, and routes of the tables).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Scope {
+    /// The devices whose neighbours and forwarding entries are read.
+    pub devices: BTreeSet<IfName>,
+    /// The settings and offloads to read: keys of kind sysctl and offload.
+    pub settings: BTreeSet<ObjectKey>,
+}
+
+/// What the kernel has.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Observed {
+    /// Every object in the scope, whoever made it. Of neighbours and forwarding entries only
+    /// permanent ones; of routes those of the main table, without multicast and the like.
+    #[serde(with = "object_list")]
+    pub objects: Objects,
+    /// Every link with what an [`Object`] does not say of it.
+    #[serde(default)]
+    pub links: Vec<LinkInfo>,
+    /// Every address with what an [`Object`] does not say of it.
+    #[serde(default)]
+    pub addresses: Vec<AddressInfo>,
+}
+
+/// Objects as a JSON array (a map's keys would have to be texts).
+pub(crate) mod object_list {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::object::{Object, Objects};
+
+    pub(crate) fn serialize<S: Serializer>(objects: &Objects, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(objects.values())
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Objects, D::Error> {
+        let list = Vec::<Object>::deserialize(d)?;
+        Ok(list
+            .into_iter()
+            .map(|object| (object.key(), object))
+            .collect())
+    }
+}
+
+/// A hint that something changed. Never a fact: state is read, not inferred from hints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Change {
+    /// A device came, went or changed.
+    Link(Option<IfName>),
+    /// An address of a device.
+    Address(Option<IfName>),
+    /// A neighbour or forwarding entry of a device.
+    Neighbour(Option<IfName>),
+    /// A route or a nexthop object.
+    Route,
+    /// Anything may have changed: hints were lost, or the watch starts.
+    All,
+}
+
+/// A stream of hints; it never ends by itself.
+pub type ChangeStream = Pin<Box<dyn Stream<Item = Change> + Send>>;
+
+/// What the kernel and the process's rights allow, as probed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Features {
+    /// The process may change the network configuration of the namespace (CAP_NET_ADMIN).
+    pub net_admin: bool,
+    /// VXLAN devices can be made.
+    pub vxlan: bool,
+    /// Nexthop objects exist (Linux 5.3).
+    pub nexthops: bool,
+    /// IPv6 is there and not switched off.
+    pub ipv6: bool,
+    /// Settings under `/proc/sys/net` can be written.
+    pub sysctls: bool,
+    /// Offloads can be read and set (ethtool over netlink, Linux 5.6).
+    pub offloads: bool,
+    /// IPv4 packets are forwarded between devices (`net.ipv4.ip_forward`); `None`: not known.
+    pub forwarding_v4: Option<bool>,
+    /// The same for IPv6 (`net.ipv6.conf.all.forwarding`).
+    pub forwarding_v6: Option<bool>,
+    /// The kernel's release, such as `6.1.0-18-amd64`.
+    pub release: String,
+}
+
+impl Features {
+    /// Everything allowed and present, as a fake kernel has it.
+    pub fn all() -> Self {
+        Self {
+            net_admin: true,
+            vxlan: true,
+            nexthops: true,
+            ipv6: true,
+            sysctls: true,
+            offloads: true,
+            forwarding_v4: Some(true),
+            forwarding_v6: Some(true),
+            release: "fake".to_owned(),
+        }
+    }
+}
+
+/// The system that holds the objects: Linux over netlink, or a fake.
+///
+/// What every implementation promises, and the test of `flannel_testkit::conformance::kernel` that
+/// checks it:
+///
+/// - *Apply, then observe, returns what was asked*, for every kind and value
+///   (`apply_then_observe_returns_what_was_asked`).
+/// - [`Op::Create`] never takes the place of something else (`create_never_overwrites`), and of
+///   what is there already is success (`create_is_idempotent`); [`Op::Delete`] of what is gone is
+///   success (`delete_is_idempotent`); [`Op::Delete`] spares an object that is another's
+///   (`delete_spares_what_is_not_meant`).
+/// - [`Op::Change`] alters in place: what depends on the object stays
+///   (`change_keeps_dependants`).
+/// - [`apply`](Self::apply) answers one result per op, in order; a failed op does not stop those
+///   that do not need it (`one_bad_op_does_not_stop_the_others`).
+/// - [`observe`](Self::observe) is complete or an error, never a shorter list, and shows what
+///   others made (`observe_shows_foreign_objects`).
+/// - [`changes`](Self::changes) hints at every change made by others within a second
+///   (`foreign_changes_are_hinted`); after lost hints it says [`Change::All`].
+/// - Setting a device down drops its routes and permanent neighbours and keeps its forwarding
+///   entries; deleting a device drops all on it (`link_down_drops_routes_and_neighbours`,
+///   `deleting_a_link_drops_what_is_on_it`).
+#[async_trait]
+pub trait Kernel: Debug + Send + Sync + 'static {
+    /// Probes what is allowed and present. Changes nothing.
+    ///
+    /// # Errors
+    /// Only if the kernel cannot be talked to at all; what is missing is in the answer.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    async fn features(&self) -> Result<Features>;
+
+    /// Reads what the kernel has.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`], [`Error::TimedOut`], [`Error::Connection`]. A device of the scope
+    /// that does not exist is no error.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    async fn observe(&self, scope: &Scope) -> Result<Observed>;
+
+    /// Carries out changes in their order; returns one result per op, in the same order.
+    ///
+    /// # Cancel safety
+    /// Some of the changes may have been made. Observe again.
+    async fn apply(&self, ops: &[Op]) -> Vec<Result<()>>;
+
+    /// Hints at changes from the call on. The first item is [`Change::All`].
+    fn changes(&self) -> ChangeStream;
+
+    /// A clock that counts time asleep, if this system has one.
+    fn clock(&self) -> Option<Arc<dyn Clock>> {
+        None
+    }
+}

@@ -1,0 +1,7 @@
+//! Desired state against the kernel's: what is wanted, what is there, and the way from one to the
+//! other.
+
+pub mod desired;
+pub(crate) mod engine;
+pub mod ownership;
+pub mod plan;

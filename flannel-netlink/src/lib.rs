@@ -1,0 +1,2 @@
+//! The Linux kernel of the flannel overlay SDK.
+#![forbid(unsafe_code)]

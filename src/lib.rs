@@ -1,0 +1,4 @@
+//! Overlay networks as a library.
+#![forbid(unsafe_code)]
+
+pub use flannel_core::*;

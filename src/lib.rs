@@ -1,4 +1,109 @@
-//! Overlay networks as a library.
+//! Overlay networks as a library: flannel, in Rust.
+//!
+//! A **host program** (an orchestrator, a micro-VM fleet, an edge platform, a Kubernetes
+//! distribution) picks a **subnet manager** and one or more **backends**, and gets a network in
+//! which every container or virtual machine on every node reaches every other. The formats are
+//! flannel's, byte for byte: a cluster may mix Go `flanneld` and programs built on this crate.
+//!
+//! # A host program
+//!
+//! ```no_run
+//! # #[cfg(all(feature = "netlink", feature = "vxlan"))]
+//! # async fn program() -> Result<(), Box<dyn std::error::Error>> {
+//! use flannel::{MemoryManager, NetlinkKernel, NetworkConfig, NodeId, Overlay, PoolMode, VxlanBackend};
+//!
+//! let config = r#"{ "Network": "10.42.0.0/16", "Backend": { "Type": "vxlan" } }"#;
+//! let config = NetworkConfig::from_json(config, PoolMode::Allocated)?;
+//! let overlay = Overlay::builder(NodeId::new("node-a")?)
+//!     .manager(MemoryManager::new(config))
+//!     .backend(VxlanBackend::new())
+//!     .kernel(NetlinkKernel::new()?)
+//!     .start()
+//!     .await?;
+//! overlay.ready().await?;
+//! println!("{:?}", overlay.status().lease);
+//! overlay.stop().await?; // packets keep flowing
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How it works
+//!
+//! 1. The [`Manager`] gives the node a [`Lease`]: a [`Subnet`] per address family, published
+//!    together with the node's underlay address and what its backend needs. It then tells of
+//!    everybody's leases as a stream of [`Event`]s.
+//! 2. A [`LeaseSet`] folds the events into [`Peer`]s. A peer's record is hostile input: what lies
+//!    outside of the pool, overlaps our own subnet or an older one, or cannot be a public address,
+//!    is rejected with the reason, and disturbs nobody else.
+//! 3. The [`Backend`] that the [`NetworkConfig`] selects turns our lease into a [`Network`]: a pure
+//!    function from leases to kernel [`Object`]s.
+//! 4. The [`Overlay`] compares these objects with what the [`Kernel`] has and repairs the
+//!    difference: at start (adopting what is right, so that no packet is lost), on every change,
+//!    on every hint of the kernel, and on a timer. [`reconcile::plan`] is the pure heart of it.
+//!
+//! # What the handle gives
+//!
+//! [`Overlay::status`] (typed conditions, rejected peers, failing objects), [`Overlay::events`]
+//! (what was repaired and why), [`Overlay::plan`] (a dry run), [`Overlay::resync`],
+//! [`Overlay::stop`] (packets keep flowing), [`Overlay::drain`] and [`Overlay::teardown`] (which
+//! [`Overlay::teardown_plan`] shows beforehand). With a [`FileState`] a node boots while the store
+//! is down.
+//!
+//! # Bring your own
+//!
+//! Every seam is an object-safe trait: a store is a [`Manager`], a way to carry packets a
+//! [`Backend`], a system that holds the objects a [`Kernel`]. `flannel-testkit` has the conformance
+//! suite of each, and fakes; `examples/custom_manager.rs` and `examples/custom_backend.rs` show the
+//! way.
+//!
+//! # Features
+//!
+//! | feature | default | brings |
+//! |---|---|---|
+//! | `netlink` | yes | [`NetlinkKernel`]: the Linux kernel over netlink |
+//! | `vxlan` | yes | [`VxlanBackend`]: flannel's VXLAN |
+//!
+//! # What it does not do
+//!
+//! It never exits, forks, runs a shell, reads the environment, installs a signal handler or sets a
+//! global; it writes no file unless given one. Those are the host program's.
 #![forbid(unsafe_code)]
 
-pub use flannel_core::*;
+pub use flannel_core::{alloc, backend, config, keeper, kernel, manager, mtu, reconcile, underlay, wire};
+
+// The handle.
+pub use flannel_core::{
+    Check, Condition, ConditionStatus, ConditionType, Error, FailingObject, LeaseStatus, Overlay,
+    OverlayBuilder, OverlayEvent, Preflight, RejectedPeer, Status,
+};
+
+// The seams.
+pub use flannel_core::{
+    Backend, Clock, FileState, Kernel, Manager, MemoryManager, Network, SavedState, StateStore,
+};
+
+// Leases and their store.
+pub use flannel_core::{
+    BackendConfig, BackendData, BackendDataError, BackendType, Capabilities, DualStack, Event,
+    EventStream, Family, Lease, LeaseAttrs, LeaseDelta, LeaseKey, LeaseRequest, LeaseSet, Peer,
+    NameError, NetworkConfig, NodeId, OverlayName, Pool, PoolMode, PublicIp, Rejection, Revision,
+    Seniority, Snapshot, Subnet, SubnetError, Unreadable, WithdrawalGuard,
+};
+pub use flannel_core::keeper::{KeeperOptions, LossPolicy};
+
+// The kernel's objects and the underlay.
+pub use flannel_core::{
+    Address, AddressInfo, Change, ChangeStream, External, Fdb, Features, IfName, Interface, Link,
+    LinkInfo, LinkKind, MAIN_TABLE, MacAddr, MacError, Neighbour, Nexthop, NodeContext, Note,
+    Object, ObjectKey, Objects, Observed, Offload, Op, Reach, Route, RouteProtocol, RouteTarget,
+    Scope, Sysctl, Underlay, UnderlayOptions, Vxlan,
+};
+
+// Time and chance as parameters.
+pub use flannel_core::{Backoff, Moment, Rng, TokioClock, stable_hash};
+
+#[cfg(feature = "netlink")]
+pub use flannel_netlink::{BootClock, NetlinkKernel, NetlinkOptions};
+
+#[cfg(feature = "vxlan")]
+pub use flannel_backend_vxlan::{ChecksumOffload, VxlanBackend, VxlanConfig, VxlanData};

@@ -273,7 +273,7 @@ pub trait Network: Debug + Send + Sync + 'static {
     /// # Cancel safety
     /// Stops the data path.
     async fn run(&self, leases: watch::Receiver<Arc<LeaseSet>>) -> Result<()> {
-        let _ = leases;
+        drop(leases);
         std::future::pending().await
     }
 }

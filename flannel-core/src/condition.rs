@@ -1,1 +1,124 @@
-//! Being written.
+//! Typed health: [`Condition`]s with a reason and since when they hold.
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Moment;
+
+/// What a [`Condition`] is about. Of each there is exactly one in a [`Status`](crate::Status).
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[non_exhaustive]
+pub enum ConditionType {
+    /// The store answers and its watch is alive. While false, the last known peers stay in force.
+    Store,
+    /// The network config is known, valid and applied.
+    Config,
+    /// An external interface is chosen.
+    Underlay,
+    /// Our lease is held.
+    Lease,
+    /// Every peer that the store knows is accepted, and none was withdrawn unconfirmed.
+    Peers,
+    /// The kernel has what it should have.
+    Kernel,
+    /// Nobody else's objects stand in the way of ours.
+    Foreign,
+    /// The userspace data path runs, where the backend has one.
+    DataPath,
+}
+
+impl ConditionType {
+    /// All of them, in the order in which they come about.
+    pub const ALL: [Self; 8] = [
+        Self::Store,
+        Self::Config,
+        Self::Underlay,
+        Self::Lease,
+        Self::Peers,
+        Self::Kernel,
+        Self::Foreign,
+        Self::DataPath,
+    ];
+}
+
+impl std::fmt::Display for ConditionType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(self, f)
+    }
+}
+
+/// Whether a condition holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConditionStatus {
+    /// It holds.
+    True,
+    /// It does not.
+    False,
+    /// Not known yet.
+    Unknown,
+}
+
+impl std::fmt::Display for ConditionStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(self, f)
+    }
+}
+
+/// One aspect of an overlay's health.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// What it is about.
+    #[serde(rename = "type")]
+    pub kind: ConditionType,
+    /// Whether it holds.
+    pub status: ConditionStatus,
+    /// Why, as one word in CamelCase for programs.
+    pub reason: String,
+    /// Why, and what to do, for people.
+    pub message: String,
+    /// Whether nothing but a change from outside (of config, interfaces, permissions) can help.
+    #[serde(default)]
+    pub permanent: bool,
+    /// When `status` or `reason` last changed, on the overlay's clock.
+    pub since: Moment,
+}
+
+impl std::fmt::Display for Condition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "type={} status={} reason={}", self.kind, self.status, self.reason)
+    }
+}
+
+/// The conditions of one overlay.
+#[derive(Debug, Clone)]
+pub(crate) struct Conditions(Vec<Condition>);
+
+impl Conditions {
+    pub(crate) fn new(now: Moment) -> Self {
+        let unknown = |kind| Condition {
+            kind,
+            status: ConditionStatus::Unknown,
+            reason: "Starting".to_owned(),
+            message: String::new(),
+            permanent: false,
+            since: now,
+        };
+        Self(ConditionType::ALL.into_iter().map(unknown).collect())
+    }
+
+    pub(crate) fn list(&self) -> &[Condition] {
+        &self.0
+    }
+
+    /// Sets a condition; answers it if its status or reason is another than before.
+    pub(crate) fn set(&mut self, mut condition: Condition) -> Option<&Condition> {
+        let slot = self.0.iter_mut().find(|old| old.kind == condition.kind)?;
+        let news = slot.status != condition.status || slot.reason != condition.reason;
+        if !news {
+            condition.since = slot.since;
+        }
+        *slot = condition;
+        news.then_some(slot)
+    }
+}

@@ -23,12 +23,15 @@ mod overlay;
 pub mod reconcile;
 mod settle;
 mod state;
+mod status;
 mod subnet;
 pub mod underlay;
 pub mod wire;
 
 pub use backend::{Backend, Network, NodeContext, Note, Rejection};
+pub use backoff::Backoff;
 pub use clock::{Clock, Moment, Rng, TokioClock, stable_hash};
+pub use condition::{Condition, ConditionStatus, ConditionType};
 pub use config::{BackendConfig, NetworkConfig, Pool, PoolMode};
 pub use event::{Event, EventStream, Snapshot, Unreadable};
 pub use family::{DualStack, Family, PublicIp};
@@ -36,12 +39,16 @@ pub use kernel::{Change, ChangeStream, Features, Kernel, Observed, Op, Scope};
 pub use lease::{
     BackendData, BackendDataError, BackendType, Lease, LeaseAttrs, LeaseKey, Revision, Seniority,
 };
-pub use lease_set::{LeaseDelta, LeaseSet, Peer};
+pub use lease_set::{LeaseDelta, LeaseSet, Peer, WithdrawalGuard};
 pub use manager::{Capabilities, LeaseRequest, Manager};
+pub use memory::MemoryManager;
 pub use node::{NameError, NodeId, OverlayName};
 pub use object::{
     Address, Fdb, IfName, Link, LinkKind, MAIN_TABLE, MacAddr, MacError, Neighbour, Nexthop,
     Object, ObjectKey, Objects, Offload, Route, RouteProtocol, RouteTarget, Sysctl, Vxlan,
 };
+pub use overlay::{Check, Error, Overlay, OverlayBuilder, Preflight};
+pub use state::{FileState, SavedState, StateStore};
+pub use status::{FailingObject, LeaseStatus, OverlayEvent, RejectedPeer, Status};
 pub use subnet::{Subnet, SubnetError};
 pub use underlay::{AddressInfo, External, Interface, LinkInfo, Reach, Underlay, UnderlayOptions};

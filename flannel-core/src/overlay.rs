@@ -1,1 +1,599 @@
-//! Being written.
+//! [`Overlay`]: the parts put together, and the handle by which a host program holds them.
+
+use std::fmt::Debug;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::backend::Backend;
+use crate::clock::{Clock, Rng, TokioClock};
+use crate::condition::{Condition, ConditionStatus, ConditionType};
+use crate::keeper::{KeeperOptions, LossPolicy};
+use crate::kernel::{self, Features, Kernel};
+use crate::lease_set::WithdrawalGuard;
+use crate::manager::{self, Manager};
+use crate::node::{NodeId, OverlayName};
+use crate::object::RouteProtocol;
+use crate::reconcile::engine::{Command, Engine};
+use crate::reconcile::plan::Plan;
+use crate::state::StateStore;
+use crate::status::{OverlayEvent, Status};
+use crate::underlay::UnderlayOptions;
+
+/// Why an overlay cannot be started, or did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A part was not given to the builder.
+    #[error("the overlay has no {part}: call Overlay::builder(..).{part}(..)")]
+    Missing {
+        /// The part.
+        part: &'static str,
+    },
+    /// Two backends of one type were given.
+    #[error("there are two backends of type {backend_type}")]
+    Duplicate {
+        /// Their type.
+        backend_type: String,
+    },
+    /// Something outside must change before the overlay can work. It goes on trying.
+    #[error("{}: {}", .0.reason, .0.message)]
+    NotReady(Condition),
+    /// The overlay has stopped.
+    #[error("the overlay has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+    /// The kernel refused.
+    #[error("the kernel refused")]
+    Kernel(#[from] kernel::Error),
+    /// The store refused.
+    #[error("the store refused")]
+    Manager(#[from] manager::Error),
+    /// Some objects could not be removed.
+    #[error("{} objects could not be removed, the first: {}", .failed.len(), .failed.first().map_or("", String::as_str))]
+    Teardown {
+        /// What could not be removed, and what the kernel said.
+        failed: Vec<String>,
+    },
+}
+
+/// Everything an [`Engine`] needs.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) name: OverlayName,
+    pub(crate) node: NodeId,
+    pub(crate) manager: Arc<dyn Manager>,
+    pub(crate) kernel: Arc<dyn Kernel>,
+    pub(crate) backends: Vec<Arc<dyn Backend>>,
+    pub(crate) state: Option<Arc<dyn StateStore>>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) rng: Rng,
+    pub(crate) options: Options,
+}
+
+/// The settings of an overlay.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) underlay: UnderlayOptions,
+    pub(crate) protocol: RouteProtocol,
+    pub(crate) adopt_flannel: bool,
+    pub(crate) on_lease_lost: LossPolicy,
+    pub(crate) keeper: KeeperOptions,
+    pub(crate) guard: WithdrawalGuard,
+    pub(crate) withdrawal_grace: Duration,
+    pub(crate) resync: Duration,
+    pub(crate) call_timeout: Duration,
+}
+
+/// Assembles an [`Overlay`]. Nothing happens before [`start`](Self::start).
+#[derive(Debug)]
+pub struct OverlayBuilder {
+    name: OverlayName,
+    node: NodeId,
+    manager: Option<Arc<dyn Manager>>,
+    kernel: Option<Arc<dyn Kernel>>,
+    backends: Vec<Arc<dyn Backend>>,
+    state: Option<Arc<dyn StateStore>>,
+    clock: Option<Arc<dyn Clock>>,
+    seed: Option<u64>,
+    options: Options,
+}
+
+impl OverlayBuilder {
+    fn new(node: NodeId) -> Self {
+        Self {
+            name: OverlayName::default(),
+            node,
+            manager: None,
+            kernel: None,
+            backends: Vec::new(),
+            state: None,
+            clock: None,
+            seed: None,
+            options: Options {
+                underlay: UnderlayOptions::default(),
+                protocol: RouteProtocol::OURS,
+                adopt_flannel: true,
+                on_lease_lost: LossPolicy::default(),
+                keeper: KeeperOptions::default(),
+                guard: WithdrawalGuard::default(),
+                withdrawal_grace: Duration::from_secs(10),
+                resync: Duration::from_secs(60),
+                call_timeout: Duration::from_secs(30),
+            },
+        }
+    }
+
+    /// The subnet manager.
+    #[must_use]
+    pub fn manager(self, manager: impl Manager) -> Self {
+        self.shared_manager(Arc::new(manager))
+    }
+
+    /// The subnet manager, shared with others.
+    #[must_use]
+    pub fn shared_manager(mut self, manager: Arc<dyn Manager>) -> Self {
+        self.manager = Some(manager);
+        self
+    }
+
+    /// A backend; the network config selects one by type. At least one is needed.
+    #[must_use]
+    pub fn backend(mut self, backend: impl Backend) -> Self {
+        self.backends.push(Arc::new(backend));
+        self
+    }
+
+    /// The kernel, in the namespace where the overlay is to be.
+    #[must_use]
+    pub fn kernel(self, kernel: impl Kernel) -> Self {
+        self.shared_kernel(Arc::new(kernel))
+    }
+
+    /// The kernel, shared with others.
+    #[must_use]
+    pub fn shared_kernel(mut self, kernel: Arc<dyn Kernel>) -> Self {
+        self.kernel = Some(kernel);
+        self
+    }
+
+    /// Where the node remembers its lease and config, so that it boots while the store is down.
+    #[must_use]
+    pub fn state(mut self, state: impl StateStore) -> Self {
+        self.state = Some(Arc::new(state));
+        self
+    }
+
+    /// The name of the overlay, where there are several on one host. Give each its own
+    /// [`route_protocol`](Self::route_protocol) too if they share a namespace.
+    #[must_use]
+    pub fn name(mut self, name: OverlayName) -> Self {
+        self.name = name;
+        self
+    }
+
+    /// How the external interface is chosen; by default by the default route.
+    #[must_use]
+    pub fn underlay(mut self, options: UnderlayOptions) -> Self {
+        self.options.underlay = options;
+        self
+    }
+
+    /// The protocol number that marks our routes; default [`RouteProtocol::OURS`].
+    #[must_use]
+    pub const fn route_protocol(mut self, protocol: RouteProtocol) -> Self {
+        self.options.protocol = protocol;
+        self
+    }
+
+    /// Whether devices and routes that Go flannel left are taken over; default yes.
+    #[must_use]
+    pub const fn adopt_flannel(mut self, yes: bool) -> Self {
+        self.options.adopt_flannel = yes;
+        self
+    }
+
+    /// What to do when the lease is lost; default [`LossPolicy::Reacquire`].
+    #[must_use]
+    pub const fn on_lease_lost(mut self, policy: LossPolicy) -> Self {
+        self.options.on_lease_lost = policy;
+        self
+    }
+
+    /// When the lease is renewed.
+    #[must_use]
+    pub const fn keeper(mut self, options: KeeperOptions) -> Self {
+        self.options.keeper = options;
+        self
+    }
+
+    /// When a snapshot that withdraws many peers at once is doubted, and how long until it is read
+    /// a second time (default 10 s).
+    #[must_use]
+    pub const fn withdrawal_guard(mut self, guard: WithdrawalGuard, grace: Duration) -> Self {
+        self.options.guard = guard;
+        self.options.withdrawal_grace = grace;
+        self
+    }
+
+    /// How often the kernel is read and compared without any hint, give or take a tenth; default
+    /// 60 s, at least 1 s.
+    #[must_use]
+    pub fn resync_every(mut self, interval: Duration) -> Self {
+        self.options.resync = interval.max(Duration::from_secs(1));
+        self
+    }
+
+    /// How long a call to the store may take before it counts as unanswered; default 30 s.
+    #[must_use]
+    pub const fn store_timeout(mut self, timeout: Duration) -> Self {
+        self.options.call_timeout = timeout;
+        self
+    }
+
+    /// The clock; by default the kernel's own ([`Kernel::clock`]), else tokio's.
+    #[must_use]
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Some(Arc::new(clock));
+        self
+    }
+
+    /// The seed of all jitter; by default derived from the node id.
+    #[must_use]
+    pub const fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// What is missing for an overlay to work here, without starting one: rights, kinds of devices,
+    /// forwarding.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] without a kernel, [`Error::Kernel`] if it cannot be talked to.
+    pub async fn preflight(&self) -> Result<Preflight, Error> {
+        let kernel = self.kernel.as_ref().ok_or(Error::Missing { part: "kernel" })?;
+        Ok(Preflight::of(kernel.features().await?))
+    }
+
+    /// Starts the overlay's task on the current tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] or [`Error::Duplicate`]: a part is missing or there twice. All that
+    /// depends on store and kernel comes later, as conditions, and from [`Overlay::ready`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing was started.
+    #[allow(clippy::unused_async, reason = "a host program must be inside of a runtime to call it")]
+    pub async fn start(self) -> Result<Overlay, Error> {
+        let manager = self.manager.ok_or(Error::Missing { part: "manager" })?;
+        let kernel = self.kernel.ok_or(Error::Missing { part: "kernel" })?;
+        if self.backends.is_empty() {
+            return Err(Error::Missing { part: "backend" });
+        }
+        for (i, backend) in self.backends.iter().enumerate() {
+            let kind = backend.backend_type();
+            if self.backends[..i].iter().any(|other| other.backend_type() == kind) {
+                return Err(Error::Duplicate { backend_type: kind.to_string() });
+            }
+        }
+        let clock =
+            self.clock.or_else(|| kernel.clock()).unwrap_or_else(|| Arc::new(TokioClock::new()));
+        let rng = self.seed.map_or_else(|| Rng::from_text(self.node.as_str()), Rng::new);
+        let (commands, command_rx) = mpsc::channel(16);
+        let (status, status_rx) = watch::channel(Arc::new(Status::default()));
+        let (events, _) = broadcast::channel(4096);
+        let parts = Parts {
+            name: self.name,
+            node: self.node.clone(),
+            manager,
+            kernel,
+            backends: self.backends,
+            state: self.state,
+            clock,
+            rng,
+            options: self.options,
+        };
+        let engine = Engine::new(parts, status, events.clone());
+        let ended = Arc::new(OnceLock::new());
+        let task = tokio::spawn({
+            let ended = Arc::clone(&ended);
+            async move {
+                // Told before the engine, and with it the status channel, is dropped.
+                let mut engine = engine;
+                let reason = engine.run(command_rx).await;
+                ended.set(reason).ok();
+            }
+        });
+        Ok(Overlay { node: self.node, commands, status: status_rx, events, ended, task })
+    }
+}
+
+/// One thing that an overlay needs of the host.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Check {
+    /// What is needed, in one word.
+    pub name: &'static str,
+    /// Whether it is there; `None`: not known.
+    pub ok: Option<bool>,
+    /// Whether an overlay cannot work without.
+    pub required: bool,
+    /// What to do if it is not there.
+    pub fix: &'static str,
+}
+
+/// What is there and what is missing for an overlay to work.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Preflight {
+    /// The single checks.
+    pub checks: Vec<Check>,
+}
+
+impl Preflight {
+    fn of(features: Features) -> Self {
+        let check = |name, ok, required, fix| Check { name, ok, required, fix };
+        Self {
+            checks: vec![
+                check(
+                    "net-admin",
+                    Some(features.net_admin),
+                    true,
+                    "run with CAP_NET_ADMIN in the network namespace (as root: sudo)",
+                ),
+                check("vxlan", Some(features.vxlan), false, "load the module: modprobe vxlan"),
+                check("ipv6", Some(features.ipv6), false, "boot without ipv6.disable=1"),
+                check(
+                    "nexthops",
+                    Some(features.nexthops),
+                    false,
+                    "Linux 5.3 or later programs thousands of peers many times faster",
+                ),
+                check(
+                    "sysctls",
+                    Some(features.sysctls),
+                    false,
+                    "mount /proc/sys writable in this container",
+                ),
+                check(
+                    "offloads",
+                    Some(features.offloads),
+                    false,
+                    "Linux 5.6 or later, if a checksum-offload policy is to be set",
+                ),
+                check(
+                    "forwarding-v4",
+                    features.forwarding_v4,
+                    false,
+                    "sysctl -w net.ipv4.ip_forward=1, else containers do not reach other nodes",
+                ),
+                check(
+                    "forwarding-v6",
+                    features.forwarding_v6,
+                    false,
+                    "sysctl -w net.ipv6.conf.all.forwarding=1, for an IPv6 overlay",
+                ),
+            ],
+        }
+    }
+
+    /// Whether all that is required is there.
+    pub fn ok(&self) -> bool {
+        self.checks.iter().all(|check| !check.required || check.ok != Some(false))
+    }
+}
+
+/// A running overlay. Dropping it stops its task and touches nothing: packets keep flowing.
+#[derive(Debug)]
+pub struct Overlay {
+    node: NodeId,
+    commands: mpsc::Sender<Command>,
+    status: watch::Receiver<Arc<Status>>,
+    events: broadcast::Sender<OverlayEvent>,
+    /// Why the task ended, once it has.
+    ended: Arc<OnceLock<String>>,
+    task: JoinHandle<()>,
+}
+
+impl Overlay {
+    /// Begins to assemble the overlay of a node.
+    pub fn builder(node: NodeId) -> OverlayBuilder {
+        OverlayBuilder::new(node)
+    }
+
+    /// The node.
+    pub const fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    /// How the overlay is now.
+    pub fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.status.borrow())
+    }
+
+    /// How the overlay is, as it changes.
+    pub fn watch_status(&self) -> watch::Receiver<Arc<Status>> {
+        self.status.clone()
+    }
+
+    /// What happens from now on. A receiver that falls 4,096 events behind is told how many it
+    /// missed and goes on.
+    pub fn events(&self) -> broadcast::Receiver<OverlayEvent> {
+        self.events.subscribe()
+    }
+
+    /// Waits until the lease is held and the kernel has converged once. While the store is down
+    /// and a lease is remembered, that is enough.
+    ///
+    /// # Errors
+    /// [`Error::NotReady`] as soon as it is certain that nothing but a change from outside can
+    /// help (the overlay goes on trying); [`Error::Stopped`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn ready(&self) -> Result<(), Error> {
+        let mut failed = None;
+        self.wait_for(|status| {
+            failed = status
+                .conditions
+                .iter()
+                .find(|condition| {
+                    condition.permanent && condition.status == ConditionStatus::False
+                })
+                .cloned();
+            status.ready || failed.is_some()
+        })
+        .await?;
+        match failed {
+            Some(condition) if !self.status.borrow().ready => Err(Error::NotReady(condition)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until the kernel has all that it should have at this moment.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn converged(&self) -> Result<(), Error> {
+        self.resync().await?;
+        self.wait_for(|status| status.is_true(ConditionType::Kernel)).await
+    }
+
+    /// Waits until the status is as wanted.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn wait_for(&self, mut wanted: impl FnMut(&Status) -> bool) -> Result<(), Error> {
+        let mut status = self.status.clone();
+        match status.wait_for(|status| wanted(status)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.why_stopped()),
+        }
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| self.why_stopped())?;
+        answer.await.map_err(|_| self.why_stopped())
+    }
+
+    /// What would be changed in the kernel now, from a fresh reading: a dry run.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if it cannot be read, [`Error::Stopped`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn plan(&self) -> Result<Plan, Error> {
+        self.ask(Command::Plan).await?
+    }
+
+    /// What [`teardown`](Self::teardown) would remove.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the kernel cannot be read, [`Error::Stopped`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn teardown_plan(&self) -> Result<Plan, Error> {
+        self.ask(Command::TeardownPlan).await?
+    }
+
+    /// Reads the kernel and repairs what differs, now; returns when that has been tried.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it is done all the same.
+    pub async fn resync(&self) -> Result<(), Error> {
+        self.ask(Command::Resync).await
+    }
+
+    /// Asks for a lease again after it was lost under [`LossPolicy::Hold`].
+    ///
+    /// # Errors
+    /// [`Error::Stopped`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it is done all the same.
+    pub async fn reacquire(&self) -> Result<(), Error> {
+        self.ask(Command::Reacquire).await
+    }
+
+    /// Gives the lease up and keeps it so: peers drop this node. The data path stays until
+    /// [`teardown`](Self::teardown).
+    ///
+    /// # Errors
+    /// [`Error::Manager`] if the store refused, [`Error::Stopped`].
+    ///
+    /// # Cancel safety
+    /// The lease may or may not be released.
+    pub async fn release(&self) -> Result<(), Error> {
+        Ok(self.ask(Command::Release).await??)
+    }
+
+    /// Leaves the overlay in good order: gives the lease up, waits `grace` while peers drop this
+    /// node, then removes what is ours and stops.
+    ///
+    /// # Errors
+    /// As [`release`](Self::release) and [`teardown`](Self::teardown); a store that does not
+    /// answer does not keep the rest from being removed, but is reported.
+    pub async fn drain(self, grace: Duration) -> Result<(), Error> {
+        let released = self.release().await;
+        if released.is_ok() {
+            tokio::time::sleep(grace).await;
+        }
+        self.teardown().await?;
+        released
+    }
+
+    /// Stops and leaves the kernel as it is: packets keep flowing.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] if it had stopped by itself, with the reason.
+    pub async fn stop(self) -> Result<(), Error> {
+        self.ask(Command::Stop).await
+    }
+
+    /// Removes from the kernel what is ours, and stops. The lease is kept in the store.
+    ///
+    /// # Errors
+    /// [`Error::Teardown`] lists what could not be removed; everything else was.
+    pub async fn teardown(self) -> Result<(), Error> {
+        self.ask(Command::Teardown).await?
+    }
+
+    /// Waits until the overlay stops by itself, which it does under [`LossPolicy::Stop`] only;
+    /// returns the reason.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn stopped(&self) -> Error {
+        let mut status = self.status.clone();
+        while status.changed().await.is_ok() {}
+        self.why_stopped()
+    }
+
+    fn why_stopped(&self) -> Error {
+        let reason = self.ended.get().map_or("its task has ended", String::as_str);
+        Error::Stopped { reason: reason.to_owned() }
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,1 +1,97 @@
-//! Being written.
+//! [`StateStore`]: what a node remembers over restarts, so that it boots while the store is down.
+
+use std::fmt::Debug;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::lease::Lease;
+use crate::subnet::Subnet;
+
+/// What a node remembers: its last lease and config.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SavedState {
+    /// The last lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Lease>,
+    /// The last network config, as JSON text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
+    /// The networks that configs of this node ever named, the latest 16: routes of ours into them
+    /// are known as ours.
+    #[serde(default)]
+    pub networks: Vec<Subnet>,
+}
+
+/// A place for [`SavedState`].
+#[async_trait]
+pub trait StateStore: Debug + Send + Sync + 'static {
+    /// Reads the state; `None` if there is none.
+    ///
+    /// # Errors
+    /// Any error of the place. A state that cannot be read is reported and counts as none.
+    async fn load(&self) -> io::Result<Option<SavedState>>;
+
+    /// Writes the state: afterwards either the old or the new one is there, never a part.
+    ///
+    /// # Errors
+    /// Any error of the place. It is reported, and the overlay goes on.
+    async fn save(&self, state: &SavedState) -> io::Result<()>;
+}
+
+/// A [`StateStore`] in a file, replaced atomically.
+#[derive(Debug, Clone)]
+pub struct FileState {
+    path: PathBuf,
+}
+
+impl FileState {
+    /// The state in this file; its folder must exist.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+}
+
+#[async_trait]
+impl StateStore for FileState {
+    async fn load(&self) -> io::Result<Option<SavedState>> {
+        let path = self.path.clone();
+        blocking(move || match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::from),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        })
+        .await
+    }
+
+    async fn save(&self, state: &SavedState) -> io::Result<()> {
+        let path = self.path.clone();
+        let bytes = serde_json::to_vec_pretty(state)?;
+        blocking(move || replace(&path, &bytes)).await
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// Writes a file beside the target, then renames it over: a crash leaves the old or the new one.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    let mut file = std::fs::File::create(&beside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)?;
+    // The rename itself is durable once the folder is; not every system lets a folder be opened.
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Ok(folder) = std::fs::File::open(folder.unwrap_or(Path::new("."))) {
+        folder.sync_all().ok();
+    }
+    Ok(())
+}

@@ -5,3 +5,4 @@ pub mod desired;
 pub(crate) mod engine;
 pub mod ownership;
 pub mod plan;
+pub(crate) mod reconciler;

@@ -1,0 +1,168 @@
+//! [`VxlanNetwork`]: from leases to kernel objects.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use flannel_core::reconcile::ownership::nexthop_id;
+use flannel_core::{
+    Address, DualStack, Family, Fdb, IfName, Lease, Link, LinkKind, MAIN_TABLE, MacAddr, Neighbour,
+    Network, Nexthop, Note, Object, Offload, OverlayName, Reach, Rejection, Route, RouteProtocol,
+    RouteTarget, Subnet, Sysctl, Underlay, Vxlan,
+};
+
+use crate::config::VxlanConfig;
+use crate::data::VxlanData;
+
+/// The overlay device of one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Device {
+    pub(crate) name: IfName,
+    pub(crate) mac: MacAddr,
+    pub(crate) local: IpAddr,
+    pub(crate) mtu: u32,
+}
+
+/// The network of one lease over VXLAN.
+#[derive(Debug)]
+pub(crate) struct VxlanNetwork {
+    pub(crate) overlay: OverlayName,
+    pub(crate) config: VxlanConfig,
+    pub(crate) external: IfName,
+    pub(crate) underlay: Arc<Underlay>,
+    pub(crate) devices: DualStack<Device>,
+    pub(crate) checksums: Option<bool>,
+    pub(crate) accept_ra: bool,
+    pub(crate) nexthops: bool,
+    pub(crate) notes: Vec<Note>,
+    pub(crate) lease: Lease,
+}
+
+impl VxlanNetwork {
+    /// The route of a peer's subnet through a gateway, with its nexthop object where these are
+    /// used.
+    fn route(&self, dst: Subnet, gateway: IpAddr, dev: IfName, onlink: bool) -> Vec<Object> {
+        let mut objects = Vec::with_capacity(2);
+        let target = if self.nexthops {
+            let id = nexthop_id(&self.overlay, gateway, dev, onlink);
+            let protocol = RouteProtocol::UNSPEC;
+            objects.push(Object::Nexthop(Nexthop { id, gateway, dev, onlink, protocol }));
+            RouteTarget::Nexthop(id)
+        } else {
+            RouteTarget::Gateway { gateway, dev, onlink }
+        };
+        objects.push(Object::Route(Route {
+            table: MAIN_TABLE,
+            dst,
+            metric: Route::default_metric(dst.family()),
+            target,
+            protocol: RouteProtocol::UNSPEC,
+        }));
+        objects
+    }
+
+    fn peer_family(
+        &self,
+        peer: &Lease,
+        family: Family,
+        subnet: Subnet,
+    ) -> Result<Vec<Object>, Rejection> {
+        let device = self.devices.get(family).ok_or(Rejection::NoSubnet)?;
+        let remote = peer.attrs.public_ip(family).ok_or_else(|| Rejection::PublicIp {
+            found: "missing".to_owned(),
+            reason: format!("the {family} overlay is carried over {family}"),
+        })?;
+        if self.config.direct_routing {
+            if let Reach::OnLink(dev) = self.underlay.reach(remote) {
+                return Ok(self.route(subnet, remote, dev, false));
+            }
+        }
+        let data = peer.attrs.backend_data.get(family).ok_or_else(|| Rejection::BackendData {
+            reason: format!("there is none for {family}"),
+        })?;
+        let data = VxlanData::decode(data)?;
+        if data.vni != self.config.vni {
+            return Err(Rejection::BackendData {
+                reason: format!("its VNI is {}, ours is {}", data.vni, self.config.vni),
+            });
+        }
+        if data.vtep_mac == device.mac {
+            return Err(Rejection::BackendData {
+                reason: format!("its VTEP MAC {} is our own", data.vtep_mac),
+            });
+        }
+        let (dev, gateway) = (device.name, subnet.address());
+        let mut objects = vec![
+            Object::Fdb(Fdb { dev, mac: data.vtep_mac, remote }),
+            Object::Neighbour(Neighbour { dev, ip: gateway, mac: data.vtep_mac }),
+        ];
+        objects.extend(self.route(subnet, gateway, dev, true));
+        Ok(objects)
+    }
+}
+
+#[async_trait]
+impl Network for VxlanNetwork {
+    fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    fn mtu(&self) -> u32 {
+        // Containers have one interface for both families: the tighter tunnel decides.
+        self.devices.values().map(|device| device.mtu).min().unwrap_or_default()
+    }
+
+    fn local(&self) -> Vec<Object> {
+        let mut objects = Vec::new();
+        for (family, device) in self.devices.iter() {
+            let dev = device.name;
+            objects.push(Object::Link(Link {
+                name: dev,
+                kind: LinkKind::Vxlan(Vxlan {
+                    vni: self.config.vni,
+                    port: self.config.port,
+                    underlay: Some(self.external),
+                    local: Some(device.local),
+                    learning: self.config.learning,
+                    gbp: self.config.gbp,
+                }),
+                mtu: Some(device.mtu),
+                mac: Some(device.mac),
+                up: true,
+                alias: Some(self.overlay.link_alias()),
+            }));
+            if self.accept_ra {
+                objects.push(Object::Sysctl(Sysctl {
+                    dev,
+                    family: Family::V6,
+                    name: "accept_ra".to_owned(),
+                    value: "0".to_owned(),
+                }));
+            }
+            if let Some(on) = self.checksums {
+                let feature = "tx-checksum-ip-generic".to_owned();
+                objects.push(Object::Offload(Offload { dev, feature, on }));
+            }
+            if let Some(subnet) = self.lease.subnet.get(family) {
+                objects.push(Object::Address(Address {
+                    dev,
+                    ip: subnet.address(),
+                    prefix_len: family.bits(),
+                }));
+            }
+        }
+        objects
+    }
+
+    fn peer(
+        &self,
+        peer: &Lease,
+        subnets: &DualStack<Subnet>,
+    ) -> DualStack<Result<Vec<Object>, Rejection>> {
+        subnets.map(|family, subnet| self.peer_family(peer, family, *subnet))
+    }
+
+    fn notes(&self) -> Vec<Note> {
+        self.notes.clone()
+    }
+}

@@ -1,0 +1,427 @@
+//! The kernel's half of the engine: reads, plans, applies, remembers what failed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+
+use crate::backoff::Backoff;
+use crate::clock::{Clock, Moment, Rng};
+use crate::kernel::{self, Change, Kernel, Observed, Op, Scope};
+use crate::lease::LeaseKey;
+use crate::object::{Object, ObjectKey, Objects};
+use crate::reconcile::desired::Desired;
+use crate::reconcile::ownership::Ownership;
+use crate::reconcile::plan::{Blocked, Plan, Step, Why, plan, plan_keys, teardown};
+use crate::status::{FailingObject, OverlayEvent};
+
+/// The wait from a hint to the reading, so that what changes together is read together.
+const DEBOUNCE: Duration = Duration::from_millis(5);
+
+/// The least wait between two readings; a reading that takes long makes it longer.
+const READ_GAP: Duration = Duration::from_millis(10);
+
+/// The wait before what was applied is read back, if no hint asks for it before.
+const VERIFY: Duration = Duration::from_millis(100);
+
+/// An object that could not be made as it should be.
+#[derive(Debug, Clone)]
+struct Failure {
+    op: Op,
+    peer: Option<LeaseKey>,
+    error: String,
+    permanent: bool,
+    attempts: u32,
+    since: Moment,
+    retry_at: Moment,
+}
+
+/// Makes the kernel have what is desired.
+#[derive(Debug)]
+pub(crate) struct Reconciler {
+    kernel: Arc<dyn Kernel>,
+    clock: Arc<dyn Clock>,
+    rng: Rng,
+    events: broadcast::Sender<OverlayEvent>,
+    retry: Backoff,
+    /// What the kernel had when last read, and what was successfully changed since.
+    observed: Option<Arc<Observed>>,
+    scope: Scope,
+    /// When the kernel is to be read; `None` while what was read last is trusted.
+    read_at: Option<Moment>,
+    last_read: Moment,
+    read_gap: Duration,
+    read_failures: u32,
+    read_error: Option<String>,
+    /// Keys whose desired object changed since the last plan.
+    dirty: BTreeSet<ObjectKey>,
+    /// The next plan is for everything.
+    replan: bool,
+    /// Keys that were not yet seen as they should be: a step for any other key is a repair.
+    unsettled: BTreeSet<ObjectKey>,
+    failures: BTreeMap<ObjectKey, Failure>,
+    blocked: Vec<Blocked>,
+    repairs: u64,
+    /// A whole plan from a fresh reading had no steps, and nothing failed since.
+    converged: bool,
+}
+
+impl Reconciler {
+    pub(crate) fn new(
+        kernel: Arc<dyn Kernel>,
+        clock: Arc<dyn Clock>,
+        rng: Rng,
+        events: broadcast::Sender<OverlayEvent>,
+    ) -> Self {
+        let now = clock.now();
+        Self {
+            kernel,
+            clock,
+            rng,
+            events,
+            retry: Backoff::new(Duration::from_millis(100), Duration::from_secs(30)),
+            observed: None,
+            scope: Scope::default(),
+            read_at: Some(now),
+            last_read: now,
+            read_gap: Duration::ZERO,
+            read_failures: 0,
+            read_error: None,
+            dirty: BTreeSet::new(),
+            replan: false,
+            unsettled: BTreeSet::new(),
+            failures: BTreeMap::new(),
+            blocked: Vec::new(),
+            repairs: 0,
+            converged: false,
+        }
+    }
+
+    pub(crate) const fn observed(&self) -> Option<&Arc<Observed>> {
+        self.observed.as_ref()
+    }
+
+    pub(crate) const fn converged(&self) -> bool {
+        self.converged
+    }
+
+    pub(crate) const fn repairs(&self) -> u64 {
+        self.repairs
+    }
+
+    pub(crate) fn blocked(&self) -> &[Blocked] {
+        &self.blocked
+    }
+
+    pub(crate) fn read_error(&self) -> Option<&str> {
+        self.read_error.as_deref()
+    }
+
+    pub(crate) fn failing(&self) -> Vec<FailingObject> {
+        let failing = self.failures.values().map(|failure| FailingObject {
+            object: failure.op.object().to_string(),
+            op: failure.op.verb().to_owned(),
+            peer: failure.peer.clone(),
+            error: failure.error.clone(),
+            attempts: failure.attempts,
+            since: failure.since,
+        });
+        failing.collect()
+    }
+
+    /// Whether an object of the node itself fails for a reason that will not pass by itself.
+    pub(crate) fn permanent_failure(&self) -> Option<String> {
+        self.failures
+            .values()
+            .find(|failure| failure.permanent && failure.peer.is_none())
+            .map(|failure| format!("{}: {}", failure.op.object(), failure.error))
+    }
+
+    /// Something may have changed in the kernel.
+    pub(crate) fn hint(&mut self, change: Change) {
+        if let Change::Neighbour(Some(dev)) = change {
+            if !self.scope.devices.contains(&dev) {
+                return;
+            }
+        }
+        self.read_by(self.clock.now() + DEBOUNCE);
+    }
+
+    /// Reads the kernel no later than this moment, unless it was read a very short while ago.
+    fn read_by(&mut self, at: Moment) {
+        let at = at.max(self.last_read + self.read_gap);
+        self.read_at = Some(self.read_at.map_or(at, |before| before.min(at)));
+    }
+
+    /// Reads the kernel at the next opportunity, come what may.
+    pub(crate) fn read_now(&mut self) {
+        self.read_at = Some(self.clock.now());
+    }
+
+    /// The desired objects under these keys changed.
+    pub(crate) fn desired_changed(&mut self, keys: BTreeSet<ObjectKey>) {
+        self.unsettled.extend(keys.iter().cloned());
+        if self.dirty.is_empty() {
+            self.dirty = keys;
+        } else {
+            self.dirty.extend(keys);
+        }
+    }
+
+    /// Everything is to be planned anew.
+    pub(crate) const fn replan(&mut self) {
+        self.replan = true;
+    }
+
+    /// What failed is tried again at once: something that it may have waited for has changed.
+    pub(crate) fn retry_now(&mut self) {
+        let now = self.clock.now();
+        for failure in self.failures.values_mut() {
+            failure.retry_at = now;
+        }
+    }
+
+    /// When there is something to do next.
+    pub(crate) fn next_wake(&self) -> Option<Moment> {
+        let retry = self.failures.values().map(|failure| failure.retry_at).min();
+        [self.read_at, retry].into_iter().flatten().min()
+    }
+
+    /// Reads the kernel if that is due. Answers whether there is a new reading.
+    pub(crate) async fn read_if_due(&mut self, desired: &Desired) -> bool {
+        let now = self.clock.now();
+        let scope = scope_of(desired);
+        let retry = self.failures.values().any(|failure| failure.retry_at <= now);
+        let due = self.read_at.is_some_and(|at| at <= now) || scope != self.scope || retry;
+        if !due || (self.read_failures > 0 && self.read_at.is_some_and(|at| at > now)) {
+            return false;
+        }
+        match self.kernel.observe(&scope).await {
+            Ok(observed) => {
+                let done = self.clock.now();
+                self.observed = Some(Arc::new(observed));
+                self.scope = scope;
+                self.read_at = None;
+                self.last_read = done;
+                self.read_gap = READ_GAP.max(done.since(now) * 4);
+                self.read_failures = 0;
+                self.read_error = None;
+                self.replan = true;
+                true
+            }
+            Err(error) => {
+                self.read_failures = self.read_failures.saturating_add(1);
+                self.read_at =
+                    Some(self.clock.now() + self.retry.after(self.read_failures, &mut self.rng));
+                if self.read_error.is_none() {
+                    tracing::warn!(%error, "the kernel cannot be read");
+                }
+                self.read_error = Some(error.to_string());
+                self.converged = false;
+                false
+            }
+        }
+    }
+
+    /// What would be done from a fresh reading.
+    pub(crate) async fn dry_run(
+        &self,
+        desired: &Desired,
+        ownership: &Ownership,
+    ) -> Result<Plan, kernel::Error> {
+        let observed = self.kernel.observe(&scope_of(desired)).await?;
+        Ok(plan(&observed, desired, ownership))
+    }
+
+    /// What a teardown would do from a fresh reading.
+    pub(crate) async fn dry_teardown(
+        &self,
+        desired: &Desired,
+        ownership: &Ownership,
+    ) -> Result<Plan, kernel::Error> {
+        let observed = self.kernel.observe(&scope_of(desired)).await?;
+        Ok(teardown(&observed, ownership))
+    }
+
+    /// Removes all that is ours; answers what could not be removed.
+    pub(crate) async fn teardown(
+        &self,
+        desired: &Desired,
+        ownership: &Ownership,
+    ) -> Result<Vec<String>, kernel::Error> {
+        let mut failed = Vec::new();
+        for _ in 0..4 {
+            let plan = self.dry_teardown(desired, ownership).await?;
+            if plan.steps.is_empty() {
+                return Ok(Vec::new());
+            }
+            let ops: Vec<Op> = plan.steps.into_iter().map(|step| step.op).collect();
+            let results = self.kernel.apply(&ops).await;
+            failed = ops
+                .iter()
+                .zip(results)
+                .filter_map(|(op, result)| Some(format!("{}: {}", op.object(), result.err()?)))
+                .collect();
+        }
+        Ok(failed)
+    }
+
+    /// Plans what is due and applies it. Answers whether another round is due at once.
+    pub(crate) async fn round(&mut self, desired: &Desired, ownership: &Ownership) -> bool {
+        let Some(observed) = &self.observed else {
+            return false;
+        };
+        let whole = self.replan;
+        let plan = if whole {
+            plan(observed, desired, ownership)
+        } else if self.dirty.is_empty() {
+            return false;
+        } else {
+            plan_keys(observed, desired, ownership, &self.dirty)
+        };
+        let dirty = std::mem::take(&mut self.dirty);
+        self.replan = false;
+        let fresh = whole && self.read_at.is_none();
+        if whole {
+            let steps: BTreeSet<ObjectKey> = plan.steps.iter().map(|step| step.op.key()).collect();
+            self.failures.retain(|key, _| steps.contains(key));
+            let blocked: BTreeSet<ObjectKey> =
+                plan.foreign.iter().map(|blocked| blocked.wanted.key()).collect();
+            self.unsettled.retain(|key| steps.contains(key) || blocked.contains(key));
+            self.blocked = plan.foreign;
+        } else {
+            self.blocked.retain(|blocked| !dirty.contains(&blocked.wanted.key()));
+            self.blocked.extend(plan.foreign);
+            for key in &dirty {
+                if !plan.steps.iter().any(|step| step.op.key() == *key) {
+                    self.failures.remove(key);
+                }
+            }
+        }
+        let steps = self.due(plan.steps);
+        if steps.is_empty() {
+            self.converged = self.failures.is_empty() && (fresh || self.converged);
+            return false;
+        }
+        self.apply(steps).await
+    }
+
+    /// The steps that are not waiting for another try, nor for another step that is.
+    fn due(&self, steps: Vec<Step>) -> Vec<Step> {
+        if self.failures.is_empty() {
+            return steps;
+        }
+        let now = self.clock.now();
+        let mut held = BTreeSet::new();
+        let mut due = Vec::with_capacity(steps.len());
+        for step in steps {
+            let key = step.op.key();
+            let waits = self
+                .failures
+                .get(&key)
+                .is_some_and(|failure| failure.op == step.op && now < failure.retry_at);
+            let depends = !matches!(step.op, Op::Delete(_))
+                && step.op.object().needs().iter().any(|need| held.contains(need));
+            if waits || depends || held.contains(&key) {
+                held.insert(key);
+            } else {
+                due.push(step);
+            }
+        }
+        due
+    }
+
+    async fn apply(&mut self, steps: Vec<Step>) -> bool {
+        let ops: Vec<Op> = steps.iter().map(|step| step.op.clone()).collect();
+        let results = self.kernel.apply(&ops).await;
+        let now = self.clock.now();
+        let mut doubt = results.len() != ops.len();
+        let mut observed = self.observed.take().unwrap_or_default();
+        let objects = &mut Arc::make_mut(&mut observed).objects;
+        for (step, result) in steps.into_iter().zip(results) {
+            let key = step.op.key();
+            match result {
+                Ok(()) => {
+                    doubt |= matches!(key, ObjectKey::Link(_));
+                    record(objects, &step.op);
+                    self.failures.remove(&key);
+                    let repair = !self.unsettled.contains(&key)
+                        && !matches!(step.why, Why::Orphan | Why::InTheWay { .. });
+                    if repair {
+                        self.repairs += 1;
+                        tracing::info!(object = %step.op.object(), why = ?step.why, "repaired");
+                    } else {
+                        tracing::debug!(op = step.op.verb(), object = %step.op.object(), "applied");
+                    }
+                    self.events.send(OverlayEvent::Step { step, repair }).ok();
+                }
+                Err(error) => {
+                    doubt = true;
+                    self.fail(key, step, &error, now);
+                }
+            }
+        }
+        self.observed = Some(observed);
+        if doubt {
+            self.converged = false;
+            self.read_at = Some(now);
+        } else {
+            self.read_by(now + VERIFY);
+        }
+        doubt
+    }
+
+    fn fail(&mut self, key: ObjectKey, step: Step, error: &kernel::Error, now: Moment) {
+        if matches!(error, kernel::Error::Skipped { .. }) {
+            return; // the next plan has it again, held back by what failed
+        }
+        let before = self.failures.remove(&key).filter(|failure| failure.op == step.op);
+        let attempts = before.as_ref().map_or(0, |failure| failure.attempts).saturating_add(1);
+        if before.is_none() {
+            let (op, peer) = (step.op.verb(), step.peer.as_ref());
+            tracing::warn!(op, object = %step.op.object(), ?peer, %error, "the kernel refused");
+        }
+        let failure = Failure {
+            op: step.op.clone(),
+            peer: step.peer.clone(),
+            error: error.to_string(),
+            permanent: !error.is_transient(),
+            attempts,
+            since: before.map_or(now, |failure| failure.since),
+            retry_at: now + self.retry.after(attempts, &mut self.rng),
+        };
+        self.failures.insert(key, failure);
+        self.events.send(OverlayEvent::StepFailed { step, error: error.to_string() }).ok();
+    }
+}
+
+/// Notes a change that succeeded in what was read.
+fn record(objects: &mut Objects, op: &Op) {
+    match op {
+        Op::Create(object) | Op::Change(object) => {
+            objects.insert(object.key(), object.clone());
+        }
+        Op::Delete(object) => {
+            objects.remove(&object.key());
+        }
+    }
+}
+
+/// What must be read to compare with what is desired.
+fn scope_of(desired: &Desired) -> Scope {
+    let mut scope = Scope::default();
+    // Links, settings and offloads are the lowest ranks: they stand first.
+    for (key, wanted) in &desired.objects {
+        match (key, &wanted.object) {
+            (ObjectKey::Link(_), Object::Link(link)) => {
+                scope.devices.insert(link.name);
+            }
+            (ObjectKey::Sysctl { .. } | ObjectKey::Offload { .. }, _) => {
+                scope.settings.insert(key.clone());
+            }
+            _ => break,
+        }
+    }
+    scope
+}

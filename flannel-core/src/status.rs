@@ -1,0 +1,179 @@
+//! [`Status`] and [`OverlayEvent`]: what an overlay tells about itself.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::{Note, Rejection};
+use crate::clock::Moment;
+use crate::condition::{Condition, ConditionStatus, ConditionType};
+use crate::family::{DualStack, Family, PublicIp};
+use crate::lease::{BackendType, LeaseKey};
+use crate::node::NodeId;
+use crate::reconcile::plan::{Blocked, Step};
+use crate::subnet::Subnet;
+use crate::underlay::External;
+
+/// How an overlay is. Serialises to stable JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// One of each [`ConditionType`].
+    pub conditions: Vec<Condition>,
+    /// Whether the lease was held (or remembered, while the store is down) and the kernel had all
+    /// that it should have, at least once.
+    pub ready: bool,
+    /// Our lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseStatus>,
+    /// The backend in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<BackendType>,
+    /// The external interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<External>,
+    /// The largest packet containers may send, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// How many other nodes' records are known.
+    pub peers: usize,
+    /// Peers that are not programmed, or not in every family, and why.
+    pub rejected: Vec<RejectedPeer>,
+    /// Records in the store that cannot be read, and why.
+    pub unreadable: BTreeMap<LeaseKey, String>,
+    /// Foreign objects in the place of ours.
+    pub foreign: Vec<Blocked>,
+    /// Objects that could not be made as they should be.
+    pub failing: Vec<FailingObject>,
+    /// How many objects the kernel should have.
+    pub objects: usize,
+    /// How many repairs were made: steps for objects that had been right before.
+    pub repairs: u64,
+    /// What else is worth telling, of the backend and of the choice of interface.
+    pub notes: Vec<Note>,
+}
+
+impl Status {
+    /// The condition of a type.
+    pub fn condition(&self, kind: ConditionType) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| condition.kind == kind)
+    }
+
+    /// Whether a condition holds.
+    pub fn is_true(&self, kind: ConditionType) -> bool {
+        self.condition(kind).is_some_and(|c| c.status == ConditionStatus::True)
+    }
+}
+
+/// Our lease in a [`Status`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// The record in the store.
+    pub key: LeaseKey,
+    /// The node's subnets.
+    pub subnet: DualStack<Subnet>,
+    /// The addresses published.
+    pub public_ip: PublicIp,
+    /// Whether the store has confirmed it in this run.
+    pub confirmed: bool,
+    /// When it ends unless renewed, on the overlay's clock; `None`: it does not end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Moment>,
+}
+
+/// A peer that is not, or not wholly, programmed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedPeer {
+    /// Its record.
+    pub key: LeaseKey,
+    /// The family concerned; `None`: all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<Family>,
+    /// Why.
+    pub reason: Rejection,
+}
+
+/// An object that could not be made as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailingObject {
+    /// The object, in words.
+    pub object: String,
+    /// What was tried.
+    pub op: String,
+    /// The peer that it serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<LeaseKey>,
+    /// What the kernel said.
+    pub error: String,
+    /// How often it failed in a row.
+    pub attempts: u32,
+    /// When it failed first, on the overlay's clock.
+    pub since: Moment,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum OverlayEvent {
+    /// A lease was given to us, or the one we had was confirmed.
+    LeaseAcquired {
+        /// Our subnets.
+        subnet: DualStack<Subnet>,
+    },
+    /// Our lease was extended, or new attributes were published.
+    LeaseRenewed,
+    /// Our lease is gone.
+    LeaseLost {
+        /// How it was lost.
+        reason: String,
+    },
+    /// A peer came.
+    PeerAdded {
+        /// Its record.
+        key: LeaseKey,
+        /// The node.
+        node: NodeId,
+        /// Its subnets, as far as they were found admissible.
+        subnet: DualStack<Subnet>,
+    },
+    /// Something about a peer is different.
+    PeerChanged {
+        /// Its record.
+        key: LeaseKey,
+        /// The node.
+        node: NodeId,
+        /// Its subnets, as far as they were found admissible.
+        subnet: DualStack<Subnet>,
+    },
+    /// A peer went.
+    PeerRemoved {
+        /// Its record.
+        key: LeaseKey,
+    },
+    /// A change to the kernel was made.
+    Step {
+        /// The change and why.
+        step: Step,
+        /// Whether the object had been right before: a repair.
+        repair: bool,
+    },
+    /// A change to the kernel failed; it is tried again.
+    StepFailed {
+        /// The change and why.
+        step: Step,
+        /// What the kernel said.
+        error: String,
+    },
+    /// A condition's status or reason changed.
+    Condition(Condition),
+    /// The network config changed and was applied.
+    ConfigApplied,
+    /// A snapshot would have withdrawn too many peers at once and is not believed yet.
+    WithdrawalHeld {
+        /// How many peers it lacks.
+        withdrawn: usize,
+        /// How many were known.
+        known: usize,
+    },
+}

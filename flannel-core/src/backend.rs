@@ -172,7 +172,10 @@ pub struct NodeContext<'a> {
     pub features: &'a Features,
     /// What the kernel has, so that what is there can be adopted.
     pub observed: &'a Observed,
-    /// The lease this node held last, if one is known.
+    /// The lease this process holds now. What it publishes stands, whatever the kernel shows: a
+    /// device whose MAC somebody changed is repaired, not followed.
+    pub held: Option<&'a Lease>,
+    /// The lease this node held last, if one is known: of an earlier run, from the saved state.
     pub previous: Option<&'a Lease>,
 }
 

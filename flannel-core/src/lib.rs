@@ -44,4 +44,4 @@ pub use object::{
     Object, ObjectKey, Objects, Offload, Route, RouteProtocol, RouteTarget, Sysctl, Vxlan,
 };
 pub use subnet::{Subnet, SubnetError};
-pub use underlay::{AddressInfo, External, LinkInfo, Underlay};
+pub use underlay::{AddressInfo, External, Interface, LinkInfo, Reach, Underlay, UnderlayOptions};

@@ -11,6 +11,7 @@ mod condition;
 pub mod config;
 mod event;
 mod family;
+mod gojson;
 pub mod keeper;
 pub mod kernel;
 mod lease;

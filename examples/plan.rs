@@ -10,14 +10,13 @@ use std::sync::Arc;
 
 use clap::Parser;
 use flannel::kernel::Features;
-use flannel::lease_set::Own;
 use flannel::reconcile::desired::Compiler;
 use flannel::reconcile::ownership::Ownership;
 use flannel::reconcile::plan::{Plan, Why, plan};
 use flannel::{
     Address, AddressInfo, Backend, Event, Family, IfName, Interface, Kernel, Lease, LeaseSet, Link,
     LinkInfo, LinkKind, NetlinkKernel, NetworkConfig, NodeContext, Object, ObjectKey, Observed,
-    OverlayName, PoolMode, Route, RouteProtocol, RouteTarget, Scope, Snapshot, Underlay,
+    OverlayName, Own, PoolMode, Route, RouteProtocol, RouteTarget, Scope, Snapshot, Underlay,
     UnderlayOptions, VxlanBackend, WithdrawalGuard,
 };
 use serde_json::json;
@@ -154,9 +153,8 @@ async fn work_out(
         public_ip: own.attrs.public_ip,
     });
     set.apply(Event::Snapshot(Snapshot { leases, ..Snapshot::default() }));
-    let mut compiler = Compiler::new(ownership.protocol);
+    let mut compiler = Compiler::new(overlay.clone(), ownership.protocol);
     compiler.set_network(network, &set);
-    compiler.hold_orphans(false);
     Ok((plan(observed, compiler.desired(), &ownership), compiler))
 }
 

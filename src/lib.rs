@@ -86,7 +86,7 @@ pub use flannel_core::{
 pub use flannel_core::{
     BackendConfig, BackendData, BackendDataError, BackendType, Capabilities, DualStack, Event,
     EventStream, Family, Lease, LeaseAttrs, LeaseDelta, LeaseKey, LeaseRequest, LeaseSet, Peer,
-    NameError, NetworkConfig, NodeId, OverlayName, Pool, PoolMode, PublicIp, Rejection, Revision,
+    NameError, NetworkConfig, NodeId, OverlayName, Own, Pool, PoolMode, PublicIp, Rejection, Revision,
     Seniority, Snapshot, Subnet, SubnetError, Unreadable, WithdrawalGuard,
 };
 pub use flannel_core::keeper::{KeeperOptions, LossPolicy};

@@ -1,27 +1,35 @@
 //! [`LeaseSet`]: folds the events of a store into the set of peers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::admission::Admission;
+pub use crate::admission::Own;
 use crate::backend::Rejection;
-use crate::family::DualStack;
-use crate::lease::{Lease, LeaseKey};
+use crate::config::Pool;
+use crate::event::{Event, Snapshot, Unreadable};
+use crate::family::{DualStack, Family};
+use crate::lease::{BackendType, Lease, LeaseKey, Revision};
+use crate::settle::{Claimant, Settlement};
 use crate::subnet::Subnet;
+pub use crate::withdrawal::{Held, WithdrawalGuard};
 
 /// Another node's record with what of it may be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// The record.
+    /// The record. While the record in the store cannot be read, its last good value.
     pub lease: Lease,
     /// The subnets that were found admissible.
     pub subnets: DualStack<Subnet>,
-    /// Why a family that the record has is not among them.
+    /// Why a family that the record has is not among them. [`Rejection::NoSubnet`] stands in the
+    /// places of the families that this node runs.
     pub rejected: DualStack<Rejection>,
 }
 
-/// What a change made of the set of peers: keys of records whose [`Peer`] came, differs or went.
+/// What a change made of the set of peers: keys of records whose [`Peer`] came, differs or went,
+/// each list sorted.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LeaseDelta {
     /// New peers.
@@ -32,15 +40,650 @@ pub struct LeaseDelta {
     pub removed: Vec<LeaseKey>,
 }
 
+impl LeaseDelta {
+    /// Whether nothing changed.
+    pub const fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
+    }
+
+    /// Every key named.
+    pub fn keys(&self) -> impl Iterator<Item = &LeaseKey> {
+        self.added.iter().chain(&self.changed).chain(&self.removed)
+    }
+}
+
+/// What happened to the record under our own key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OwnChange {
+    /// It was written in our name: by us, or by someone who changed it for us.
+    Written(Lease),
+    /// It is gone. Not meant is a lease that was written after this revision.
+    Deleted {
+        /// The record.
+        key: LeaseKey,
+        /// When it was removed, or the revision of the snapshot that lacks it.
+        revision: Revision,
+    },
+    /// It was written in another node's name.
+    Taken(Lease),
+    /// It was written and cannot be read.
+    Unreadable(Unreadable),
+}
+
+/// What an event did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Applied {
+    /// What changed among the peers.
+    pub delta: LeaseDelta,
+    /// What happened to our own record.
+    pub own: Option<OwnChange>,
+    /// A snapshot was not believed: it removed nothing, or not all that it lacks. It is to be read
+    /// again after a grace period and given to [`LeaseSet::apply_confirming`].
+    pub held: Option<Held>,
+    /// The store went back from this revision: a backup was restored.
+    pub restored_from: Option<Revision>,
+    /// Records that were not taken, because there are too many.
+    pub refused: usize,
+}
+
+/// Deletes that are remembered between two snapshots; beyond it, the oldest are forgotten.
+const MAX_TOMBSTONES: usize = 65_536;
+
 /// The set of peers, as folded from the store's events.
-#[derive(Debug, Clone, Default)]
+///
+/// - Per record the newest revision counts. Repeats and old events change nothing, whatever their
+///   order; deleting a record touches that record only.
+/// - Our own records are kept apart and are never peers.
+/// - A record that cannot be read keeps its last good value.
+/// - A snapshot is the truth, but one that withdraws too much ([`WithdrawalGuard`]) removes
+///   nothing until a second one confirms it. Deletes that are delivered one by one are believed.
+/// - Two records with overlapping subnets are settled by [`Seniority`](crate::Seniority), for each
+///   family by itself.
+///
+/// Applying an event takes time in proportion to what it changes.
+#[derive(Debug, Clone)]
 pub struct LeaseSet {
+    admission: Admission,
+    guard: WithdrawalGuard,
+    max_records: usize,
+
     peers: BTreeMap<LeaseKey, Arc<Peer>>,
+    own_records: BTreeMap<LeaseKey, Lease>,
+    unreadable: BTreeMap<LeaseKey, Unreadable>,
+    subnets: Settlement<Subnet>,
+
+    revision: Revision,
+    /// The revision of the last snapshot.
+    floor: Option<Revision>,
+    tombstones: Tombstones,
+
+    /// Routes found in the kernel at start that no record has covered yet.
+    adopted: BTreeSet<Subnet>,
+    /// Peers that the last snapshot lacks and that are kept until a second one lacks them too.
+    doubted: BTreeSet<LeaseKey>,
+    held: Option<Held>,
+    believed: bool,
+}
+
+impl Default for LeaseSet {
+    fn default() -> Self {
+        Self::new(WithdrawalGuard::default())
+    }
 }
 
 impl LeaseSet {
-    /// The peers by their records' keys.
+    /// The most records kept unless set otherwise. Flannel's largest network has 2^20 subnets; a
+    /// store that holds more is broken or hostile.
+    pub const MAX_RECORDS: usize = 1_048_576;
+
+    /// A set without peers. Nobody is admitted before it is told who we are, the pools and the
+    /// backend.
+    pub fn new(guard: WithdrawalGuard) -> Self {
+        Self {
+            admission: Admission::default(),
+            guard,
+            max_records: Self::MAX_RECORDS,
+            peers: BTreeMap::new(),
+            own_records: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
+            subnets: Settlement::default(),
+            revision: Revision::default(),
+            floor: None,
+            tombstones: Tombstones::default(),
+            adopted: BTreeSet::new(),
+            doubted: BTreeSet::new(),
+            held: None,
+            believed: false,
+        }
+    }
+
+    /// The same with another limit on the number of records. Of a snapshot with more, the oldest
+    /// are taken.
+    #[must_use]
+    pub const fn with_max_records(mut self, max_records: usize) -> Self {
+        self.max_records = max_records;
+        self
+    }
+
+    /// Tells who we are; all records are judged anew.
+    pub fn set_own(&mut self, own: Own) -> LeaseDelta {
+        if self.admission.own.as_ref() == Some(&own) {
+            return LeaseDelta::default();
+        }
+        self.admission.own = Some(own);
+        self.judge_all()
+    }
+
+    /// Tells the pools of the network; all records are judged anew.
+    pub fn set_pools(&mut self, pools: DualStack<Pool>) -> LeaseDelta {
+        if self.admission.pools == pools {
+            return LeaseDelta::default();
+        }
+        self.admission.pools = pools;
+        self.judge_all()
+    }
+
+    /// Tells our backend; all records are judged anew, those of another backend are rejected.
+    pub fn set_backend(&mut self, backend: BackendType) -> LeaseDelta {
+        if self.admission.backend.as_ref() == Some(&backend) {
+            return LeaseDelta::default();
+        }
+        self.admission.backend = Some(backend);
+        self.judge_all()
+    }
+
+    /// Tells the subnets of peers whose routes were found in the kernel at start. Until a snapshot
+    /// is believed they count as known peers.
+    pub fn set_adopted(&mut self, subnets: Vec<Subnet>) {
+        if self.believed {
+            return;
+        }
+        self.adopted = subnets.into_iter().collect();
+        for peer in self.peers.values() {
+            cover(&mut self.adopted, &peer.lease);
+        }
+    }
+
+    /// The peers by their records' keys: every other node's record, admitted or not.
     pub const fn peers(&self) -> &BTreeMap<LeaseKey, Arc<Peer>> {
         &self.peers
+    }
+
+    /// The records that bear our node id: that of our lease, and stale ones.
+    pub const fn own_records(&self) -> &BTreeMap<LeaseKey, Lease> {
+        &self.own_records
+    }
+
+    /// The records that are there and cannot be read. Where there was a good value before, it is
+    /// still in force.
+    pub const fn unreadable(&self) -> &BTreeMap<LeaseKey, Unreadable> {
+        &self.unreadable
+    }
+
+    /// How far the store's history is known.
+    pub const fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Whether a snapshot was taken, believed or not.
+    pub const fn synced(&self) -> bool {
+        self.floor.is_some()
+    }
+
+    /// The withdrawal that waits for confirmation.
+    pub const fn held(&self) -> Option<&Held> {
+        self.held.as_ref()
+    }
+
+    /// Whether nothing may be removed from the kernel for being unwanted: until a snapshot is
+    /// believed, and while a withdrawal is held.
+    pub const fn hold_orphans(&self) -> bool {
+        !self.believed || self.held.is_some()
+    }
+
+    /// Takes an event in. Config events are not meant for the set and change nothing.
+    pub fn apply(&mut self, event: Event) -> Applied {
+        match event {
+            Event::Snapshot(snapshot) => self.snapshot(snapshot, false),
+            Event::Put(lease) => self.put(lease),
+            Event::Delete { key, revision } => self.delete(key, revision),
+            Event::Unreadable(unreadable) => self.mark(unreadable),
+            Event::Progress(revision) => {
+                self.revision = self.revision.max(revision);
+                Applied::default()
+            }
+            Event::Config(_) | Event::ConfigUnreadable { .. } => Applied::default(),
+        }
+    }
+
+    /// Takes a snapshot in that was read a grace period after one that was held: what both lack is
+    /// withdrawn. What only this one lacks is guarded as ever.
+    pub fn apply_confirming(&mut self, snapshot: Snapshot) -> Applied {
+        self.snapshot(snapshot, true)
+    }
+
+    fn put(&mut self, lease: Lease) -> Applied {
+        self.revision = self.revision.max(lease.revision);
+        let mut applied = Applied::default();
+        if self.is_old_write(&lease.key, lease.revision) {
+            return applied;
+        }
+        if !self.has_room_for(&lease.key) {
+            applied.refused = 1;
+            return applied;
+        }
+        self.tombstones.remove(&lease.key);
+        self.unreadable.remove(&lease.key);
+        self.doubted.remove(&lease.key);
+        cover(&mut self.adopted, &lease);
+        if self.differs(&lease) {
+            applied.own = self.own_written(&lease);
+            applied.delta = self.write(vec![(lease.key.clone(), Some(lease))]);
+        }
+        self.release();
+        applied
+    }
+
+    fn delete(&mut self, key: LeaseKey, revision: Revision) -> Applied {
+        self.revision = self.revision.max(revision);
+        let mut applied = Applied::default();
+        if self.is_old_delete(&key, revision) {
+            return applied;
+        }
+        self.unreadable.remove(&key);
+        self.doubted.remove(&key);
+        self.tombstones.insert(key.clone(), revision);
+        applied.delta = self.write(vec![(key.clone(), None)]);
+        if self.is_own_key(&key) {
+            applied.own = Some(OwnChange::Deleted { key, revision });
+        }
+        self.release();
+        applied
+    }
+
+    fn mark(&mut self, unreadable: Unreadable) -> Applied {
+        self.revision = self.revision.max(unreadable.revision);
+        let mut applied = Applied::default();
+        if self.is_old_write(&unreadable.key, unreadable.revision)
+            || self.unreadable.get(&unreadable.key) == Some(&unreadable)
+        {
+            return applied;
+        }
+        if !self.has_room_for(&unreadable.key) {
+            applied.refused = 1;
+            return applied;
+        }
+        self.tombstones.remove(&unreadable.key);
+        self.doubted.remove(&unreadable.key);
+        if self.is_own_key(&unreadable.key) {
+            applied.own = Some(OwnChange::Unreadable(unreadable.clone()));
+        }
+        self.unreadable.insert(unreadable.key.clone(), unreadable);
+        self.release();
+        applied
+    }
+
+    fn snapshot(&mut self, snapshot: Snapshot, confirming: bool) -> Applied {
+        let mut applied = Applied {
+            restored_from: (snapshot.revision < self.revision).then_some(self.revision),
+            ..Applied::default()
+        };
+        let revision = snapshot.revision;
+        let (mut leases, unreadable) = self.sort_out(snapshot, &mut applied.refused);
+
+        let known = self.peers.len() + self.adopted.len();
+        for lease in leases.values() {
+            cover(&mut self.adopted, lease);
+        }
+        let lacks = |key: &LeaseKey| !leases.contains_key(key) && !unreadable.contains_key(key);
+        let (sure, doubtful): (BTreeSet<_>, BTreeSet<_>) = self
+            .peers
+            .keys()
+            .filter(|key| lacks(key))
+            .cloned()
+            .partition(|key| confirming && self.doubted.contains(key));
+        // Adopted subnets are only ever fewer: what is left now was missing from the held one too.
+        let adopted_are_sure = confirming && self.held.is_some();
+        let doubtful_adopted = if adopted_are_sure {
+            0
+        } else {
+            self.adopted.len()
+        };
+        let withdrawal = Held {
+            withdrawn: doubtful.len() + doubtful_adopted,
+            known,
+        };
+        self.held = self.guard.holds(withdrawal).then_some(withdrawal);
+        applied.held = self.held;
+
+        let mut removed = sure;
+        if self.held.is_some() {
+            if adopted_are_sure {
+                self.adopted.clear();
+            }
+            self.doubted = doubtful;
+            self.unreadable.retain(|key, _| self.doubted.contains(key));
+        } else {
+            removed.extend(doubtful);
+            removed.extend(self.own_records.keys().filter(|key| lacks(key)).cloned());
+            self.adopted.clear();
+            self.doubted.clear();
+            self.unreadable.clear();
+            self.believed = true;
+        }
+        applied.own = self.own_in_snapshot(&leases, &unreadable, revision);
+        self.unreadable.extend(unreadable);
+        self.tombstones.clear();
+        self.floor = Some(revision);
+        self.revision = revision;
+
+        leases.retain(|_, lease| self.differs(lease));
+        let written = leases.into_iter().map(|(key, lease)| (key, Some(lease)));
+        let gone = removed.into_iter().map(|key| (key, None));
+        applied.delta = self.write(written.chain(gone).collect());
+        applied
+    }
+
+    /// The records of a snapshot by key: of two with one key the newer, and no more than fit.
+    fn sort_out(
+        &self,
+        snapshot: Snapshot,
+        refused: &mut usize,
+    ) -> (BTreeMap<LeaseKey, Lease>, BTreeMap<LeaseKey, Unreadable>) {
+        let mut leases: BTreeMap<LeaseKey, Lease> = BTreeMap::new();
+        for lease in snapshot.leases {
+            let newer = leases
+                .get(&lease.key)
+                .is_none_or(|other| other.revision < lease.revision);
+            if newer {
+                leases.insert(lease.key.clone(), lease);
+            }
+        }
+        let mut unreadable: BTreeMap<LeaseKey, Unreadable> = BTreeMap::new();
+        for record in snapshot.unreadable {
+            let newer = unreadable
+                .get(&record.key)
+                .is_none_or(|other| other.revision < record.revision)
+                && leases
+                    .get(&record.key)
+                    .is_none_or(|lease| lease.revision < record.revision);
+            if newer {
+                unreadable.insert(record.key.clone(), record);
+            }
+        }
+        if leases.len() > self.max_records {
+            let mut by_age: Vec<_> = leases.values().map(Lease::seniority).collect();
+            by_age.sort_unstable();
+            let too_many = by_age.split_off(self.max_records);
+            for young in too_many.iter().filter(|young| !self.is_own_key(&young.key)) {
+                leases.remove(&young.key);
+                *refused += 1;
+            }
+        }
+        // Those of which a good value is known are never left out: that would look like a delete.
+        let room = self.max_records.saturating_sub(leases.len());
+        let mut unknown = 0;
+        unreadable.retain(|key, _| {
+            let known = self.record(key).is_some() || self.is_own_key(key);
+            unknown += usize::from(!known);
+            known || unknown <= room
+        });
+        *refused += unknown.saturating_sub(room);
+        (leases, unreadable)
+    }
+
+    /// Whether a write is older than what is known of the record.
+    fn is_old_write(&self, key: &LeaseKey, revision: Revision) -> bool {
+        let before_snapshot = self.floor.is_some_and(|floor| revision < floor);
+        if self.doubted.contains(key) {
+            before_snapshot
+        } else if let Some(known) = self.known_revision(key) {
+            revision < known
+        } else if let Some(deleted) = self.tombstones.get(key) {
+            revision <= deleted
+        } else {
+            before_snapshot
+        }
+    }
+
+    /// Whether a delete is older than what is known of the record.
+    fn is_old_delete(&self, key: &LeaseKey, revision: Revision) -> bool {
+        if let Some(known) = self.known_revision(key) {
+            // The snapshot that lacks a doubted record may be of a restored, younger history.
+            let since = self.floor.filter(|_| self.doubted.contains(key));
+            revision < since.map_or(known, |floor| floor.min(known))
+        } else {
+            self.tombstones
+                .get(key)
+                .max(self.floor)
+                .is_some_and(|seen| revision <= seen)
+        }
+    }
+
+    /// The last write of a record, readable or not, that is there.
+    fn known_revision(&self, key: &LeaseKey) -> Option<Revision> {
+        let unreadable = self.unreadable.get(key).map(|record| record.revision);
+        unreadable.or_else(|| self.record(key).map(|lease| lease.revision))
+    }
+
+    fn record(&self, key: &LeaseKey) -> Option<&Lease> {
+        let peer = self.peers.get(key).map(|peer| &peer.lease);
+        peer.or_else(|| self.own_records.get(key))
+    }
+
+    fn has_room_for(&self, key: &LeaseKey) -> bool {
+        self.peers.len() + self.own_records.len() + self.unreadable.len() < self.max_records
+            || self.record(key).is_some()
+            || self.unreadable.contains_key(key)
+            || self.is_own_key(key)
+    }
+
+    /// Whether a record is new or says something else than what is known. Time goes by between two
+    /// readings of one write: that alone is no difference.
+    fn differs(&self, lease: &Lease) -> bool {
+        self.record(&lease.key).is_none_or(|known| {
+            known.revision != lease.revision
+                || known.node != lease.node
+                || known.subnet != lease.subnet
+                || known.attrs != lease.attrs
+                || known.created != lease.created
+        })
+    }
+
+    fn is_own_key(&self, key: &LeaseKey) -> bool {
+        let own = self.admission.own.as_ref();
+        own.is_some_and(|own| own.key.as_ref() == Some(key))
+    }
+
+    fn own_written(&self, lease: &Lease) -> Option<OwnChange> {
+        if !self.is_own_key(&lease.key) || !self.differs(lease) {
+            None
+        } else if self.admission.is_own(lease) {
+            Some(OwnChange::Written(lease.clone()))
+        } else {
+            Some(OwnChange::Taken(lease.clone()))
+        }
+    }
+
+    fn own_in_snapshot(
+        &self,
+        leases: &BTreeMap<LeaseKey, Lease>,
+        unreadable: &BTreeMap<LeaseKey, Unreadable>,
+        revision: Revision,
+    ) -> Option<OwnChange> {
+        let key = self.admission.own.as_ref()?.key.as_ref()?;
+        if let Some(record) = unreadable.get(key) {
+            return Some(OwnChange::Unreadable(record.clone()));
+        }
+        match leases.get(key) {
+            Some(lease) => self.own_written(lease),
+            None if self.held.is_some() => None,
+            None => Some(OwnChange::Deleted {
+                key: key.clone(),
+                revision,
+            }),
+        }
+    }
+
+    /// Ends the wait for a second snapshot once events have explained all that the first lacked.
+    fn release(&mut self) {
+        if self.held.is_some() && self.doubted.is_empty() && self.adopted.is_empty() {
+            self.held = None;
+            self.believed = true;
+        }
+    }
+
+    fn judge_all(&mut self) -> LeaseDelta {
+        let peers = self.peers.values().map(|peer| &peer.lease);
+        let all = peers.chain(self.own_records.values());
+        self.write(
+            all.map(|lease| (lease.key.clone(), Some(lease.clone())))
+                .collect(),
+        )
+    }
+
+    /// Puts records in and takes records out, and judges anew whoever that concerns.
+    fn write(&mut self, records: Vec<(LeaseKey, Option<Lease>)>) -> LeaseDelta {
+        let mut claims = Vec::new();
+        let mut judged = BTreeMap::new();
+        for (key, lease) in records {
+            let theirs = match lease {
+                Some(lease) if self.admission.is_own(&lease) => {
+                    self.own_records.insert(key.clone(), lease);
+                    None
+                }
+                other => {
+                    self.own_records.remove(&key);
+                    other
+                }
+            };
+            let theirs = theirs.map(|lease| (self.admission.screen(&lease), lease));
+            let before = self.peers.get(&key).map(|peer| peer.lease.seniority());
+            let after = theirs.as_ref().map(|(_, lease)| lease.seniority());
+            for family in Family::ALL {
+                let claimant = |seniority| Claimant { seniority, family };
+                if before != after
+                    && let Some(gone) = before.clone().map(claimant)
+                    && !self.subnets.claims(&gone).is_empty()
+                {
+                    claims.push((gone, Vec::new()));
+                }
+                if let Some((screened, _)) = &theirs
+                    && let Some(who) = after.clone().map(claimant)
+                {
+                    let claim = screened
+                        .get(family)
+                        .and_then(|verdict| verdict.as_ref().ok());
+                    if self.subnets.claims(&who) != claim.map_or(&[][..], std::slice::from_ref) {
+                        claims.push((who, claim.copied().into_iter().collect()));
+                    }
+                }
+            }
+            judged.insert(key, theirs);
+        }
+        for touched in self.subnets.update(claims) {
+            let key = touched.seniority.key;
+            if !judged.contains_key(&key)
+                && let Some(peer) = self.peers.get(&key)
+            {
+                let screened = self.admission.screen(&peer.lease);
+                judged.insert(key, Some((screened, peer.lease.clone())));
+            }
+        }
+        let mut delta = LeaseDelta::default();
+        for (key, theirs) in judged {
+            let peer = theirs.map(|(screened, lease)| Arc::new(self.peer(screened, lease)));
+            match (self.peers.get(&key), peer) {
+                (None, None) => {}
+                (Some(_), None) => {
+                    self.peers.remove(&key);
+                    delta.removed.push(key);
+                }
+                (Some(old), Some(new)) if *old == new => {}
+                (old, Some(new)) => {
+                    let list = if old.is_some() {
+                        &mut delta.changed
+                    } else {
+                        &mut delta.added
+                    };
+                    list.push(key.clone());
+                    self.peers.insert(key, new);
+                }
+            }
+        }
+        delta
+    }
+
+    fn peer(&self, screened: DualStack<Result<Subnet, Rejection>>, lease: Lease) -> Peer {
+        let mut subnets = DualStack::default();
+        let mut rejected = DualStack::default();
+        for (family, verdict) in screened.iter() {
+            let seniority = lease.seniority();
+            let lost = self.subnets.lost(&Claimant { seniority, family });
+            match (verdict, lost) {
+                (Err(rejection), _) => rejected.set(family, Some(rejection.clone())),
+                (Ok(subnet), None) => subnets.set(family, Some(*subnet)),
+                (Ok(subnet), Some(lost)) => {
+                    let rejection = Rejection::SubnetTaken {
+                        subnet: *subnet,
+                        other: lost.to,
+                        by: lost.by.seniority.key.clone(),
+                    };
+                    rejected.set(family, Some(rejection));
+                }
+            }
+        }
+        Peer {
+            lease,
+            subnets,
+            rejected,
+        }
+    }
+}
+
+/// Takes out the adopted subnets that a record covers: they are the record's from now on.
+fn cover(adopted: &mut BTreeSet<Subnet>, lease: &Lease) {
+    for subnet in lease.subnet.values() {
+        while let Some(inside) = adopted.range(subnet..).next().copied()
+            && subnet.contains(&inside)
+        {
+            adopted.remove(&inside);
+        }
+    }
+}
+
+/// Records deleted since the last snapshot, so that an old write does not bring them back.
+#[derive(Debug, Clone, Default)]
+struct Tombstones {
+    by_key: BTreeMap<LeaseKey, Revision>,
+    by_age: BTreeSet<(Revision, LeaseKey)>,
+}
+
+impl Tombstones {
+    fn get(&self, key: &LeaseKey) -> Option<Revision> {
+        self.by_key.get(key).copied()
+    }
+
+    fn insert(&mut self, key: LeaseKey, revision: Revision) {
+        self.remove(&key);
+        self.by_key.insert(key.clone(), revision);
+        self.by_age.insert((revision, key));
+        if self.by_key.len() > MAX_TOMBSTONES
+            && let Some((_, oldest)) = self.by_age.pop_first()
+        {
+            self.by_key.remove(&oldest);
+        }
+    }
+
+    fn remove(&mut self, key: &LeaseKey) {
+        if let Some(revision) = self.by_key.remove(key) {
+            self.by_age.remove(&(revision, key.clone()));
+        }
+    }
+
+    fn clear(&mut self) {
+        self.by_key.clear();
+        self.by_age.clear();
     }
 }

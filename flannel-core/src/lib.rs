@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admission;
 pub mod alloc;
 pub mod backend;
 mod backoff;
@@ -28,6 +29,7 @@ mod status;
 mod subnet;
 pub mod underlay;
 pub mod wire;
+mod withdrawal;
 
 pub use backend::{Backend, Network, NodeContext, Note, Rejection};
 pub use backoff::Backoff;
@@ -40,7 +42,7 @@ pub use kernel::{Change, ChangeStream, Features, Kernel, Observed, Op, Scope};
 pub use lease::{
     BackendData, BackendDataError, BackendType, Lease, LeaseAttrs, LeaseKey, Revision, Seniority,
 };
-pub use lease_set::{LeaseDelta, LeaseSet, Peer, WithdrawalGuard};
+pub use lease_set::{Applied, Held, LeaseDelta, LeaseSet, Own, OwnChange, Peer, WithdrawalGuard};
 pub use manager::{Capabilities, LeaseRequest, Manager};
 pub use memory::MemoryManager;
 pub use node::{NameError, NodeId, OverlayName};

@@ -1,11 +1,21 @@
 //! [`Desired`]: what the kernel should have, compiled from a network and its peers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::lease::LeaseKey;
-use crate::object::{Object, ObjectKey};
+use crate::backend::{Network, Rejection};
+use crate::family::{DualStack, Family};
+use crate::lease::{LeaseKey, Revision, Seniority};
+use crate::lease_set::{LeaseDelta, LeaseSet, Peer};
+use crate::node::OverlayName;
+use crate::object::{
+    Fdb, MacAddr, Neighbour, Object, ObjectKey, Objects, RouteProtocol, RouteTarget,
+};
+use crate::reconcile::ownership::nexthop_id;
+use crate::settle::{Claimant, Settlement};
+use crate::subnet::Subnet;
 
 /// An object that is wanted, and for whom.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,4 +35,384 @@ pub struct Desired {
     /// Nothing is removed for being unwanted, because it is not yet certain what is wanted: the
     /// first snapshot has not come, or it withdraws too much at once.
     pub hold_orphans: bool,
+}
+
+/// Why a peer, or one family of it (`None`: all of it), is not programmed.
+pub type Rejections = Vec<(Option<Family>, Rejection)>;
+
+/// Keeps [`Desired`] in step with a network and its peers, in time proportional to what changes.
+///
+/// One family of one peer is one unit: it is wanted whole or not at all, so that no half of a path
+/// is ever built. Units that want objects of one key are settled by seniority. What comes out
+/// depends on the network and the peers only, not on how they came to be.
+///
+/// A backend is not trusted with what peers may cause: forwarding entries and neighbours on the
+/// node's own devices, nexthops with an id of ours, and routes into the peer's admitted subnet.
+#[derive(Debug, Clone)]
+pub struct Compiler {
+    overlay: OverlayName,
+    protocol: RouteProtocol,
+    network: Option<Arc<dyn Network>>,
+    local: Local,
+    peers: BTreeMap<LeaseKey, Compiled>,
+    keys: Settlement<ObjectKey>,
+    desired: Desired,
+    rejected: BTreeMap<LeaseKey, Rejections>,
+}
+
+/// What the node itself needs.
+#[derive(Debug, Clone, Default)]
+struct Local {
+    objects: Objects,
+    macs: BTreeSet<MacAddr>,
+}
+
+/// What a network makes of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Compiled {
+    created: Revision,
+    /// Each sorted by key.
+    units: DualStack<Vec<Object>>,
+    /// Why there are not more units, conflicts with other peers not counted.
+    rejections: Rejections,
+}
+
+impl Compiled {
+    fn claimant(&self, key: &LeaseKey, family: Family) -> Claimant {
+        Claimant {
+            seniority: Seniority {
+                created: self.created,
+                key: key.clone(),
+            },
+            family,
+        }
+    }
+
+    fn keys(&self) -> impl Iterator<Item = ObjectKey> {
+        self.units.values().flatten().map(Object::key)
+    }
+}
+
+impl Compiler {
+    /// A compiler without a network: nothing is wanted yet, and nothing may be removed.
+    ///
+    /// Links without an alias get the overlay's, routes and nexthops without a protocol get
+    /// `protocol`: the marks by which a fresh process knows them again.
+    pub fn new(overlay: OverlayName, protocol: RouteProtocol) -> Self {
+        Self {
+            overlay,
+            protocol,
+            network: None,
+            local: Local::default(),
+            peers: BTreeMap::new(),
+            keys: Settlement::default(),
+            desired: Desired {
+                objects: BTreeMap::new(),
+                hold_orphans: true,
+            },
+            rejected: BTreeMap::new(),
+        }
+    }
+
+    /// What the kernel should have.
+    pub const fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// Why peers are not programmed: what the lease set found, what the backend said, and what
+    /// older peers hold.
+    pub const fn rejected(&self) -> &BTreeMap<LeaseKey, Rejections> {
+        &self.rejected
+    }
+
+    /// Compiles everything anew for a network. Returns the keys under which something else is
+    /// wanted than before.
+    pub fn set_network(
+        &mut self,
+        network: Arc<dyn Network>,
+        peers: &LeaseSet,
+    ) -> BTreeSet<ObjectKey> {
+        let mut fresh = Self::new(self.overlay.clone(), self.protocol);
+        fresh.local = fresh.compile_local(network.local());
+        for (key, object) in &fresh.local.objects {
+            let object = object.clone();
+            let wanted = Wanted { object, peer: None };
+            fresh.desired.objects.insert(key.clone(), wanted);
+        }
+        fresh.network = Some(network);
+        fresh.compile(peers.peers().keys(), peers);
+        let before = std::mem::replace(self, fresh).desired.objects;
+        let now = &self.desired.objects;
+        let gone_or_different = before.iter().filter(|(key, was)| now.get(key) != Some(was));
+        let new = now.keys().filter(|key| !before.contains_key(key));
+        gone_or_different
+            .map(|(key, _)| key)
+            .chain(new)
+            .cloned()
+            .collect()
+    }
+
+    /// Follows a change of the peers: `delta` is what led to `peers`. Returns the keys under which
+    /// something else is wanted than before. That orphans are now (or no longer) held is told by
+    /// [`Desired::hold_orphans`] only.
+    pub fn update(&mut self, delta: &LeaseDelta, peers: &LeaseSet) -> BTreeSet<ObjectKey> {
+        self.compile(delta.keys(), peers)
+    }
+
+    fn compile<'a>(
+        &mut self,
+        changed: impl Iterator<Item = &'a LeaseKey>,
+        peers: &LeaseSet,
+    ) -> BTreeSet<ObjectKey> {
+        self.desired.hold_orphans = self.network.is_none() || peers.hold_orphans();
+        let Some(network) = self.network.clone() else {
+            return BTreeSet::new();
+        };
+        let mut claims = Vec::new();
+        let mut affected = BTreeSet::new();
+        let mut reported = BTreeSet::new();
+        for key in changed {
+            let old = self.peers.remove(key);
+            let peer = peers.peers().get(key);
+            let new = peer.map(|peer| self.compile_peer(&*network, peer));
+            if old == new {
+                if let Some(same) = new {
+                    self.peers.insert(key.clone(), same);
+                }
+                continue;
+            }
+            // Withdrawals come first: the new claims may be those of the same claimant.
+            if let Some(old) = &old {
+                affected.extend(old.keys());
+                for family in old.units.families() {
+                    claims.push((old.claimant(key, family), Vec::new()));
+                }
+            }
+            if let Some(new) = new {
+                affected.extend(new.keys());
+                for (family, unit) in new.units.iter() {
+                    let keys = unit.iter().map(Object::key).collect();
+                    claims.push((new.claimant(key, family), keys));
+                }
+                self.peers.insert(key.clone(), new);
+            }
+            reported.insert(key.clone());
+        }
+        for touched in self.keys.update(claims) {
+            affected.extend(self.keys.claims(&touched).iter().cloned());
+            reported.insert(touched.seniority.key);
+        }
+        for key in reported {
+            self.report(key);
+        }
+        affected.retain(|key| self.settle(key));
+        affected
+    }
+
+    /// Brings what is wanted under one key up to date; whether that changed it.
+    fn settle(&mut self, key: &ObjectKey) -> bool {
+        let wanted = self.keys.holder(key).and_then(|who| {
+            let unit = self.peers.get(&who.seniority.key)?.units.get(who.family)?;
+            let at = unit.binary_search_by(|object| object.key().cmp(key)).ok()?;
+            let object = unit.get(at)?.clone();
+            let peer = Some(who.seniority.key.clone());
+            Some(Wanted { object, peer })
+        });
+        if self.desired.objects.get(key) == wanted.as_ref() {
+            return false;
+        }
+        match wanted {
+            Some(wanted) => self.desired.objects.insert(key.clone(), wanted),
+            None => self.desired.objects.remove(key),
+        };
+        true
+    }
+
+    /// Brings what is said of one peer up to date.
+    fn report(&mut self, key: LeaseKey) {
+        let Some(peer) = self.peers.get(&key) else {
+            self.rejected.remove(&key);
+            return;
+        };
+        let mut all = peer.rejections.clone();
+        for family in peer.units.families() {
+            if let Some(lost) = self.keys.lost(&peer.claimant(&key, family)) {
+                let rejection = Rejection::KeyTaken {
+                    key: lost.claim.clone(),
+                    by: lost.by.seniority.key.clone(),
+                };
+                all.push((Some(family), rejection));
+            }
+        }
+        if all.is_empty() {
+            self.rejected.remove(&key);
+        } else {
+            self.rejected.insert(key, all);
+        }
+    }
+
+    fn compile_local(&self, objects: Vec<Object>) -> Local {
+        let mut local = Local::default();
+        for mut object in objects {
+            self.stamp(&mut object);
+            if let Object::Link(link) = &object {
+                local.macs.extend(link.mac);
+            }
+            local.objects.entry(object.key()).or_insert(object);
+        }
+        local
+    }
+
+    fn compile_peer(&self, network: &dyn Network, peer: &Peer) -> Compiled {
+        let mut compiled = Compiled {
+            created: peer.lease.created,
+            units: DualStack::default(),
+            rejections: Vec::new(),
+        };
+        for (family, rejection) in peer.rejected.iter() {
+            let entry = (scope(family, rejection), rejection.clone());
+            if !compiled.rejections.contains(&entry) {
+                compiled.rejections.push(entry);
+            }
+        }
+        if peer.subnets.is_empty() {
+            return compiled;
+        }
+        let answers = network.peer(&peer.lease, &peer.subnets);
+        for (family, subnet) in peer.subnets.iter() {
+            let objects = match answers.get(family) {
+                Some(Ok(objects)) => objects.clone(),
+                Some(Err(rejection)) => {
+                    let rejection = rejection.clone();
+                    compiled.rejections.push((Some(family), rejection));
+                    continue;
+                }
+                None => continue,
+            };
+            match self.check_unit(objects, subnet, &compiled.units) {
+                Ok(unit) => compiled.units.set(family, Some(unit)),
+                Err(rejection) => compiled.rejections.push((Some(family), rejection)),
+            }
+        }
+        compiled
+    }
+
+    /// A unit's objects, marked, if a peer may cause each of them.
+    fn check_unit(
+        &self,
+        objects: Vec<Object>,
+        subnet: &Subnet,
+        other: &DualStack<Vec<Object>>,
+    ) -> Result<Vec<Object>, Rejection> {
+        let mut unit = Objects::new();
+        for mut object in objects {
+            self.stamp(&mut object);
+            let key = object.key();
+            let other = other.values().flatten().find(|other| other.key() == key);
+            let twice = unit.get(&key).or(other).is_some_and(|o| *o != object);
+            if twice {
+                let reason = "two different objects of this key are wanted for one peer";
+                return Err(refuse(key, reason));
+            }
+            unit.insert(key, object);
+        }
+        for (key, object) in &unit {
+            if let Err(reason) = self.check(key, object, subnet, &unit) {
+                return Err(refuse(key.clone(), reason));
+            }
+        }
+        Ok(unit.into_values().collect())
+    }
+
+    /// The safety rule: whether a peer that holds a subnet may cause an object.
+    fn check(
+        &self,
+        key: &ObjectKey,
+        object: &Object,
+        subnet: &Subnet,
+        unit: &Objects,
+    ) -> Result<(), &'static str> {
+        let local = &self.local;
+        let makes = |key: ObjectKey| local.objects.contains_key(&key);
+        if local.objects.contains_key(key) {
+            return Err("the node itself needs it");
+        }
+        match object {
+            Object::Link(_) | Object::Sysctl(_) | Object::Offload(_) | Object::Address(_) => {
+                Err("a peer causes no device, address or setting")
+            }
+            Object::Fdb(Fdb { dev, mac, .. }) | Object::Neighbour(Neighbour { dev, mac, .. }) => {
+                if !makes(ObjectKey::Link(*dev)) {
+                    Err("it is on a device that the node does not make")
+                } else if !mac.is_unicast() {
+                    Err("its MAC is not that of one device")
+                } else if local.macs.contains(mac) {
+                    Err("its MAC is this node's own")
+                } else {
+                    Ok(())
+                }
+            }
+            Object::Nexthop(o) => {
+                if o.id == nexthop_id(&self.overlay, o.gateway, o.dev, o.onlink) {
+                    Ok(())
+                } else {
+                    Err("its id is not the one that nexthop_id gives")
+                }
+            }
+            Object::Route(o) => {
+                if !subnet.contains(&o.dst) {
+                    return Err("its destination is not in the peer's subnet");
+                }
+                match &o.target {
+                    RouteTarget::Gateway { .. }
+                    | RouteTarget::Device(_)
+                    | RouteTarget::Blackhole => Ok(()),
+                    RouteTarget::Nexthop(id) => {
+                        let nexthop = ObjectKey::Nexthop(*id);
+                        if unit.contains_key(&nexthop) || makes(nexthop) {
+                            Ok(())
+                        } else {
+                            Err("its nexthop is neither the peer's nor the node's")
+                        }
+                    }
+                    RouteTarget::Other(_) => Err("its target is nothing that can be made"),
+                }
+            }
+        }
+    }
+
+    /// Puts the marks of ownership on.
+    fn stamp(&self, object: &mut Object) {
+        match object {
+            Object::Link(link) => {
+                link.alias.get_or_insert_with(|| self.overlay.link_alias());
+            }
+            Object::Nexthop(o) if o.protocol == RouteProtocol::UNSPEC => {
+                o.protocol = self.protocol;
+            }
+            Object::Route(o) if o.protocol == RouteProtocol::UNSPEC => o.protocol = self.protocol,
+            Object::Nexthop(_)
+            | Object::Route(_)
+            | Object::Sysctl(_)
+            | Object::Offload(_)
+            | Object::Address(_)
+            | Object::Fdb(_)
+            | Object::Neighbour(_) => {}
+        }
+    }
+}
+
+/// The family that a rejection is about; none if it is about the whole peer.
+const fn scope(family: Family, rejection: &Rejection) -> Option<Family> {
+    match rejection {
+        Rejection::BackendType { .. } | Rejection::NoSubnet => None,
+        _ => Some(family),
+    }
+}
+
+fn refuse(key: ObjectKey, reason: &str) -> Rejection {
+    Rejection::Unsafe {
+        key,
+        reason: reason.to_owned(),
+    }
 }

@@ -224,7 +224,7 @@ impl Engine {
             acquire: false,
             network: None,
             inputs: None,
-            compiler: Compiler::new(options.protocol),
+            compiler: Compiler::new(parts.name.clone(), options.protocol),
             peers: watch::Sender::new(Arc::new(LeaseSet::default())),
             leases,
             reconciler,
@@ -375,7 +375,7 @@ impl Engine {
             self.find_attrs();
             self.register().await;
             let ownership = self.ownership();
-            self.compiler.hold_orphans(self.leases.hold_orphans());
+            self.follow_hold();
             if !self.reconciler.round(self.compiler.desired(), &ownership).await {
                 break;
             }
@@ -481,6 +481,15 @@ impl Engine {
             protocol: self.parts.options.protocol,
             networks: self.networks.clone(),
             adopt_flannel: self.parts.options.adopt_flannel,
+        }
+    }
+
+    /// Lets orphans go, or keeps them, as soon as that is decided otherwise.
+    fn follow_hold(&mut self) {
+        let before = self.compiler.desired().hold_orphans;
+        self.compiler.update(&LeaseDelta::default(), &self.leases);
+        if self.compiler.desired().hold_orphans != before {
+            self.reconciler.replan();
         }
     }
 
@@ -1063,7 +1072,7 @@ impl Engine {
     }
 
     fn peers_differ(&mut self, delta: &LeaseDelta) {
-        if delta.added.is_empty() && delta.changed.is_empty() && delta.removed.is_empty() {
+        if delta.is_empty() {
             return;
         }
         self.peers_changed = true;
@@ -1116,7 +1125,6 @@ impl Engine {
         let ownership = self.ownership();
         match command {
             Command::Plan(reply) => {
-                self.compiler.hold_orphans(self.leases.hold_orphans());
                 let plan = self.reconciler.dry_run(self.compiler.desired(), &ownership).await;
                 reply.send(plan.map_err(Error::from)).ok();
             }
@@ -1200,7 +1208,8 @@ impl Engine {
             unreadable: self
                 .leases
                 .unreadable()
-                .map(|(key, reason)| (key.clone(), reason.to_owned()))
+                .values()
+                .map(|record| (record.key.clone(), record.reason.clone()))
                 .collect(),
             foreign: self.reconciler.blocked().to_vec(),
             failing: self.reconciler.failing(),
@@ -1272,7 +1281,7 @@ impl Engine {
             self.fails(ConditionType::Peers, "WithdrawalUnconfirmed", message, false);
         } else if self.leases.synced() {
             let (rejected, unreadable) =
-                (self.compiler.rejected().len(), self.leases.unreadable().count());
+                (self.compiler.rejected().len(), self.leases.unreadable().len());
             if rejected + unreadable == 0 {
                 self.holds(ConditionType::Peers, "Accepted", "");
             } else {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flannel_core::kernel::{Error, Result};
+use flannel_core::reconcile::plan::difference;
 use flannel_core::{
     Address, Change, Family, IfName, Link, LinkInfo, LinkKind, MAIN_TABLE, MacAddr, Object,
     ObjectKey, Objects, Offload, Op, Route, RouteProtocol, RouteTarget, Subnet, Sysctl, Vxlan,
@@ -86,7 +87,7 @@ impl Host {
         let object = normal(object);
         let key = object.key();
         if let Some(found) = self.get(&key) {
-            return if is_it(&object, &found) {
+            return if difference(&object, &found).is_none() {
                 Ok(())
             } else {
                 Err(Error::Exists {
@@ -678,25 +679,6 @@ const fn vxlan_family(vxlan: &Vxlan) -> Family {
     match vxlan.local {
         Some(IpAddr::V6(_)) => Family::V6,
         _ => Family::V4,
-    }
-}
-
-/// Whether what is there is just what is asked for.
-fn is_it(asked: &Object, found: &Object) -> bool {
-    match (asked, found) {
-        (Object::Link(asked), Object::Link(found)) => {
-            let kind = match (&asked.kind, &found.kind) {
-                (LinkKind::Veth { peer }, LinkKind::Veth { peer: is }) => {
-                    peer.is_none() || peer == is
-                }
-                (asked, found) => asked == found,
-            };
-            kind && asked.up == found.up
-                && (asked.mtu.is_none() || asked.mtu == found.mtu)
-                && (asked.mac.is_none() || asked.mac == found.mac)
-                && (asked.alias.is_none() || asked.alias == found.alias)
-        }
-        _ => asked == found,
     }
 }
 

@@ -1,0 +1,109 @@
+//! Faults: named, each comes once, each must come.
+
+use flannel_core::kernel::Error;
+use flannel_core::{IfName, ObjectKey, Op};
+
+/// What goes wrong in one coming call of a [`FakeKernel`](super::FakeKernel).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FaultKind {
+    /// The next op on an object of a kind ([`ObjectKey::kind`]) fails and changes nothing.
+    Op {
+        /// The kind.
+        kind: &'static str,
+        /// How.
+        failure: Failure,
+    },
+    /// The next op on an object fails and changes nothing.
+    Key {
+        /// The object.
+        key: ObjectKey,
+        /// How.
+        failure: Failure,
+    },
+    /// The next reading of the state fails.
+    Observe {
+        /// How.
+        failure: Failure,
+    },
+    /// The next batch times out: `after` ops are made and answered, one more is made, the rest
+    /// are not, and for none of them is there an answer.
+    ApplyTimesOut {
+        /// How many ops are answered.
+        after: usize,
+    },
+    /// A device is deleted in the middle of the next batch that is longer than `after`.
+    DeviceDeleted {
+        /// The device.
+        dev: IfName,
+        /// After how many ops.
+        after: usize,
+    },
+    /// The hints at the next change are lost, and the watch knows it: it says `Change::All`.
+    Overrun,
+    /// The hints at the next change are lost and nobody knows.
+    HintsLost,
+}
+
+/// How a call fails: the classes of [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Failure {
+    /// [`Error::Busy`].
+    Busy,
+    /// [`Error::NotPermitted`].
+    NotPermitted,
+    /// [`Error::Unsupported`].
+    Unsupported,
+    /// [`Error::Exists`].
+    Exists,
+    /// [`Error::NotFound`].
+    NotFound,
+    /// [`Error::NoSuchDevice`].
+    NoSuchDevice,
+    /// [`Error::Rejected`].
+    Rejected,
+    /// [`Error::TimedOut`].
+    TimedOut,
+    /// [`Error::Interrupted`].
+    Interrupted,
+    /// [`Error::Connection`].
+    Connection,
+}
+
+impl Failure {
+    pub(super) fn error(self, op: &Op) -> Error {
+        match self {
+            Self::NoSuchDevice => Error::NoSuchDevice {
+                dev: op
+                    .object()
+                    .dev()
+                    .map_or_else(String::new, |dev| dev.to_string()),
+            },
+            other => other.describe(&format!("a fault was set for {}", op.key())),
+        }
+    }
+
+    pub(super) fn bare(self) -> Error {
+        self.describe("a fault was set")
+    }
+
+    fn describe(self, text: &str) -> Error {
+        let message = text.to_owned();
+        match self {
+            Self::Busy => Error::Busy { message },
+            Self::NotPermitted => Error::NotPermitted { message },
+            Self::Unsupported => Error::Unsupported { what: message },
+            Self::Exists => Error::Exists { message },
+            Self::NotFound => Error::NotFound { message },
+            Self::NoSuchDevice => Error::NoSuchDevice { dev: message },
+            Self::Rejected => Error::Rejected { message },
+            Self::TimedOut => Error::TimedOut,
+            Self::Interrupted => Error::Interrupted,
+            Self::Connection => Error::Connection {
+                reason: message,
+                source: None,
+            },
+        }
+    }
+}

@@ -1,0 +1,759 @@
+//! The namespace behind the fake kernel: objects and the rules that Linux keeps among them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use flannel_core::kernel::{Error, Result};
+use flannel_core::reconcile::plan::difference;
+use flannel_core::{
+    Address, Change, Family, IfName, Link, LinkInfo, LinkKind, MAIN_TABLE, MacAddr, Object,
+    ObjectKey, Objects, Offload, Op, Route, RouteProtocol, RouteTarget, Subnet, Sysctl, Vxlan,
+};
+
+/// Settings that the fake has, with their value on a new device.
+const SYSCTLS: [(Family, &str, &str); 8] = [
+    (Family::V4, "forwarding", "1"),
+    (Family::V4, "rp_filter", "0"),
+    (Family::V4, "proxy_arp", "0"),
+    (Family::V4, "arp_ignore", "0"),
+    (Family::V6, "accept_ra", "1"),
+    (Family::V6, "addr_gen_mode", "0"),
+    (Family::V6, "disable_ipv6", "0"),
+    (Family::V6, "forwarding", "1"),
+];
+
+/// Offloads that the fake has; all are on on a new device.
+const OFFLOADS: [&str; 3] = [
+    "tx-checksum-ip-generic",
+    "tx-tcp-segmentation",
+    "tx-udp-segmentation",
+];
+
+/// A key above those of all other kinds and not above that of any route: routes come last.
+const AFTER_NEXTHOPS: ObjectKey = ObjectKey::Nexthop(u32::MAX);
+
+/// The objects of a namespace. Of links all fields are known.
+#[derive(Debug, Default)]
+pub(super) struct Host {
+    objects: Objects,
+    indices: BTreeMap<IfName, u32>,
+    made: u32,
+    hints: BTreeSet<Change>,
+}
+
+impl Host {
+    pub(super) const fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    pub(super) fn get(&self, key: &ObjectKey) -> Option<Object> {
+        self.objects
+            .get(key)
+            .cloned()
+            .or_else(|| self.default_setting(key))
+    }
+
+    pub(super) fn take_hints(&mut self) -> BTreeSet<Change> {
+        std::mem::take(&mut self.hints)
+    }
+
+    pub(super) fn link_infos(&self) -> Vec<LinkInfo> {
+        let mut infos: Vec<_> = self
+            .indices
+            .iter()
+            .filter_map(|(dev, index)| Some(super::link_info(self.link(*dev)?, *index)))
+            .collect();
+        infos.sort_by_key(|info| info.index);
+        infos
+    }
+
+    pub(super) fn apply(&mut self, op: &Op) -> Result<()> {
+        match op {
+            Op::Create(object) => self.create(object, false),
+            Op::Change(object) => self.change(object),
+            Op::Delete(object) => self.delete(object),
+        }
+    }
+
+    /// Creates an object of any kind, also those that only hardware or other programs bring.
+    pub(super) fn insert(&mut self, object: &Object) -> Result<()> {
+        match object {
+            Object::Sysctl(_) | Object::Offload(_) => self.change(object),
+            _ => self.create(object, true),
+        }
+    }
+
+    fn create(&mut self, object: &Object, any_kind: bool) -> Result<()> {
+        let object = normal(object);
+        let key = object.key();
+        if let Some(found) = self.get(&key) {
+            return if difference(&object, &found).is_none() {
+                Ok(())
+            } else {
+                Err(Error::Exists {
+                    message: found.to_string(),
+                })
+            };
+        }
+        match &object {
+            Object::Link(link) => self.create_link(link, any_kind),
+            Object::Sysctl(_) | Object::Offload(_) => Err(no_setting(&object)),
+            _ => self.put(object, any_kind),
+        }
+    }
+
+    fn change(&mut self, object: &Object) -> Result<()> {
+        let object = normal(object);
+        match &object {
+            Object::Link(link) => self.change_link(link),
+            Object::Sysctl(Sysctl { dev, .. }) | Object::Offload(Offload { dev, .. }) => {
+                self.need_device(*dev)?;
+                if self.default_setting(&object.key()).is_none() {
+                    return Err(no_setting(&object));
+                }
+                self.objects.insert(object.key(), object);
+                Ok(())
+            }
+            _ => self.put(object, false),
+        }
+    }
+
+    /// Checks an object that is no link and no setting, and puts it in, whatever was there.
+    fn put(&mut self, object: Object, any_kind: bool) -> Result<()> {
+        match &object {
+            Object::Address(address) => {
+                self.need_device(address.dev)?;
+                if Subnet::new(address.ip, address.prefix_len).is_err()
+                    || address.ip.is_unspecified()
+                    || address.ip.is_multicast()
+                {
+                    return Err(rejected("no such address can be had", &object));
+                }
+            }
+            Object::Fdb(fdb) => {
+                self.need_device(fdb.dev)?;
+                if !self
+                    .link(fdb.dev)
+                    .is_some_and(|link| matches!(link.kind, LinkKind::Vxlan(_)))
+                {
+                    return Err(Error::Unsupported {
+                        what: format!("forwarding entries with a remote on {}", fdb.dev),
+                    });
+                }
+                if !fdb.mac.is_unicast() {
+                    return Err(rejected("no unicast hardware address", &object));
+                }
+            }
+            Object::Neighbour(neighbour) => {
+                self.need_device(neighbour.dev)?;
+                if neighbour.ip.is_multicast() || neighbour.ip.is_unspecified() {
+                    return Err(rejected("no neighbour can have this address", &object));
+                }
+            }
+            Object::Nexthop(nexthop) => {
+                if nexthop.id == 0 {
+                    return Err(rejected("the number must not be zero", &object));
+                }
+                self.check_gateway(nexthop.gateway, nexthop.dev, nexthop.onlink, &object)?;
+            }
+            Object::Route(route) => self.check_route(route, &object, any_kind)?,
+            _ => {
+                return Err(Error::Unsupported {
+                    what: object.key().kind().to_owned(),
+                });
+            }
+        }
+        self.hint(&object);
+        let added = match &object {
+            Object::Address(address) => Some(address.clone()),
+            _ => None,
+        };
+        self.objects.insert(object.key(), object);
+        if let Some(address) = added {
+            self.connect(&address);
+        }
+        Ok(())
+    }
+
+    fn check_route(&self, route: &Route, object: &Object, any_kind: bool) -> Result<()> {
+        match &route.target {
+            RouteTarget::Gateway {
+                gateway,
+                dev,
+                onlink,
+            } => {
+                if Family::of(gateway) != route.dst.family() {
+                    return Err(rejected("destination and gateway differ in family", object));
+                }
+                self.check_gateway(*gateway, *dev, *onlink, object)
+            }
+            RouteTarget::Nexthop(id) => match self.objects.get(&ObjectKey::Nexthop(*id)) {
+                Some(Object::Nexthop(nexthop))
+                    if route.dst.family() == Family::V6
+                        && Family::of(&nexthop.gateway) == Family::V4 =>
+                {
+                    Err(rejected("IPv6 routes cannot use an IPv4 nexthop", object))
+                }
+                Some(_) => Ok(()),
+                None => Err(rejected("nexthop id does not exist", object)),
+            },
+            RouteTarget::Device(dev) => self.need_up(*dev, object),
+            RouteTarget::Blackhole => Ok(()),
+            _ if any_kind => Ok(()),
+            other => Err(Error::Unsupported {
+                what: format!("routes to {other:?}"),
+            }),
+        }
+    }
+
+    fn check_gateway(
+        &self,
+        gateway: IpAddr,
+        dev: IfName,
+        onlink: bool,
+        object: &Object,
+    ) -> Result<()> {
+        self.need_up(dev, object)?;
+        if gateway.is_multicast() || gateway.is_unspecified() {
+            return Err(rejected("nexthop has invalid gateway", object));
+        }
+        let link_local = matches!(gateway, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        let connected = || {
+            self.addresses_of(dev).any(|a| {
+                a.ip != gateway
+                    && Subnet::new(a.ip, a.prefix_len).is_ok_and(|net| net.contains_ip(gateway))
+            }) || self.objects.range(AFTER_NEXTHOPS..).any(|(_, o)| {
+                matches!(o, Object::Route(Route { dst, target: RouteTarget::Device(d), .. })
+                    if *d == dev && dst.contains_ip(gateway))
+            })
+        };
+        if onlink || link_local || connected() {
+            Ok(())
+        } else {
+            Err(rejected("nexthop has invalid gateway", object))
+        }
+    }
+
+    fn create_link(&mut self, link: &Link, any_kind: bool) -> Result<()> {
+        match &link.kind {
+            LinkKind::Vxlan(vxlan) => {
+                if let Some(dev) = vxlan.underlay {
+                    self.need_device(dev)?;
+                }
+                if vxlan.vni >= 1 << 24 || vxlan.port == 0 {
+                    return Err(rejected("VNI or port out of range", link.name));
+                }
+                self.check_vxlan_free(link.name, vxlan)?;
+            }
+            LinkKind::Bridge => {}
+            LinkKind::Veth { peer } => {
+                if peer.is_some_and(|peer| peer == link.name || self.link(peer).is_some()) {
+                    return Err(Error::Exists {
+                        message: "the name of the other end is taken".to_owned(),
+                    });
+                }
+            }
+            _ if any_kind => {}
+            other => {
+                return Err(Error::Unsupported {
+                    what: format!("making a device of kind {other:?}"),
+                });
+            }
+        }
+        if link.mtu.is_some_and(|mtu| !(68..=65_536).contains(&mtu)) {
+            return Err(rejected("MTU out of range", link.name));
+        }
+        if link.mac.is_some_and(|mac| !mac.is_unicast()) {
+            return Err(rejected("no unicast hardware address", link.name));
+        }
+        self.add_link(link);
+        if let LinkKind::Veth { peer: Some(peer) } = link.kind {
+            self.add_link(&Link {
+                name: peer,
+                kind: LinkKind::Veth {
+                    peer: Some(link.name),
+                },
+                mtu: link.mtu,
+                mac: None,
+                up: false,
+                alias: None,
+            });
+        }
+        Ok(())
+    }
+
+    /// Puts a link in that was found fit, and sets it up if that is asked for.
+    fn add_link(&mut self, link: &Link) {
+        self.made += 1;
+        self.indices.insert(link.name, self.made);
+        let room = self.room(&link.kind);
+        let mac = (link.kind != LinkKind::Loopback)
+            .then(|| MacAddr::local(u64::from(self.made) << 16 | 0xfa_0000_0000_0000));
+        let made = Link {
+            mtu: Some(match (link.mtu, room) {
+                (Some(mtu), Some(room)) => mtu.min(room),
+                (Some(mtu), None) => mtu,
+                (None, room) => room.unwrap_or(1500),
+            }),
+            mac: link.mac.or(mac),
+            up: false,
+            ..link.clone()
+        };
+        self.objects
+            .insert(ObjectKey::Link(link.name), Object::Link(made));
+        self.hints.insert(Change::Link(Some(link.name)));
+        self.set_up(link.name, link.up);
+    }
+
+    /// The largest packet that a VXLAN device has room for in those of its underlay.
+    fn room(&self, kind: &LinkKind) -> Option<u32> {
+        let LinkKind::Vxlan(vxlan) = kind else {
+            return None;
+        };
+        let overhead = match vxlan_family(vxlan) {
+            Family::V4 => 50,
+            Family::V6 => 70,
+        };
+        Some(
+            self.link(vxlan.underlay?)?
+                .mtu?
+                .saturating_sub(overhead)
+                .max(68),
+        )
+    }
+
+    fn check_vxlan_free(&self, name: IfName, vxlan: &Vxlan) -> Result<()> {
+        let taken = self.links().find(|other| {
+            other.name != name
+                && matches!(&other.kind, LinkKind::Vxlan(v)
+                    if v.vni == vxlan.vni
+                        && v.port == vxlan.port
+                        && v.gbp == vxlan.gbp
+                        && vxlan_family(v) == vxlan_family(vxlan))
+        });
+        match taken {
+            Some(other) => Err(Error::Exists {
+                message: format!(
+                    "A VXLAN device with the specified VNI already exists: {}",
+                    other.name
+                ),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn change_link(&mut self, link: &Link) -> Result<()> {
+        let Some(found) = self.link(link.name).cloned() else {
+            return Err(no_device(link.name));
+        };
+        let kind = match (&found.kind, &link.kind) {
+            (LinkKind::Vxlan(is), LinkKind::Vxlan(asked)) => {
+                if (is.vni, is.port, is.underlay, is.gbp, vxlan_family(is))
+                    != (
+                        asked.vni,
+                        asked.port,
+                        asked.underlay,
+                        asked.gbp,
+                        vxlan_family(asked),
+                    )
+                {
+                    return Err(Error::Unsupported {
+                        what: "changing VNI, port, underlay, GBP or family of a VXLAN device"
+                            .to_owned(),
+                    });
+                }
+                link.kind.clone()
+            }
+            (LinkKind::Veth { .. }, LinkKind::Veth { .. }) => found.kind.clone(),
+            (is, asked) if is == asked => found.kind.clone(),
+            _ => {
+                return Err(Error::Unsupported {
+                    what: "changing the kind of a device".to_owned(),
+                });
+            }
+        };
+        if let Some(mtu) = link.mtu.filter(|mtu| Some(*mtu) != found.mtu)
+            && (!(68..=65_536).contains(&mtu) || self.room(&kind).is_some_and(|room| mtu > room))
+        {
+            return Err(rejected("MTU out of range", link.name));
+        }
+        if link.mac.is_some_and(|mac| !mac.is_unicast()) {
+            return Err(rejected("no unicast hardware address", link.name));
+        }
+        let new_mac = link.mac.is_some_and(|mac| Some(mac) != found.mac);
+        let changed = Link {
+            kind,
+            mtu: link.mtu.or(found.mtu),
+            mac: link.mac.or(found.mac),
+            alias: link.alias.clone().or(found.alias),
+            ..found
+        };
+        self.objects
+            .insert(ObjectKey::Link(link.name), Object::Link(changed));
+        self.hints.insert(Change::Link(Some(link.name)));
+        if new_mac {
+            self.drop_neighbours(link.name, None);
+        }
+        self.set_up(link.name, link.up);
+        Ok(())
+    }
+
+    /// Sets a device up or down with what follows from it.
+    pub(super) fn set_up(&mut self, dev: IfName, up: bool) {
+        let Some(Object::Link(link)) = self.objects.get_mut(&ObjectKey::Link(dev)) else {
+            return;
+        };
+        if link.up == up {
+            return;
+        }
+        link.up = up;
+        let (mac, loopback) = (link.mac, link.kind == LinkKind::Loopback);
+        self.hints.insert(Change::Link(Some(dev)));
+        if !up {
+            self.drop_paths(dev);
+            self.drop_neighbours(dev, None);
+            let lost: Vec<_> = self
+                .addresses_of(dev)
+                .filter(|address| address.ip.is_ipv6())
+                .map(|address| Object::Address(address.clone()).key())
+                .collect();
+            for key in lost {
+                self.objects.remove(&key);
+                self.hints.insert(Change::Address(Some(dev)));
+            }
+            return;
+        }
+        if let Some(mac) = mac.filter(|_| !loopback) {
+            let address = Object::Address(Address {
+                dev,
+                ip: link_local(mac),
+                prefix_len: 64,
+            });
+            self.hint(&address);
+            self.objects.insert(address.key(), address);
+        }
+        for address in self.addresses_of(dev).cloned().collect::<Vec<_>>() {
+            self.connect(&address);
+        }
+    }
+
+    /// Adds the route of an address's network, as the kernel does by itself.
+    fn connect(&mut self, address: &Address) {
+        let up = self.link(address.dev).is_some_and(|link| link.up);
+        if let Some(route) = connected(address).filter(|_| up) {
+            let route = Object::Route(route);
+            self.objects.entry(route.key()).or_insert(route);
+            self.hints.insert(Change::Route);
+        }
+    }
+
+    /// Deletes a device with all on it, and the devices bound to it.
+    pub(super) fn delete_link(&mut self, dev: IfName) {
+        let mut going = vec![dev];
+        while let Some(dev) = going.pop() {
+            let Some(Object::Link(link)) = self.objects.remove(&ObjectKey::Link(dev)) else {
+                continue;
+            };
+            self.indices.remove(&dev);
+            self.hints.insert(Change::Link(Some(dev)));
+            if let LinkKind::Veth { peer: Some(peer) } = link.kind {
+                going.push(peer);
+            }
+            going.extend(
+                self.links()
+                    .filter(|other| {
+                        matches!(&other.kind, LinkKind::Vxlan(v) if v.underlay == Some(dev))
+                    })
+                    .map(|other| other.name),
+            );
+            self.drop_paths(dev);
+            self.objects.retain(|_, object| object.dev() != Some(dev));
+        }
+    }
+
+    /// Drops the routes and nexthops through a device, and the routes through those nexthops.
+    fn drop_paths(&mut self, dev: IfName) {
+        let nexthops: BTreeSet<u32> = self
+            .objects
+            .values()
+            .filter_map(|object| match object {
+                Object::Nexthop(nexthop) if nexthop.dev == dev => Some(nexthop.id),
+                _ => None,
+            })
+            .collect();
+        for id in &nexthops {
+            self.objects.remove(&ObjectKey::Nexthop(*id));
+        }
+        self.drop_routes(|route| match &route.target {
+            RouteTarget::Gateway { dev: through, .. } | RouteTarget::Device(through) => {
+                *through == dev
+            }
+            RouteTarget::Nexthop(id) => nexthops.contains(id),
+            _ => false,
+        });
+    }
+
+    fn drop_routes(&mut self, goes: impl Fn(&Route) -> bool) {
+        let lost: Vec<_> = self
+            .objects
+            .range(AFTER_NEXTHOPS..)
+            .filter(|(_, object)| matches!(object, Object::Route(route) if goes(route)))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in lost {
+            self.objects.remove(&key);
+            self.hints.insert(Change::Route);
+        }
+    }
+
+    fn drop_neighbours(&mut self, dev: IfName, family: Option<Family>) {
+        let first = ObjectKey::Neighbour {
+            dev,
+            ip: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        };
+        let lost: Vec<_> = self
+            .objects
+            .range(first..)
+            .map_while(|(key, _)| match key {
+                ObjectKey::Neighbour { dev: on, ip } if *on == dev => Some((key, ip)),
+                _ => None,
+            })
+            .filter(|(_, ip)| family.is_none_or(|family| Family::of(ip) == family))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in lost {
+            self.objects.remove(&key);
+            self.hints.insert(Change::Neighbour(Some(dev)));
+        }
+    }
+
+    fn delete(&mut self, object: &Object) -> Result<()> {
+        let object = normal(object);
+        let key = object.key();
+        let Some(found) = self.objects.get(&key) else {
+            return match &object {
+                Object::Sysctl(_) | Object::Offload(_) => Err(no_setting(&object)),
+                _ => Ok(()),
+            };
+        };
+        let meant = match (&object, found) {
+            (Object::Route(asked), Object::Route(is)) => {
+                asked.protocol == is.protocol && asked.target == is.target
+            }
+            (Object::Nexthop(asked), Object::Nexthop(is)) => asked.protocol == is.protocol,
+            (Object::Link(asked), Object::Link(is)) => asked.alias == is.alias,
+            (Object::Fdb(asked), Object::Fdb(is)) => asked.remote == is.remote,
+            (Object::Sysctl(_) | Object::Offload(_), _) => return Err(no_setting(&object)),
+            _ => true,
+        };
+        if meant {
+            self.delete_key(&key);
+        }
+        Ok(())
+    }
+
+    /// Deletes what is under a key with what follows from it.
+    pub(super) fn delete_key(&mut self, key: &ObjectKey) {
+        if let ObjectKey::Link(dev) = key {
+            self.delete_link(*dev);
+            return;
+        }
+        let Some(object) = self.objects.remove(key) else {
+            return;
+        };
+        self.hint(&object);
+        match object {
+            Object::Nexthop(nexthop) => {
+                self.drop_routes(|route| route.target == RouteTarget::Nexthop(nexthop.id));
+            }
+            Object::Address(address) => self.disconnect(&address),
+            _ => {}
+        }
+    }
+
+    /// What follows from an address that is gone. Without its last IPv4 address a device loses
+    /// its IPv4 neighbours and the IPv4 routes through it, those through nexthop objects excepted.
+    fn disconnect(&mut self, address: &Address) {
+        if let Some(route) = connected(address) {
+            let shared = self
+                .addresses_of(address.dev)
+                .any(|other| connected(other).is_some_and(|r| r.dst == route.dst));
+            if !shared {
+                self.drop_routes(|other| *other == route);
+            }
+        }
+        if address.ip.is_ipv4() && !self.addresses_of(address.dev).any(|a| a.ip.is_ipv4()) {
+            self.drop_neighbours(address.dev, Some(Family::V4));
+            self.drop_routes(|route| {
+                route.dst.family() == Family::V4
+                    && matches!(&route.target,
+                        RouteTarget::Gateway { dev, .. } | RouteTarget::Device(dev)
+                        if *dev == address.dev)
+            });
+        }
+    }
+
+    fn hint(&mut self, object: &Object) {
+        self.hints.insert(match object {
+            Object::Address(o) => Change::Address(Some(o.dev)),
+            Object::Fdb(_) | Object::Neighbour(_) => Change::Neighbour(object.dev()),
+            Object::Nexthop(_) | Object::Route(_) => Change::Route,
+            _ => Change::Link(object.dev()),
+        });
+    }
+
+    fn links(&self) -> impl Iterator<Item = &Link> {
+        self.objects.values().map_while(|object| match object {
+            Object::Link(link) => Some(link),
+            _ => None,
+        })
+    }
+
+    fn link(&self, dev: IfName) -> Option<&Link> {
+        match self.objects.get(&ObjectKey::Link(dev)) {
+            Some(Object::Link(link)) => Some(link),
+            _ => None,
+        }
+    }
+
+    fn addresses_of(&self, dev: IfName) -> impl Iterator<Item = &Address> {
+        let first = ObjectKey::Address {
+            dev,
+            ip: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            prefix_len: 0,
+        };
+        self.objects
+            .range(first..)
+            .map_while(move |(_, object)| match object {
+                Object::Address(address) if address.dev == dev => Some(address),
+                _ => None,
+            })
+    }
+
+    fn need_device(&self, dev: IfName) -> Result<()> {
+        match self.link(dev) {
+            Some(_) => Ok(()),
+            None => Err(no_device(dev)),
+        }
+    }
+
+    fn need_up(&self, dev: IfName, object: &Object) -> Result<()> {
+        match self.link(dev) {
+            Some(link) if link.up => Ok(()),
+            Some(_) => Err(rejected("nexthop device is not up", object)),
+            None => Err(no_device(dev)),
+        }
+    }
+
+    fn default_setting(&self, key: &ObjectKey) -> Option<Object> {
+        match key {
+            ObjectKey::Sysctl { dev, family, name } => {
+                self.link(*dev)?;
+                let (.., value) = SYSCTLS
+                    .iter()
+                    .find(|(of, known, _)| of == family && known == name)?;
+                Some(Object::Sysctl(Sysctl {
+                    dev: *dev,
+                    family: *family,
+                    name: name.clone(),
+                    value: (*value).to_owned(),
+                }))
+            }
+            ObjectKey::Offload { dev, feature } => {
+                self.link(*dev)?;
+                OFFLOADS.contains(&feature.as_str()).then(|| {
+                    Object::Offload(Offload {
+                        dev: *dev,
+                        feature: feature.clone(),
+                        on: true,
+                    })
+                })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The family of a VXLAN device's outer packets: two devices may share VNI and port if it differs.
+const fn vxlan_family(vxlan: &Vxlan) -> Family {
+    match vxlan.local {
+        Some(IpAddr::V6(_)) => Family::V6,
+        _ => Family::V4,
+    }
+}
+
+/// An object as the kernel stores it: an IPv6 route without a metric gets the default one, a
+/// setting has no white space around it.
+fn normal(object: &Object) -> Object {
+    let mut object = object.clone();
+    match &mut object {
+        Object::Route(route) if route.metric == 0 => {
+            route.metric = Route::default_metric(route.dst.family());
+        }
+        Object::Sysctl(sysctl) => sysctl.value = sysctl.value.trim().to_owned(),
+        _ => {}
+    }
+    object
+}
+
+/// The route that an address brings along. A single IPv4 address brings none. That of IPv6
+/// link-local addresses is left out: every device has it, so it could not be told apart by key.
+fn connected(address: &Address) -> Option<Route> {
+    let dst = Subnet::new(address.ip, address.prefix_len).ok()?;
+    let metric = match address.ip {
+        IpAddr::V4(_) if address.prefix_len < 32 => 0,
+        IpAddr::V6(ip) if !ip.is_unicast_link_local() => 256,
+        _ => return None,
+    };
+    Some(Route {
+        table: MAIN_TABLE,
+        dst,
+        metric,
+        target: RouteTarget::Device(address.dev),
+        protocol: RouteProtocol::KERNEL,
+    })
+}
+
+/// The link-local address that the kernel makes of a hardware address (RFC 4291, appendix A).
+fn link_local(mac: MacAddr) -> IpAddr {
+    let [a, b, c, d, e, f] = mac.0;
+    IpAddr::V6(Ipv6Addr::from([
+        0xfe,
+        0x80,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        a ^ 2,
+        b,
+        c,
+        0xff,
+        0xfe,
+        d,
+        e,
+        f,
+    ]))
+}
+
+fn rejected(why: &str, what: impl std::fmt::Display) -> Error {
+    Error::Rejected {
+        message: format!("{why}: {what}"),
+    }
+}
+
+fn no_device(dev: IfName) -> Error {
+    Error::NoSuchDevice {
+        dev: dev.to_string(),
+    }
+}
+
+fn no_setting(object: &Object) -> Error {
+    Error::Unsupported {
+        what: format!(
+            "{}: settings are changed, never made or removed",
+            object.key()
+        ),
+    }
+}

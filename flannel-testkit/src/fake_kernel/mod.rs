@@ -1,0 +1,515 @@
+//! [`FakeKernel`]: a network namespace in memory, for tests without privileges.
+//!
+//! It keeps the rules of Linux that a reconciler trips over, each measured on a real kernel and
+//! checked on both by [`conformance::kernel`](crate::conformance::kernel): a device that goes down
+//! takes its routes, nexthops, neighbours and IPv6 addresses along and keeps its forwarding
+//! entries; a new MAC address costs it its neighbours; a nexthop that is deleted takes its routes
+//! along; two VXLAN devices cannot share VNI, port and family.
+
+mod fault;
+mod host;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use flannel_core::kernel::{Error, Result};
+use flannel_core::{
+    AddressInfo, Change, ChangeStream, Features, IfName, Kernel, Link, LinkInfo, LinkKind,
+    MAIN_TABLE, Object, ObjectKey, Objects, Observed, Op, Route, RouteProtocol, RouteTarget, Scope,
+    Subnet,
+};
+use futures_core::Stream;
+use tokio::sync::mpsc;
+
+pub use fault::{Failure, FaultKind};
+use host::Host;
+
+/// A network namespace in memory.
+///
+/// Clones are handles on one and the same namespace: give one to the code under test and keep one
+/// to look inside, to edit as a stranger would and to make things fail. Nothing it is given makes
+/// it panic, except [`assert_faults_consumed`](Self::assert_faults_consumed), which is meant to.
+#[derive(Debug, Clone)]
+pub struct FakeKernel {
+    state: Arc<Mutex<State>>,
+}
+
+/// One op that was applied or refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogEntry {
+    /// The op.
+    pub op: Op,
+    /// What was answered: the error as text.
+    pub result: std::result::Result<(), String>,
+}
+
+#[derive(Debug)]
+struct State {
+    host: Host,
+    features: Features,
+    faults: VecDeque<FaultKind>,
+    refused: BTreeMap<ObjectKey, Failure>,
+    log: Vec<LogEntry>,
+    observations: usize,
+    latency: Duration,
+    watchers: Vec<mpsc::UnboundedSender<Change>>,
+}
+
+impl Default for FakeKernel {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FakeKernel {
+    /// The namespace of [`FakeKernel::node`] 1.
+    pub fn new() -> Self {
+        Self::node(1)
+    }
+
+    /// A namespace with a loopback device and `eth0`: MTU 1500, up, `192.0.2.<n>/24` and
+    /// `2001:db8::<n>/64`, default routes through `.254` and `::fe`.
+    pub fn node(n: u8) -> Self {
+        let eth0 = [
+            (IpAddr::V4(Ipv4Addr::new(192, 0, 2, n)), 24),
+            (
+                IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, n.into())),
+                64,
+            ),
+        ];
+        let kernel = Self::empty().with_link("eth0", 1500, &eth0);
+        kernel
+            .with_default_route("eth0", IpAddr::V4(Ipv4Addr::new(192, 0, 2, 254)))
+            .with_default_route(
+                "eth0",
+                IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfe)),
+            )
+    }
+
+    /// A namespace with nothing but its loopback device.
+    pub fn empty() -> Self {
+        let kernel = Self {
+            state: Arc::new(Mutex::new(State {
+                host: Host::default(),
+                features: Features::all(),
+                faults: VecDeque::new(),
+                refused: BTreeMap::new(),
+                log: Vec::new(),
+                observations: 0,
+                latency: Duration::ZERO,
+                watchers: Vec::new(),
+            })),
+        };
+        kernel.with_hardware("lo", LinkKind::Loopback, 65_536)
+    }
+
+    /// The same namespace with one more hardware link that is up and has these addresses. A name
+    /// that is none, or is taken, and an address that cannot be had change nothing.
+    #[must_use]
+    pub fn with_link(self, name: &str, mtu: u32, addresses: &[(IpAddr, u8)]) -> Self {
+        let kernel = self.with_hardware(name, LinkKind::Other(String::new()), mtu);
+        if let Ok(dev) = IfName::new(name) {
+            for (ip, prefix_len) in addresses {
+                let address = flannel_core::Address {
+                    dev,
+                    ip: *ip,
+                    prefix_len: *prefix_len,
+                };
+                drop(kernel.insert_foreign(Object::Address(address)));
+            }
+        }
+        kernel
+    }
+
+    /// The same namespace with a default route through a gateway.
+    #[must_use]
+    pub fn with_default_route(self, dev: &str, gateway: IpAddr) -> Self {
+        let any = match gateway {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        if let (Ok(dev), Ok(dst)) = (IfName::new(dev), Subnet::new(any, 0)) {
+            drop(self.insert_foreign(Object::Route(Route {
+                table: MAIN_TABLE,
+                dst,
+                metric: Route::default_metric(dst.family()),
+                target: RouteTarget::Gateway {
+                    gateway,
+                    dev,
+                    onlink: false,
+                },
+                protocol: RouteProtocol::BOOT,
+            })));
+        }
+        self
+    }
+
+    fn with_hardware(self, name: &str, kind: LinkKind, mtu: u32) -> Self {
+        if let Ok(name) = IfName::new(name) {
+            drop(self.insert_foreign(Object::Link(Link {
+                name,
+                kind,
+                mtu: Some(mtu),
+                mac: None,
+                up: true,
+                alias: None,
+            })));
+        }
+        self
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts in an object of somebody else, of any kind, also of those that only hardware or other
+    /// programs bring. Hints at it.
+    ///
+    /// # Errors
+    /// What the kernel would answer to its maker: the device is missing or down, the key taken.
+    pub fn insert_foreign(&self, object: Object) -> Result<()> {
+        let mut state = self.state();
+        let result = state.host.insert(&object);
+        state.tell();
+        result
+    }
+
+    /// Does what another program does. Hints at it.
+    ///
+    /// # Errors
+    /// As [`Kernel::apply`], without faults.
+    pub fn external(&self, op: &Op) -> Result<()> {
+        let mut state = self.state();
+        let result = state.host.apply(op);
+        state.tell();
+        result
+    }
+
+    /// Sets a device up or down, as `ip link set` does. No such device: changes nothing.
+    pub fn set_link_up(&self, dev: IfName, up: bool) {
+        let mut state = self.state();
+        state.host.set_up(dev, up);
+        state.tell();
+    }
+
+    /// Sets a device down, as `ip link set` does. No such device: changes nothing.
+    pub fn set_link_down(&self, dev: IfName) {
+        self.set_link_up(dev, false);
+    }
+
+    /// Deletes a device with all on it. No such device: changes nothing.
+    pub fn delete_link(&self, dev: IfName) {
+        let mut state = self.state();
+        state.host.delete_link(dev);
+        state.tell();
+    }
+
+    /// Deletes what is under a key, whosever it is. Nothing there: changes nothing.
+    pub fn delete(&self, key: &ObjectKey) {
+        let mut state = self.state();
+        state.host.delete_key(key);
+        state.tell();
+    }
+
+    /// Everything in the namespace, settings that were never written excepted.
+    pub fn objects(&self) -> Objects {
+        self.state().host.objects().clone()
+    }
+
+    /// What is under a key, settings with their default included.
+    pub fn get(&self, key: &ObjectKey) -> Option<Object> {
+        self.state().host.get(key)
+    }
+
+    /// Makes one coming call go wrong. Faults of one kind come in the order in which they were
+    /// given; each comes once.
+    pub fn fail_next(&self, fault: FaultKind) {
+        self.state().faults.push_back(fault);
+    }
+
+    /// Makes every op on an object fail until [`FakeKernel::accept`].
+    pub fn refuse(&self, key: ObjectKey, failure: Failure) {
+        self.state().refused.insert(key, failure);
+    }
+
+    /// Ends what [`FakeKernel::refuse`] began.
+    pub fn accept(&self, key: &ObjectKey) {
+        self.state().refused.remove(key);
+    }
+
+    /// The faults that have not come yet.
+    pub fn pending_faults(&self) -> Vec<FaultKind> {
+        self.state().faults.iter().cloned().collect()
+    }
+
+    /// Checks that every fault came: a test whose fault never came has shown nothing.
+    ///
+    /// # Panics
+    /// If one did not, naming it.
+    pub fn assert_faults_consumed(&self) {
+        let pending = self.pending_faults();
+        assert!(
+            pending.is_empty(),
+            "faults that never came, so the test has not shown what it claims: {pending:?}"
+        );
+    }
+
+    /// The ops given to [`Kernel::apply`] since the last [`FakeKernel::take_log`], with the answers.
+    pub fn log(&self) -> Vec<LogEntry> {
+        self.state().log.clone()
+    }
+
+    /// Takes the log, leaving it empty.
+    pub fn take_log(&self) -> Vec<LogEntry> {
+        std::mem::take(&mut self.state().log)
+    }
+
+    /// How often the state was read.
+    pub fn observations(&self) -> usize {
+        self.state().observations
+    }
+
+    /// Sets what [`Kernel::features`] answers.
+    pub fn set_features(&self, features: Features) {
+        self.state().features = features;
+    }
+
+    /// Lets every call take this long, on tokio's time.
+    pub fn set_latency(&self, latency: Duration) {
+        self.state().latency = latency;
+    }
+
+    async fn wait(&self) {
+        let latency = self.state().latency;
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+    }
+}
+
+impl State {
+    /// Takes the first fault that a function picks.
+    fn take_fault<T>(&mut self, pick: impl Fn(&FaultKind) -> Option<T>) -> Option<T> {
+        let (at, picked) = self
+            .faults
+            .iter()
+            .enumerate()
+            .find_map(|(at, fault)| pick(fault).map(|picked| (at, picked)))?;
+        self.faults.remove(at);
+        Some(picked)
+    }
+
+    /// Sends the hints at what was just done.
+    fn tell(&mut self) {
+        let mut hints = self.host.take_hints();
+        if hints.is_empty() {
+            return;
+        }
+        if self
+            .take_fault(|f| matches!(f, FaultKind::HintsLost).then_some(()))
+            .is_some()
+        {
+            return;
+        }
+        if self
+            .take_fault(|f| matches!(f, FaultKind::Overrun).then_some(()))
+            .is_some()
+        {
+            hints = [Change::All].into();
+        }
+        self.watchers
+            .retain(|watcher| hints.iter().all(|hint| watcher.send(*hint).is_ok()));
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<()>> {
+        let timed_out = self.take_fault(|f| match f {
+            FaultKind::ApplyTimesOut { after } => Some(*after),
+            _ => None,
+        });
+        let vanishing = self.take_fault(|f| match f {
+            FaultKind::DeviceDeleted { dev, after } if *after < ops.len() => Some((*dev, *after)),
+            _ => None,
+        });
+        let mut failed = std::collections::BTreeSet::new();
+        let mut results = Vec::with_capacity(ops.len());
+        for (at, op) in ops.iter().enumerate() {
+            if let Some((dev, _)) = vanishing.filter(|(_, after)| *after == at) {
+                self.host.delete_link(dev);
+            }
+            let result = match timed_out {
+                Some(after) if at > after => Err(Error::TimedOut),
+                _ => self.apply_one(op, &failed),
+            };
+            if result.is_err() && !matches!(op, Op::Delete(_)) {
+                failed.insert(op.key());
+            }
+            let result = match timed_out {
+                Some(after) if at == after => Err(Error::TimedOut),
+                _ => result,
+            };
+            self.log.push(LogEntry {
+                op: op.clone(),
+                result: result.as_ref().map(|()| ()).map_err(ToString::to_string),
+            });
+            results.push(result);
+        }
+        self.tell();
+        results
+    }
+
+    fn apply_one(&mut self, op: &Op, failed: &std::collections::BTreeSet<ObjectKey>) -> Result<()> {
+        if !self.features.net_admin {
+            return Err(Error::NotPermitted {
+                message: format!("{} {}", op.verb(), op.key()),
+            });
+        }
+        if !matches!(op, Op::Delete(_))
+            && let Some(key) = op.object().needs().into_iter().find(|k| failed.contains(k))
+        {
+            return Err(Error::Skipped { key });
+        }
+        let key = op.key();
+        if let Some(failure) = self.refused.get(&key) {
+            return Err(failure.error(op));
+        }
+        let fault = self.take_fault(|f| match f {
+            FaultKind::Op { kind, failure } if *kind == key.kind() => Some(*failure),
+            FaultKind::Key {
+                key: wanted,
+                failure,
+            } if *wanted == key => Some(*failure),
+            _ => None,
+        });
+        if let Some(failure) = fault {
+            return Err(failure.error(op));
+        }
+        self.check_features(op.object())?;
+        self.host.apply(op)
+    }
+
+    fn check_features(&self, object: &Object) -> Result<()> {
+        let lacks = match object {
+            Object::Link(Link {
+                kind: LinkKind::Vxlan(_),
+                ..
+            }) if !self.features.vxlan => "VXLAN devices",
+            Object::Nexthop(_) if !self.features.nexthops => "nexthop objects",
+            Object::Sysctl(_) if !self.features.sysctls => "writing settings",
+            Object::Offload(_) if !self.features.offloads => "setting offloads",
+            _ => return Ok(()),
+        };
+        Err(Error::Unsupported {
+            what: lacks.to_owned(),
+        })
+    }
+
+    fn observe(&mut self, scope: &Scope) -> Result<Observed> {
+        self.observations += 1;
+        if let Some(failure) = self.take_fault(|f| match f {
+            FaultKind::Observe { failure } => Some(*failure),
+            _ => None,
+        }) {
+            return Err(failure.bare());
+        }
+        let mut objects: Objects = self
+            .host
+            .objects()
+            .iter()
+            .filter(|(key, object)| match object {
+                Object::Fdb(_) | Object::Neighbour(_) => {
+                    object.dev().is_some_and(|dev| scope.devices.contains(&dev))
+                }
+                Object::Nexthop(_) => self.features.nexthops,
+                Object::Route(route) => route.table == MAIN_TABLE,
+                Object::Sysctl(_) | Object::Offload(_) => scope.settings.contains(key),
+                _ => true,
+            })
+            .map(|(key, object)| (key.clone(), object.clone()))
+            .collect();
+        for key in &scope.settings {
+            if let Some(setting) = self.host.get(key) {
+                objects.insert(key.clone(), setting);
+            }
+        }
+        Ok(Observed {
+            links: self.host.link_infos(),
+            addresses: objects
+                .values()
+                .filter_map(|object| match object {
+                    Object::Address(address) => Some(AddressInfo {
+                        dev: address.dev,
+                        ip: address.ip,
+                        prefix_len: address.prefix_len,
+                        link_scope: matches!(address.ip, IpAddr::V6(ip) if ip.is_unicast_link_local()),
+                        deprecated: false,
+                        permanent: true,
+                        temporary: false,
+                        tentative: false,
+                    }),
+                    _ => None,
+                })
+                .collect(),
+            objects,
+        })
+    }
+}
+
+#[async_trait]
+impl Kernel for FakeKernel {
+    async fn features(&self) -> Result<Features> {
+        self.wait().await;
+        Ok(self.state().features.clone())
+    }
+
+    async fn observe(&self, scope: &Scope) -> Result<Observed> {
+        self.wait().await;
+        self.state().observe(scope)
+    }
+
+    async fn apply(&self, ops: &[Op]) -> Vec<Result<()>> {
+        self.wait().await;
+        self.state().apply(ops)
+    }
+
+    fn changes(&self) -> ChangeStream {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        drop(sender.send(Change::All));
+        self.state().watchers.push(sender);
+        Box::pin(Hints {
+            receiver,
+            _kernel: self.clone(),
+        })
+    }
+}
+
+/// Hints; holds the kernel so that the stream does not end when the last other handle goes.
+struct Hints {
+    receiver: mpsc::UnboundedReceiver<Change>,
+    _kernel: FakeKernel,
+}
+
+impl Stream for Hints {
+    type Item = Change;
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Change>> {
+        self.receiver.poll_recv(cx)
+    }
+}
+
+/// What the fake says of a link beside the object.
+fn link_info(link: &Link, index: u32) -> LinkInfo {
+    LinkInfo {
+        name: link.name,
+        index,
+        mtu: link.mtu.unwrap_or(1500),
+        up: link.up,
+        running: link.up,
+        loopback: link.kind == LinkKind::Loopback,
+        mac: link.mac,
+        master: None,
+    }
+}

@@ -26,7 +26,11 @@ impl Backend for Plain {
     fn attrs<'a>(&self, cx: &NodeContext<'a>) -> Result<LeaseAttrs> {
         let public_ip = cx.external.public;
         let backend_type = Some(self.backend_type());
-        Ok(LeaseAttrs { public_ip, backend_type, ..LeaseAttrs::default() })
+        Ok(LeaseAttrs {
+            public_ip,
+            backend_type,
+            ..LeaseAttrs::default()
+        })
     }
 
     async fn register_network<'a>(
@@ -35,7 +39,11 @@ impl Backend for Plain {
         lease: Lease,
     ) -> Result<Arc<dyn Network>> {
         let underlay = Arc::clone(cx.underlay);
-        Ok(Arc::new(PlainNetwork { lease, underlay, mtu: cx.external.mtu }))
+        Ok(Arc::new(PlainNetwork {
+            lease,
+            underlay,
+            mtu: cx.external.mtu,
+        }))
     }
 }
 
@@ -70,7 +78,10 @@ impl Network for PlainNetwork {
                 found: format!("{:?}", peer.attrs.public_ip(family)),
                 reason: reason.to_owned(),
             };
-            let gateway = peer.attrs.public_ip(family).ok_or_else(|| public("it is missing"))?;
+            let gateway = peer
+                .attrs
+                .public_ip(family)
+                .ok_or_else(|| public("it is missing"))?;
             let Reach::OnLink(dev) = self.underlay.reach(gateway) else {
                 return Err(public("it is not on a link of this node"));
             };
@@ -78,7 +89,11 @@ impl Network for PlainNetwork {
                 table: MAIN_TABLE,
                 dst: *subnet,
                 metric: Route::default_metric(family),
-                target: RouteTarget::Gateway { gateway, dev, onlink: false },
+                target: RouteTarget::Gateway {
+                    gateway,
+                    dev,
+                    onlink: false,
+                },
                 protocol: RouteProtocol::UNSPEC, // the overlay puts its own mark here
             })])
         })
@@ -97,5 +112,9 @@ async fn main() -> ExitCode {
             }
         }
     }
-    if failed { ExitCode::from(3) } else { ExitCode::SUCCESS }
+    if failed {
+        ExitCode::from(3)
+    } else {
+        ExitCode::SUCCESS
+    }
 }

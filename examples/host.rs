@@ -30,20 +30,32 @@ async fn run() -> Result<(), Box<dyn std::error::Error>> {
     // From here on it is what a host program does.
     let config = r#"{ "Network": "10.42.0.0/16", "Backend": { "Type": "vxlan" } }"#;
     let overlay = Overlay::builder(NodeId::new("node-a")?)
-        .manager(MemoryManager::new(NetworkConfig::from_json(config, PoolMode::Allocated)?))
+        .manager(MemoryManager::new(NetworkConfig::from_json(
+            config,
+            PoolMode::Allocated,
+        )?))
         .backend(VxlanBackend::new())
-        .kernel(NetlinkKernel::in_namespace_fd(node.ns.fd().try_clone_to_owned()?)?)
+        .kernel(NetlinkKernel::in_namespace_fd(
+            node.ns.fd().try_clone_to_owned()?,
+        )?)
         .start()
         .await?;
     overlay.ready().await?;
     let status = overlay.status();
     if let Some(lease) = &status.lease {
-        println!("lease {} public {:?} mtu {:?}", lease.subnet, lease.public_ip, status.mtu);
+        println!(
+            "lease {} public {:?} mtu {:?}",
+            lease.subnet, lease.public_ip, status.mtu
+        );
     }
     for condition in &status.conditions {
         println!("condition {condition} {}", condition.message);
     }
     let healthy = status.is_true(ConditionType::Kernel);
     overlay.stop().await?; // packets keep flowing
-    if healthy { Ok(()) } else { Err("the kernel has not converged".into()) }
+    if healthy {
+        Ok(())
+    } else {
+        Err("the kernel has not converged".into())
+    }
 }

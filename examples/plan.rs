@@ -70,10 +70,17 @@ async fn run(flags: Flags) -> Result<(), Error> {
         .map_err(|error| format!("{}: {error}", config.display()))?;
     let leases: Vec<Lease> = serde_json::from_str(&read(leases)?)
         .map_err(|error| format!("{}: {error}", leases.display()))?;
-    let own = leases.iter().find(|lease| lease.node.as_str() == *node).cloned().ok_or_else(|| {
-        let known: Vec<&str> = leases.iter().map(|lease| lease.node.as_str()).collect();
-        format!("no lease is node {node}'s: the leases are those of {}", known.join(", "))
-    })?;
+    let own = leases
+        .iter()
+        .find(|lease| lease.node.as_str() == *node)
+        .cloned()
+        .ok_or_else(|| {
+            let known: Vec<&str> = leases.iter().map(|lease| lease.node.as_str()).collect();
+            format!(
+                "no lease is node {node}'s: the leases are those of {}",
+                known.join(", ")
+            )
+        })?;
     let observed = match &flags.observed {
         Some(file) => serde_json::from_str(&read(file)?)
             .map_err(|error| format!("{}: {error}", file.display()))?,
@@ -112,10 +119,17 @@ async fn work_out(
             _ => None,
         })
         .collect();
-    let underlay =
-        Arc::new(Underlay::from_observed(observed, &networks, |dev| ours.contains(&dev)));
+    let underlay = Arc::new(Underlay::from_observed(observed, &networks, |dev| {
+        ours.contains(&dev)
+    }));
     let options = UnderlayOptions {
-        interfaces: own.attrs.public_ip.ips().take(1).map(Interface::Address).collect(),
+        interfaces: own
+            .attrs
+            .public_ip
+            .ips()
+            .take(1)
+            .map(Interface::Address)
+            .collect(),
         public_ip: own.attrs.public_ip,
     };
     let families: Vec<Family> = config.families().collect();
@@ -152,7 +166,10 @@ async fn work_out(
         subnets: own.subnet,
         public_ip: own.attrs.public_ip,
     });
-    set.apply(Event::Snapshot(Snapshot { leases, ..Snapshot::default() }));
+    set.apply(Event::Snapshot(Snapshot {
+        leases,
+        ..Snapshot::default()
+    }));
     let mut compiler = Compiler::new(overlay.clone(), ownership.protocol);
     compiler.set_network(network, &set);
     Ok((plan(observed, compiler.desired(), &ownership), compiler))
@@ -170,12 +187,13 @@ fn bare_node(own: &Lease) -> Result<Observed, Error> {
         up: true,
         alias: None,
     };
-    let objects = std::iter::once(Object::Link(link)).chain(
-        own.attrs
-            .public_ip
-            .ips()
-            .map(|ip| Object::Address(Address { dev, ip, prefix_len: Family::of(&ip).bits() })),
-    );
+    let objects = std::iter::once(Object::Link(link)).chain(own.attrs.public_ip.ips().map(|ip| {
+        Object::Address(Address {
+            dev,
+            ip,
+            prefix_len: Family::of(&ip).bits(),
+        })
+    }));
     observed.objects = objects.map(|object| (object.key(), object)).collect();
     observed.links.push(LinkInfo {
         name: dev,
@@ -210,11 +228,19 @@ async fn dump_observed() -> Result<(), Error> {
     let mut scope = Scope::default();
     let observed = kernel.observe(&scope).await?;
     for object in observed.objects.values() {
-        if let Object::Link(Link { name, kind: LinkKind::Vxlan(_), .. }) = object {
+        if let Object::Link(Link {
+            name,
+            kind: LinkKind::Vxlan(_),
+            ..
+        }) = object
+        {
             scope.devices.insert(*name);
         }
     }
-    println!("{}", serde_json::to_string_pretty(&kernel.observe(&scope).await?)?);
+    println!(
+        "{}",
+        serde_json::to_string_pretty(&kernel.observe(&scope).await?)?
+    );
     Ok(())
 }
 
@@ -231,7 +257,11 @@ fn why_text(why: &Why) -> String {
 
 /// An object in words; a route through a nexthop object as the way that it stands for.
 fn describe(object: &Object, compiler: &Compiler) -> String {
-    if let Object::Route(Route { target: RouteTarget::Nexthop(id), .. }) = object {
+    if let Object::Route(Route {
+        target: RouteTarget::Nexthop(id),
+        ..
+    }) = object
+    {
         let nexthop = compiler.desired().objects.get(&ObjectKey::Nexthop(*id));
         if let Some(Object::Nexthop(nexthop)) = nexthop.map(|wanted| &wanted.object) {
             let onlink = if nexthop.onlink { " onlink" } else { "" };
@@ -276,9 +306,17 @@ fn print_json(plan: &Plan, compiler: &Compiler) -> Result<(), Error> {
 
 fn print_text(plan: &Plan, compiler: &Compiler) {
     for step in &plan.steps {
-        let peer = step.peer.as_ref().map(|peer| format!("  for {peer}")).unwrap_or_default();
+        let peer = step
+            .peer
+            .as_ref()
+            .map(|peer| format!("  for {peer}"))
+            .unwrap_or_default();
         let object = describe(step.op.object(), compiler);
-        println!("{:<7} {object}  ({}){peer}", step.op.verb(), why_text(&step.why));
+        println!(
+            "{:<7} {object}  ({}){peer}",
+            step.op.verb(),
+            why_text(&step.why)
+        );
     }
     for (key, reason) in rejections(compiler) {
         println!("reject  {key}: {reason}");
@@ -293,7 +331,9 @@ fn print_text(plan: &Plan, compiler: &Compiler) {
 
 fn rejections(compiler: &Compiler) -> impl Iterator<Item = (String, String)> + '_ {
     compiler.rejected().iter().flat_map(|(key, reasons)| {
-        reasons.iter().map(|(_, reason)| (key.to_string(), reason.to_string()))
+        reasons
+            .iter()
+            .map(|(_, reason)| (key.to_string(), reason.to_string()))
     })
 }
 

@@ -69,7 +69,9 @@
 //! global; it writes no file unless given one. Those are the host program's.
 #![forbid(unsafe_code)]
 
-pub use flannel_core::{alloc, backend, config, keeper, kernel, manager, mtu, reconcile, underlay, wire};
+pub use flannel_core::{
+    alloc, backend, config, keeper, kernel, manager, mtu, reconcile, underlay, wire,
+};
 
 // The handle.
 pub use flannel_core::{
@@ -83,13 +85,13 @@ pub use flannel_core::{
 };
 
 // Leases and their store.
+pub use flannel_core::keeper::{KeeperOptions, LossPolicy};
 pub use flannel_core::{
     BackendConfig, BackendData, BackendDataError, BackendType, Capabilities, DualStack, Event,
-    EventStream, Family, Lease, LeaseAttrs, LeaseDelta, LeaseKey, LeaseRequest, LeaseSet, Peer,
-    NameError, NetworkConfig, NodeId, OverlayName, Own, Pool, PoolMode, PublicIp, Rejection, Revision,
-    Seniority, Snapshot, Subnet, SubnetError, Unreadable, WithdrawalGuard,
+    EventStream, Family, Lease, LeaseAttrs, LeaseDelta, LeaseKey, LeaseRequest, LeaseSet,
+    NameError, NetworkConfig, NodeId, OverlayName, Own, Peer, Pool, PoolMode, PublicIp, Rejection,
+    Revision, Seniority, Snapshot, Subnet, SubnetError, Unreadable, WithdrawalGuard,
 };
-pub use flannel_core::keeper::{KeeperOptions, LossPolicy};
 
 // The kernel's objects and the underlay.
 pub use flannel_core::{

@@ -96,18 +96,31 @@ impl VxlanBackend {
                         cx.features.release
                     ),
                 ),
-                Some(false) => {
-                    (None, format!("as the kernel has it: Linux {}", cx.features.release))
-                }
-                None => (None, "as the kernel has it: its release is not known".to_owned()),
+                Some(false) => (
+                    None,
+                    format!("as the kernel has it: Linux {}", cx.features.release),
+                ),
+                None => (
+                    None,
+                    "as the kernel has it: its release is not known".to_owned(),
+                ),
             },
         };
         let (wanted, text) = if wanted.is_some() && !cx.features.offloads {
-            (None, format!("{reason}; but the kernel does not let offloads be set"))
+            (
+                None,
+                format!("{reason}; but the kernel does not let offloads be set"),
+            )
         } else {
             (wanted, reason)
         };
-        (wanted, Note { topic: "checksum-offload".to_owned(), text })
+        (
+            wanted,
+            Note {
+                topic: "checksum-offload".to_owned(),
+                text,
+            },
+        )
     }
 }
 
@@ -120,7 +133,9 @@ impl Backend for VxlanBackend {
     fn attrs<'a>(&self, cx: &NodeContext<'a>) -> Result<LeaseAttrs> {
         let config = VxlanConfig::from_network(cx.config)?;
         if !cx.features.vxlan {
-            return Err(Error::Unsupported { what: "VXLAN devices".to_owned() });
+            return Err(Error::Unsupported {
+                what: "VXLAN devices".to_owned(),
+            });
         }
         let devices = self.devices(cx, &config)?;
         let mut attrs = LeaseAttrs {
@@ -129,7 +144,10 @@ impl Backend for VxlanBackend {
             backend_data: DualStack::default(),
         };
         for (family, device) in devices.iter() {
-            let data = VxlanData { vni: config.vni, vtep_mac: device.mac };
+            let data = VxlanData {
+                vni: config.vni,
+                vtep_mac: device.mac,
+            };
             let data = data.encode().map_err(|error| Error::Other {
                 what: "the backend data cannot be written".to_owned(),
                 source: Some(Box::new(error)),
@@ -177,7 +195,10 @@ impl Backend for VxlanBackend {
             } else {
                 "not used: the kernel has none (they came with Linux 5.3)"
             };
-            notes.push(Note { topic: "nexthops".to_owned(), text: text.to_owned() });
+            notes.push(Note {
+                topic: "nexthops".to_owned(),
+                text: text.to_owned(),
+            });
         }
         let accept_ra = cx.features.ipv6 && cx.features.sysctls;
         Ok(Arc::new(VxlanNetwork {
@@ -206,22 +227,30 @@ fn vtep_mac(cx: &NodeContext<'_>, vni: u32, family: Family) -> MacAddr {
     let existing = || {
         let name = device_name(family, vni)?;
         match cx.observed.objects.get(&ObjectKey::Link(name))? {
-            Object::Link(Link { kind: LinkKind::Vxlan(vxlan), mac, .. }) if vxlan.vni == vni => {
-                mac.filter(MacAddr::is_unicast)
-            }
+            Object::Link(Link {
+                kind: LinkKind::Vxlan(vxlan),
+                mac,
+                ..
+            }) if vxlan.vni == vni => mac.filter(MacAddr::is_unicast),
             _ => None,
         }
     };
     published(cx.held)
         .or_else(existing)
         .or_else(|| published(cx.previous))
-        .unwrap_or_else(|| MacAddr::local(stable_hash(format!("{}/{family}/{vni}", cx.node).as_bytes())))
+        .unwrap_or_else(|| {
+            MacAddr::local(stable_hash(
+                format!("{}/{family}/{vni}", cx.node).as_bytes(),
+            ))
+        })
 }
 
 /// Whether a kernel release such as `5.4.0-42-generic` is below a version; `None` if it cannot be
 /// read.
 fn release_below(release: &str, version: (u32, u32)) -> Option<bool> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse::<u32>);
     let (major, minor) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
     Some((major, minor) < version)
 }

@@ -34,7 +34,11 @@ impl VxlanConfig {
         let vni = backend.u32("VNI", 1, 1..=0xff_ffff)?;
         for family in config.families() {
             if device_name(family, vni).is_none() {
-                let most = if family == Family::V6 { 9_999 } else { 9_999_999 };
+                let most = if family == Family::V6 {
+                    9_999
+                } else {
+                    9_999_999
+                };
                 return Err(Error::key(
                     "Backend.VNI",
                     vni,
@@ -47,7 +51,10 @@ impl VxlanConfig {
             }
         }
         let port = backend.u32("Port", 0, 0..=u32::from(u16::MAX))?;
-        let port = u16::try_from(port).ok().filter(|port| *port != 0).unwrap_or(DEFAULT_PORT);
+        let port = u16::try_from(port)
+            .ok()
+            .filter(|port| *port != 0)
+            .unwrap_or(DEFAULT_PORT);
         let mtu = match backend.u32("MTU", 0, 0..=65_535)? {
             0 => None,
             mtu => Some(mtu),

@@ -46,10 +46,20 @@ impl VxlanNetwork {
         let target = if self.nexthops {
             let id = nexthop_id(&self.overlay, gateway, dev, onlink);
             let protocol = RouteProtocol::UNSPEC;
-            objects.push(Object::Nexthop(Nexthop { id, gateway, dev, onlink, protocol }));
+            objects.push(Object::Nexthop(Nexthop {
+                id,
+                gateway,
+                dev,
+                onlink,
+                protocol,
+            }));
             RouteTarget::Nexthop(id)
         } else {
-            RouteTarget::Gateway { gateway, dev, onlink }
+            RouteTarget::Gateway {
+                gateway,
+                dev,
+                onlink,
+            }
         };
         objects.push(Object::Route(Route {
             table: MAIN_TABLE,
@@ -68,18 +78,25 @@ impl VxlanNetwork {
         subnet: Subnet,
     ) -> Result<Vec<Object>, Rejection> {
         let device = self.devices.get(family).ok_or(Rejection::NoSubnet)?;
-        let remote = peer.attrs.public_ip(family).ok_or_else(|| Rejection::PublicIp {
-            found: "missing".to_owned(),
-            reason: format!("the {family} overlay is carried over {family}"),
-        })?;
+        let remote = peer
+            .attrs
+            .public_ip(family)
+            .ok_or_else(|| Rejection::PublicIp {
+                found: "missing".to_owned(),
+                reason: format!("the {family} overlay is carried over {family}"),
+            })?;
         if self.config.direct_routing {
             if let Reach::OnLink(dev) = self.underlay.reach(remote) {
                 return Ok(self.route(subnet, remote, dev, false));
             }
         }
-        let data = peer.attrs.backend_data.get(family).ok_or_else(|| Rejection::BackendData {
-            reason: format!("there is none for {family}"),
-        })?;
+        let data = peer
+            .attrs
+            .backend_data
+            .get(family)
+            .ok_or_else(|| Rejection::BackendData {
+                reason: format!("there is none for {family}"),
+            })?;
         let data = VxlanData::decode(data)?;
         if data.vni != self.config.vni {
             return Err(Rejection::BackendData {
@@ -93,8 +110,16 @@ impl VxlanNetwork {
         }
         let (dev, gateway) = (device.name, subnet.address());
         let mut objects = vec![
-            Object::Fdb(Fdb { dev, mac: data.vtep_mac, remote }),
-            Object::Neighbour(Neighbour { dev, ip: gateway, mac: data.vtep_mac }),
+            Object::Fdb(Fdb {
+                dev,
+                mac: data.vtep_mac,
+                remote,
+            }),
+            Object::Neighbour(Neighbour {
+                dev,
+                ip: gateway,
+                mac: data.vtep_mac,
+            }),
         ];
         objects.extend(self.route(subnet, gateway, dev, true));
         Ok(objects)
@@ -109,7 +134,11 @@ impl Network for VxlanNetwork {
 
     fn mtu(&self) -> u32 {
         // Containers have one interface for both families: the tighter tunnel decides.
-        self.devices.values().map(|device| device.mtu).min().unwrap_or_default()
+        self.devices
+            .values()
+            .map(|device| device.mtu)
+            .min()
+            .unwrap_or_default()
     }
 
     fn local(&self) -> Vec<Object> {

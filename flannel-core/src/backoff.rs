@@ -16,7 +16,10 @@ impl Backoff {
     /// Waits from `first` (at least a millisecond) to `most` (at least `first`).
     pub fn new(first: Duration, most: Duration) -> Self {
         let first = first.max(Duration::from_millis(1));
-        Self { first, most: most.max(first) }
+        Self {
+            first,
+            most: most.max(first),
+        }
     }
 
     /// The wait after the given number of failures in a row; none for zero.
@@ -24,7 +27,10 @@ impl Backoff {
         if failures == 0 {
             return Duration::ZERO;
         }
-        let doubled = self.first.saturating_mul(1 << (failures - 1).min(30)).min(self.most);
+        let doubled = self
+            .first
+            .saturating_mul(1 << (failures - 1).min(30))
+            .min(self.most);
         doubled - rng.below(doubled / 2)
     }
 }

@@ -5,9 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Moment;
 
 /// What a [`Condition`] is about. Of each there is exactly one in a [`Status`](crate::Status).
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ConditionType {
     /// The store answers and its watch is alive. While false, the last known peers stay in force.
@@ -86,7 +84,11 @@ pub struct Condition {
 
 impl std::fmt::Display for Condition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "type={} status={} reason={}", self.kind, self.status, self.reason)
+        write!(
+            f,
+            "type={} status={} reason={}",
+            self.kind, self.status, self.reason
+        )
     }
 }
 

@@ -66,8 +66,15 @@ impl Keeper {
     /// out, so that its time is never overestimated.
     pub fn new(options: KeeperOptions, lease: &Lease, asked: Moment) -> Self {
         let deadline = lease.ttl.map(|ttl| asked + ttl);
-        let due = lease.ttl.map(|ttl| asked + (ttl - options.margin.min(ttl / 2)));
-        Self { options, deadline, due, failures: 0 }
+        let due = lease
+            .ttl
+            .map(|ttl| asked + (ttl - options.margin.min(ttl / 2)));
+        Self {
+            options,
+            deadline,
+            due,
+            failures: 0,
+        }
     }
 
     /// When the lease is over.
@@ -104,7 +111,9 @@ impl Keeper {
         self.failures = self.failures.saturating_add(1);
         let retry = now + self.options.retry.after(self.failures, rng);
         // The last try must come before the end, not behind it.
-        let last = self.deadline.map(|deadline| deadline - Duration::from_millis(1));
+        let last = self
+            .deadline
+            .map(|deadline| deadline - Duration::from_millis(1));
         self.due = Some(last.map_or(retry, |last| retry.min(last.max(now))));
     }
 }

@@ -255,7 +255,10 @@ impl OverlayBuilder {
     /// # Errors
     /// [`Error::Missing`] without a kernel, [`Error::Kernel`] if it cannot be talked to.
     pub async fn preflight(&self) -> Result<Preflight, Error> {
-        let kernel = self.kernel.as_ref().ok_or(Error::Missing { part: "kernel" })?;
+        let kernel = self
+            .kernel
+            .as_ref()
+            .ok_or(Error::Missing { part: "kernel" })?;
         Ok(Preflight::of(kernel.features().await?))
     }
 
@@ -267,7 +270,10 @@ impl OverlayBuilder {
     ///
     /// # Cancel safety
     /// Cancel safe: nothing was started.
-    #[allow(clippy::unused_async, reason = "a host program must be inside of a runtime to call it")]
+    #[allow(
+        clippy::unused_async,
+        reason = "a host program must be inside of a runtime to call it"
+    )]
     pub async fn start(self) -> Result<Overlay, Error> {
         let manager = self.manager.ok_or(Error::Missing { part: "manager" })?;
         let kernel = self.kernel.ok_or(Error::Missing { part: "kernel" })?;
@@ -276,13 +282,22 @@ impl OverlayBuilder {
         }
         for (i, backend) in self.backends.iter().enumerate() {
             let kind = backend.backend_type();
-            if self.backends[..i].iter().any(|other| other.backend_type() == kind) {
-                return Err(Error::Duplicate { backend_type: kind.to_string() });
+            if self.backends[..i]
+                .iter()
+                .any(|other| other.backend_type() == kind)
+            {
+                return Err(Error::Duplicate {
+                    backend_type: kind.to_string(),
+                });
             }
         }
-        let clock =
-            self.clock.or_else(|| kernel.clock()).unwrap_or_else(|| Arc::new(TokioClock::new()));
-        let rng = self.seed.map_or_else(|| Rng::from_text(self.node.as_str()), Rng::new);
+        let clock = self
+            .clock
+            .or_else(|| kernel.clock())
+            .unwrap_or_else(|| Arc::new(TokioClock::new()));
+        let rng = self
+            .seed
+            .map_or_else(|| Rng::from_text(self.node.as_str()), Rng::new);
         let (commands, command_rx) = mpsc::channel(16);
         let (status, status_rx) = watch::channel(Arc::new(Status::default()));
         let (events, _) = broadcast::channel(4096);
@@ -308,7 +323,14 @@ impl OverlayBuilder {
                 ended.set(reason).ok();
             }
         });
-        Ok(Overlay { node: self.node, commands, status: status_rx, events, ended, task })
+        Ok(Overlay {
+            node: self.node,
+            commands,
+            status: status_rx,
+            events,
+            ended,
+            task,
+        })
     }
 }
 
@@ -334,7 +356,12 @@ pub struct Preflight {
 
 impl Preflight {
     fn of(features: Features) -> Self {
-        let check = |name, ok, required, fix| Check { name, ok, required, fix };
+        let check = |name, ok, required, fix| Check {
+            name,
+            ok,
+            required,
+            fix,
+        };
         Self {
             checks: vec![
                 check(
@@ -343,8 +370,18 @@ impl Preflight {
                     true,
                     "run with CAP_NET_ADMIN in the network namespace (as root: sudo)",
                 ),
-                check("vxlan", Some(features.vxlan), false, "load the module: modprobe vxlan"),
-                check("ipv6", Some(features.ipv6), false, "boot without ipv6.disable=1"),
+                check(
+                    "vxlan",
+                    Some(features.vxlan),
+                    false,
+                    "load the module: modprobe vxlan",
+                ),
+                check(
+                    "ipv6",
+                    Some(features.ipv6),
+                    false,
+                    "boot without ipv6.disable=1",
+                ),
                 check(
                     "nexthops",
                     Some(features.nexthops),
@@ -381,7 +418,9 @@ impl Preflight {
 
     /// Whether all that is required is there.
     pub fn ok(&self) -> bool {
-        self.checks.iter().all(|check| !check.required || check.ok != Some(false))
+        self.checks
+            .iter()
+            .all(|check| !check.required || check.ok != Some(false))
     }
 }
 
@@ -439,9 +478,7 @@ impl Overlay {
             failed = status
                 .conditions
                 .iter()
-                .find(|condition| {
-                    condition.permanent && condition.status == ConditionStatus::False
-                })
+                .find(|condition| condition.permanent && condition.status == ConditionStatus::False)
                 .cloned();
             status.ready || failed.is_some()
         })
@@ -461,7 +498,8 @@ impl Overlay {
     /// Cancel safe.
     pub async fn converged(&self) -> Result<(), Error> {
         self.resync().await?;
-        self.wait_for(|status| status.is_true(ConditionType::Kernel)).await
+        self.wait_for(|status| status.is_true(ConditionType::Kernel))
+            .await
     }
 
     /// Waits until the status is as wanted.
@@ -484,7 +522,10 @@ impl Overlay {
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| self.why_stopped())?;
+        self.commands
+            .send(command(reply))
+            .await
+            .map_err(|_| self.why_stopped())?;
         answer.await.map_err(|_| self.why_stopped())
     }
 
@@ -587,8 +628,13 @@ impl Overlay {
     }
 
     fn why_stopped(&self) -> Error {
-        let reason = self.ended.get().map_or("its task has ended", String::as_str);
-        Error::Stopped { reason: reason.to_owned() }
+        let reason = self
+            .ended
+            .get()
+            .map_or("its task has ended", String::as_str);
+        Error::Stopped {
+            reason: reason.to_owned(),
+        }
     }
 }
 

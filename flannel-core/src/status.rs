@@ -56,12 +56,15 @@ pub struct Status {
 impl Status {
     /// The condition of a type.
     pub fn condition(&self, kind: ConditionType) -> Option<&Condition> {
-        self.conditions.iter().find(|condition| condition.kind == kind)
+        self.conditions
+            .iter()
+            .find(|condition| condition.kind == kind)
     }
 
     /// Whether a condition holds.
     pub fn is_true(&self, kind: ConditionType) -> bool {
-        self.condition(kind).is_some_and(|c| c.status == ConditionStatus::True)
+        self.condition(kind)
+            .is_some_and(|c| c.status == ConditionStatus::True)
     }
 }
 

@@ -29,8 +29,11 @@ const DAY: u64 = 86_400;
 
 #[test]
 fn a_day_is_renewed_an_hour_before_its_end() {
-    let keeper =
-        Keeper::new(KeeperOptions::default(), &lease(Some(Duration::from_secs(DAY))), at(100));
+    let keeper = Keeper::new(
+        KeeperOptions::default(),
+        &lease(Some(Duration::from_secs(DAY))),
+        at(100),
+    );
     assert_eq!(keeper.wish(at(100)), Wish::Wait(Some(at(100 + DAY - 3600))));
     assert_eq!(keeper.wish(at(100 + DAY - 3600)), Wish::Renew);
     assert_eq!(keeper.wish(at(100 + DAY)), Wish::Expired);
@@ -38,8 +41,11 @@ fn a_day_is_renewed_an_hour_before_its_end() {
 
 #[test]
 fn a_short_lease_is_renewed_at_half_time() {
-    let keeper =
-        Keeper::new(KeeperOptions::default(), &lease(Some(Duration::from_secs(60))), at(0));
+    let keeper = Keeper::new(
+        KeeperOptions::default(),
+        &lease(Some(Duration::from_secs(60))),
+        at(0),
+    );
     assert_eq!(keeper.wish(at(29)), Wish::Wait(Some(at(30))));
     assert_eq!(keeper.wish(at(30)), Wish::Renew);
 }
@@ -55,8 +61,11 @@ fn a_lease_without_end_is_left_alone_until_there_is_something_to_publish() {
 #[test]
 fn a_suspended_machine_wakes_to_an_expired_lease() {
     // The clock counts time asleep; the timers did not fire.
-    let keeper =
-        Keeper::new(KeeperOptions::default(), &lease(Some(Duration::from_secs(DAY))), at(0));
+    let keeper = Keeper::new(
+        KeeperOptions::default(),
+        &lease(Some(Duration::from_secs(DAY))),
+        at(0),
+    );
     assert_eq!(keeper.wish(at(3 * DAY)), Wish::Expired);
 }
 

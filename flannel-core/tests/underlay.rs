@@ -54,7 +54,11 @@ fn route(dst: &str, target: RouteTarget, metric: u32) -> Route {
 }
 
 fn via(gateway: &str, dev: &str) -> RouteTarget {
-    RouteTarget::Gateway { gateway: ip(gateway), dev: name(dev), onlink: false }
+    RouteTarget::Gateway {
+        gateway: ip(gateway),
+        dev: name(dev),
+        onlink: false,
+    }
 }
 
 /// A node with two interfaces: NAT on eth0 (default route), the cluster's network on eth1.
@@ -80,24 +84,35 @@ fn node() -> Underlay {
 }
 
 fn choose(options: &UnderlayOptions, families: &[Family]) -> Result<(String, PublicIp), Error> {
-    node().choose(options, families).map(|external| (external.dev.to_string(), external.public))
+    node()
+        .choose(options, families)
+        .map(|external| (external.dev.to_string(), external.public))
 }
 
 fn by(interface: Interface) -> UnderlayOptions {
-    UnderlayOptions { interfaces: vec![interface], public_ip: PublicIp::default() }
+    UnderlayOptions {
+        interfaces: vec![interface],
+        public_ip: PublicIp::default(),
+    }
 }
 
 #[test]
 fn without_options_the_default_route_decides() {
     let (dev, public) = choose(&UnderlayOptions::default(), &[Family::V4]).expect("eth0");
-    assert_eq!((dev.as_str(), public.ip(Family::V4)), ("eth0", Some(ip("10.0.2.15"))));
+    assert_eq!(
+        (dev.as_str(), public.ip(Family::V4)),
+        ("eth0", Some(ip("10.0.2.15")))
+    );
 }
 
 #[test]
 fn the_default_route_of_the_lowest_metric_wins() {
     let mut node = node();
-    node.routes.push(route("0.0.0.0/0", via("192.0.2.1", "eth1"), 50));
-    let external = node.choose(&UnderlayOptions::default(), &[Family::V4]).expect("eth1");
+    node.routes
+        .push(route("0.0.0.0/0", via("192.0.2.1", "eth1"), 50));
+    let external = node
+        .choose(&UnderlayOptions::default(), &[Family::V4])
+        .expect("eth1");
     assert_eq!(external.dev, name("eth1"));
 }
 
@@ -112,7 +127,11 @@ fn a_name_an_address_a_pattern_or_a_target_leads_to_the_interface() {
     ] {
         let (dev, public) = choose(&by(interface.clone()), &[Family::V4]).expect("eth1");
         assert_eq!(dev, "eth1", "{interface:?}");
-        assert_eq!(public.ip(Family::V4), Some(ip("192.0.2.7")), "{interface:?}");
+        assert_eq!(
+            public.ip(Family::V4),
+            Some(ip("192.0.2.7")),
+            "{interface:?}"
+        );
     }
 }
 
@@ -127,11 +146,19 @@ fn a_public_address_alone_must_be_one_of_an_interface() {
     let mut options = UnderlayOptions::default();
     options.public_ip.set_ip(ip("192.0.2.8"));
     let (dev, public) = choose(&options, &[Family::V4]).expect("eth1");
-    assert_eq!((dev.as_str(), public.ip(Family::V4)), ("eth1", Some(ip("192.0.2.8"))));
+    assert_eq!(
+        (dev.as_str(), public.ip(Family::V4)),
+        ("eth1", Some(ip("192.0.2.8")))
+    );
 
     options.public_ip = PublicIp::v4("203.0.113.5".parse().expect("an address"));
     let error = choose(&options, &[Family::V4]).expect_err("nobody has it");
-    assert_eq!(error, Error::NoSuchAddress { ip: ip("203.0.113.5") });
+    assert_eq!(
+        error,
+        Error::NoSuchAddress {
+            ip: ip("203.0.113.5")
+        }
+    );
 }
 
 #[test]
@@ -151,7 +178,13 @@ fn dual_stack_needs_both_addresses_and_never_a_link_local_one() {
     let (_, public) = choose(&by(Interface::Name(name("eth1"))), &both).expect("eth1");
     assert_eq!(public.ip(Family::V6), Some(ip("2001:db8::7")));
     let error = choose(&by(Interface::Name(name("eth0"))), &both).expect_err("only fe80::1");
-    assert_eq!(error, Error::NoAddress { dev: name("eth0"), family: Family::V6 });
+    assert_eq!(
+        error,
+        Error::NoAddress {
+            dev: name("eth0"),
+            family: Family::V6
+        }
+    );
 }
 
 #[test]
@@ -165,21 +198,33 @@ fn a_dual_stack_pattern_never_mixes_two_interfaces() {
 fn unusable_addresses_are_passed_over() {
     let mut node = node();
     for (text, spoil) in [("192.0.2.7", 0), ("192.0.2.8", 1)] {
-        let found = node.addresses.iter_mut().find(|a| a.ip == ip(text)).expect("it is there");
+        let found = node
+            .addresses
+            .iter_mut()
+            .find(|a| a.ip == ip(text))
+            .expect("it is there");
         match spoil {
             0 => found.deprecated = true,
             _ => found.tentative = true,
         }
     }
     let error = node.choose(&by(Interface::Name(name("eth1"))), &[Family::V4]);
-    assert_eq!(error, Err(Error::NoAddress { dev: name("eth1"), family: Family::V4 }));
+    assert_eq!(
+        error,
+        Err(Error::NoAddress {
+            dev: name("eth1"),
+            family: Family::V4
+        })
+    );
 }
 
 #[test]
 fn lasting_addresses_come_before_passing_ones() {
     let mut node = node();
     node.addresses[3].permanent = false;
-    let external = node.choose(&by(Interface::Name(name("eth1"))), &[Family::V4]).expect("eth1");
+    let external = node
+        .choose(&by(Interface::Name(name("eth1"))), &[Family::V4])
+        .expect("eth1");
     assert_eq!(external.local.ip(Family::V4), Some(ip("192.0.2.8")));
 }
 
@@ -191,15 +236,25 @@ fn the_first_interface_that_fits_wins_and_all_failures_are_told() {
     options.interfaces[1] = Interface::Matching("(".to_owned());
     let error = choose(&options, &[Family::V4]).expect_err("neither fits");
     let text = error.to_string();
-    assert!(text.contains("wlan0") && text.contains("no regular expression"), "{text}");
+    assert!(
+        text.contains("wlan0") && text.contains("no regular expression"),
+        "{text}"
+    );
 }
 
 #[test]
 fn disagreeing_default_routes_ask_for_a_name() {
     let mut node = node();
-    node.routes.push(route("::/0", via("2001:db8::1", "eth1"), 1024));
+    node.routes
+        .push(route("::/0", via("2001:db8::1", "eth1"), 1024));
     let error = node.choose(&UnderlayOptions::default(), &[Family::V4, Family::V6]);
-    assert_eq!(error, Err(Error::Disagree { v4: name("eth0"), v6: name("eth1") }));
+    assert_eq!(
+        error,
+        Err(Error::Disagree {
+            v4: name("eth0"),
+            v6: name("eth1")
+        })
+    );
 }
 
 #[test]
@@ -217,7 +272,10 @@ fn no_default_route_and_no_mtu_are_clear_errors() {
 fn reach_follows_the_longest_prefix() {
     let node = node();
     assert_eq!(node.reach(ip("192.0.2.99")), Reach::OnLink(name("eth1")));
-    assert_eq!(node.reach(ip("198.51.100.1")), Reach::Router(ip("192.0.2.1")));
+    assert_eq!(
+        node.reach(ip("198.51.100.1")),
+        Reach::Router(ip("192.0.2.1"))
+    );
     assert_eq!(node.reach(ip("203.0.113.1")), Reach::Router(ip("10.0.2.2")));
     assert_eq!(node.reach(ip("2001:db8:1::1")), Reach::None);
 }

@@ -192,7 +192,10 @@ impl Reconciler {
     pub(crate) async fn read_if_due(&mut self, desired: &Desired) -> bool {
         let now = self.clock.now();
         let scope = scope_of(desired);
-        let retry = self.failures.values().any(|failure| failure.retry_at <= now);
+        let retry = self
+            .failures
+            .values()
+            .any(|failure| failure.retry_at <= now);
         let due = self.read_at.is_some_and(|at| at <= now) || scope != self.scope || retry;
         if !due || (self.read_failures > 0 && self.read_at.is_some_and(|at| at > now)) {
             return false;
@@ -286,12 +289,17 @@ impl Reconciler {
         if whole {
             let steps: BTreeSet<ObjectKey> = plan.steps.iter().map(|step| step.op.key()).collect();
             self.failures.retain(|key, _| steps.contains(key));
-            let blocked: BTreeSet<ObjectKey> =
-                plan.foreign.iter().map(|blocked| blocked.wanted.key()).collect();
-            self.unsettled.retain(|key| steps.contains(key) || blocked.contains(key));
+            let blocked: BTreeSet<ObjectKey> = plan
+                .foreign
+                .iter()
+                .map(|blocked| blocked.wanted.key())
+                .collect();
+            self.unsettled
+                .retain(|key| steps.contains(key) || blocked.contains(key));
             self.blocked = plan.foreign;
         } else {
-            self.blocked.retain(|blocked| !dirty.contains(&blocked.wanted.key()));
+            self.blocked
+                .retain(|blocked| !dirty.contains(&blocked.wanted.key()));
             self.blocked.extend(plan.foreign);
             for key in &dirty {
                 if !plan.steps.iter().any(|step| step.op.key() == *key) {
@@ -322,7 +330,12 @@ impl Reconciler {
                 .get(&key)
                 .is_some_and(|failure| failure.op == step.op && now < failure.retry_at);
             let depends = !matches!(step.op, Op::Delete(_))
-                && step.op.object().needs().iter().any(|need| held.contains(need));
+                && step
+                    .op
+                    .object()
+                    .needs()
+                    .iter()
+                    .any(|need| held.contains(need));
             if waits || depends || held.contains(&key) {
                 held.insert(key);
             } else {
@@ -376,8 +389,14 @@ impl Reconciler {
         if matches!(error, kernel::Error::Skipped { .. }) {
             return; // the next plan has it again, held back by what failed
         }
-        let before = self.failures.remove(&key).filter(|failure| failure.op == step.op);
-        let attempts = before.as_ref().map_or(0, |failure| failure.attempts).saturating_add(1);
+        let before = self
+            .failures
+            .remove(&key)
+            .filter(|failure| failure.op == step.op);
+        let attempts = before
+            .as_ref()
+            .map_or(0, |failure| failure.attempts)
+            .saturating_add(1);
         if before.is_none() {
             let (op, peer) = (step.op.verb(), step.peer.as_ref());
             tracing::warn!(op, object = %step.op.object(), ?peer, %error, "the kernel refused");
@@ -392,7 +411,12 @@ impl Reconciler {
             retry_at: now + self.retry.after(attempts, &mut self.rng),
         };
         self.failures.insert(key, failure);
-        self.events.send(OverlayEvent::StepFailed { step, error: error.to_string() }).ok();
+        self.events
+            .send(OverlayEvent::StepFailed {
+                step,
+                error: error.to_string(),
+            })
+            .ok();
     }
 }
 

@@ -1,0 +1,334 @@
+//! The engine's view of its own host: kernel, underlay, backend, network.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+use super::{Engine, with_source};
+use crate::backend::{self, NodeContext};
+use crate::condition::ConditionType;
+use crate::config::NetworkConfig;
+use crate::family::{DualStack, Family};
+use crate::kernel;
+use crate::lease::Lease;
+use crate::lease_set::LeaseDelta;
+use crate::node::OverlayName;
+use crate::object::{IfName, Object};
+use crate::reconcile::ownership::{Owner, Ownership};
+use crate::subnet::Subnet;
+use crate::underlay::{External, Underlay};
+
+/// What a network was made from: when any of it changes, it is made anew.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Inputs {
+    pub(super) config: Arc<NetworkConfig>,
+    pub(super) external: External,
+    pub(super) underlay: Arc<Underlay>,
+    pub(super) lease: Lease,
+}
+
+pub(super) async fn ended_of(task: &mut Option<JoinHandle<backend::Result<()>>>) -> String {
+    match task {
+        Some(task) => match task.await {
+            Ok(Ok(())) => "it ended by itself".to_owned(),
+            Ok(Err(error)) => with_source(&error),
+            Err(error) => error.to_string(),
+        },
+        None => std::future::pending().await,
+    }
+}
+
+pub(super) fn link_ids(underlay: &Underlay) -> BTreeSet<(IfName, u32, bool, bool)> {
+    let links = underlay.links.iter();
+    links
+        .map(|link| (link.name, link.index, link.up, link.running))
+        .collect()
+}
+
+/// The devices that bear our alias.
+pub(super) fn own_links<'a>(
+    observed: &'a kernel::Observed,
+    overlay: &OverlayName,
+) -> impl Iterator<Item = IfName> + use<'a> {
+    let alias = overlay.link_alias();
+    observed
+        .objects
+        .values()
+        .filter_map(move |object| match object {
+            Object::Link(link) if link.alias.as_deref() == Some(alias.as_str()) => Some(link.name),
+            _ => None,
+        })
+}
+
+/// The devices that Go flannel left and that we take over.
+pub(super) fn flannel_links<'a>(
+    observed: &'a kernel::Observed,
+    ownership: &Ownership,
+) -> impl Iterator<Item = IfName> + use<'a> {
+    let ownership = ownership.clone();
+    observed
+        .objects
+        .values()
+        .filter_map(move |object| match object {
+            Object::Link(link) if ownership.owner(object, observed) == Owner::Flannel => {
+                Some(link.name)
+            }
+            _ => None,
+        })
+}
+
+/// The destinations of the routes of ours that an earlier run, or Go flannel, left.
+pub(super) fn adopted_routes(observed: &kernel::Observed, ownership: &Ownership) -> Vec<Subnet> {
+    let routes = observed.objects.values().filter_map(|object| match object {
+        Object::Route(route) if ownership.owner(object, observed) != Owner::Foreign => {
+            Some(route.dst)
+        }
+        _ => None,
+    });
+    routes.collect()
+}
+
+impl Engine {
+    pub(super) async fn probe(&mut self) {
+        if self.features.is_some() || self.now() < self.features_at {
+            return;
+        }
+        match self.parts.kernel.features().await {
+            Ok(features) => self.features = Some(features),
+            Err(error) => {
+                self.features_failures += 1;
+                let wait = self
+                    .retry
+                    .after(self.features_failures, &mut self.parts.rng);
+                self.features_at = self.now() + wait;
+                let permanent = !error.is_transient();
+                self.fails(
+                    ConditionType::Kernel,
+                    "NoKernel",
+                    error.to_string(),
+                    permanent,
+                );
+            }
+        }
+    }
+
+    pub(super) fn ownership(&self) -> Ownership {
+        Ownership {
+            overlay: self.parts.name.clone(),
+            protocol: self.parts.options.protocol,
+            networks: self.networks.clone(),
+            adopt_flannel: self.parts.options.adopt_flannel,
+        }
+    }
+
+    /// Lets orphans go, or keeps them, as soon as that is decided otherwise.
+    pub(super) fn follow_hold(&mut self) {
+        let before = self.compiler.desired().hold_orphans;
+        self.compiler.update(&LeaseDelta::default(), &self.leases);
+        if self.compiler.desired().hold_orphans != before {
+            self.reconciler.replan();
+        }
+    }
+
+    /// Follows the host's own network after a reading of the kernel.
+    pub(super) fn look_at_underlay(&mut self) {
+        let (Some(observed), Some(config)) = (self.reconciler.observed(), &self.config) else {
+            return;
+        };
+        let ours: BTreeSet<IfName> = self
+            .compiler
+            .desired()
+            .objects
+            .values()
+            .map_while(|wanted| match &wanted.object {
+                Object::Link(link) => Some(link.name),
+                _ => None,
+            })
+            .chain(own_links(observed, &self.parts.name))
+            .collect();
+        let underlay = Underlay::from_observed(observed, &self.networks, |dev| ours.contains(&dev));
+        let families: Vec<Family> = config.families().collect();
+        match underlay.choose(&self.parts.options.underlay, &families) {
+            Ok(external) => {
+                let message = format!("{}: {}", external.dev, external.reason);
+                self.holds(ConditionType::Underlay, "Chosen", message);
+                let links_changed = link_ids(&underlay) != link_ids(&self.underlay);
+                let external_changed = self.external.as_ref() != Some(&external);
+                if links_changed || external_changed {
+                    self.reconciler.retry_now();
+                }
+                // Links of containers come and go: only what a network depends on makes it new.
+                if external_changed || underlay.routes != self.underlay.routes {
+                    self.underlay = Arc::new(underlay);
+                } else if links_changed {
+                    Arc::make_mut(&mut self.underlay).links = underlay.links;
+                }
+                self.external = Some(external);
+            }
+            // The last one stays in force: it may only be gone for a moment.
+            Err(error) => {
+                self.fails(
+                    ConditionType::Underlay,
+                    "NoInterface",
+                    error.to_string(),
+                    true,
+                );
+            }
+        }
+    }
+
+    /// Finds out what we are to publish.
+    pub(super) fn find_attrs(&mut self) {
+        let (Some(config), Some(external), Some(features), Some(backend), Some(observed)) = (
+            &self.config,
+            &self.external,
+            &self.features,
+            &self.backend,
+            self.reconciler.observed(),
+        ) else {
+            return;
+        };
+        let cx = NodeContext {
+            overlay: &self.parts.name,
+            node: &self.parts.node,
+            config,
+            external,
+            underlay: &self.underlay,
+            features,
+            observed,
+            held: self.lease.held(),
+            previous: self.lease.lease().or(self.saved.lease.as_ref()),
+        };
+        match backend.attrs(&cx) {
+            Ok(attrs) => {
+                self.attrs = Some(attrs);
+                let message = format!("backend {}", backend.backend_type());
+                self.holds(ConditionType::Config, "Applied", message);
+            }
+            Err(error) => self.backend_refused(&error),
+        }
+    }
+
+    pub(super) fn backend_refused(&mut self, error: &backend::Error) {
+        let (kind, reason) = match error {
+            backend::Error::Config(_) => (ConditionType::Config, "InvalidConfig"),
+            backend::Error::Underlay { .. } => (ConditionType::Underlay, "Unfit"),
+            backend::Error::Unsupported { .. } => (ConditionType::Kernel, "Unsupported"),
+            backend::Error::Lease { .. } => (ConditionType::Lease, "Unfit"),
+            backend::Error::Other { .. } => (ConditionType::Config, "BackendFailed"),
+        };
+        self.fails(kind, reason, with_source(error), true);
+    }
+
+    /// Makes the network anew if anything it depends on is different.
+    pub(super) async fn register(&mut self) {
+        let (Some(config), Some(external), Some(features), Some(backend), Some(lease)) = (
+            self.config.clone(),
+            self.external.clone(),
+            self.features.clone(),
+            self.backend.clone(),
+            self.lease.lease().cloned(),
+        ) else {
+            return;
+        };
+        let Some(observed) = self.reconciler.observed().cloned() else {
+            return;
+        };
+        let lease = Lease {
+            ttl: None,
+            revision: lease.created,
+            ..lease
+        };
+        let inputs = Inputs {
+            config,
+            external,
+            underlay: Arc::clone(&self.underlay),
+            lease,
+        };
+        if self.inputs.as_ref() == Some(&inputs) {
+            return;
+        }
+        let cx = NodeContext {
+            overlay: &self.parts.name,
+            node: &self.parts.node,
+            config: &inputs.config,
+            external: &inputs.external,
+            underlay: &inputs.underlay,
+            features: &features,
+            observed: &observed,
+            held: Some(&inputs.lease),
+            previous: self.saved.lease.as_ref(),
+        };
+        match backend.register_network(&cx, inputs.lease.clone()).await {
+            Ok(network) => {
+                let changed = self
+                    .compiler
+                    .set_network(Arc::clone(&network), &self.leases);
+                self.reconciler.desired_changed(changed);
+                self.reconciler.replan();
+                self.network = Some(network);
+                if let Some(task) = self.data_path.take() {
+                    task.abort();
+                }
+                self.data_path_at = None;
+            }
+            Err(error) => self.backend_refused(&error),
+        }
+        self.inputs = Some(inputs);
+    }
+
+    /// The subnets that our overlay devices have in the kernel, to be had again after everything
+    /// else is forgotten.
+    pub(super) fn adopted_subnets(&self) -> DualStack<Subnet> {
+        let (Some(observed), Some(config)) = (self.reconciler.observed(), &self.config) else {
+            return DualStack::default();
+        };
+        let ours: BTreeSet<IfName> = own_links(observed, &self.parts.name)
+            .chain(flannel_links(observed, &self.ownership()))
+            .collect();
+        let addresses = observed.objects.values().filter_map(|object| match object {
+            Object::Address(address) if ours.contains(&address.dev) => Some(address),
+            _ => None,
+        });
+        DualStack::of_subnets(addresses.filter_map(|address| {
+            let family = Family::of(&address.ip);
+            let pool = config.pools().get(family)?;
+            let subnet = Subnet::new(address.ip, pool.subnet_len()?).ok()?;
+            (address.prefix_len == family.bits() && pool.fits(&subnet)).then_some(subnet)
+        }))
+    }
+
+    /// Starts the userspace data path anew where it does not run.
+    pub(super) fn run_data_path(&mut self) {
+        if self.peers_changed && self.peers.receiver_count() > 0 {
+            self.peers.send_replace(Arc::new(self.leases.clone()));
+            self.peers_changed = false;
+        }
+        let due = self.data_path_at.is_none_or(|at| at <= self.now());
+        if let (None, Some(network), true) = (&self.data_path, &self.network, due) {
+            self.data_path_at = None;
+            self.peers.send_replace(Arc::new(self.leases.clone()));
+            self.peers_changed = false;
+            let (network, peers) = (Arc::clone(network), self.peers.subscribe());
+            self.data_path = Some(tokio::spawn(async move { network.run(peers).await }));
+            self.holds(ConditionType::DataPath, "Running", "");
+        }
+    }
+
+    pub(super) fn data_path_ended(&mut self, ended: String) {
+        self.data_path = None;
+        self.data_path_failures = self.data_path_failures.saturating_add(1);
+        let wait = self
+            .retry
+            .after(self.data_path_failures, &mut self.parts.rng);
+        self.data_path_at = Some(self.now() + wait);
+        self.fails(ConditionType::DataPath, "Ended", ended, false);
+    }
+
+    pub(super) fn stop_data_path(&mut self) {
+        if let Some(task) = self.data_path.take() {
+            task.abort();
+        }
+    }
+}

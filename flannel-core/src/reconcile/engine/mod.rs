@@ -1,0 +1,423 @@
+//! The engine: one task that owns an overlay's state and drives it towards what is wanted.
+//!
+//! Level-triggered throughout: whatever happens only changes what is known, and [`Engine::drive`]
+//! then does what follows from what is known. At most one call to the store is under way; calls to
+//! the kernel are short and have deadlines of their own.
+
+mod local;
+mod report;
+mod store;
+mod watch;
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, oneshot, watch as watch_channel};
+use tokio::task::JoinHandle;
+
+use self::local::{Inputs, ended_of};
+use self::store::{Call, LeaseState, answer_of};
+use self::watch::Watch;
+use crate::backend::{self, Backend, Network};
+use crate::backoff::Backoff;
+use crate::clock::{Moment, Rng};
+use crate::condition::{Condition, ConditionStatus, ConditionType, Conditions};
+use crate::config::NetworkConfig;
+use crate::keeper::Wish;
+use crate::kernel::{self, ChangeStream, Features};
+use crate::lease::LeaseAttrs;
+use crate::lease_set::LeaseSet;
+use crate::manager;
+use crate::overlay::{Error, Parts};
+use crate::reconcile::desired::Compiler;
+use crate::reconcile::plan::Plan;
+use crate::reconcile::reconciler::Reconciler;
+use crate::state::SavedState;
+use crate::status::{OverlayEvent, Status};
+use crate::subnet::Subnet;
+use crate::underlay::{External, Underlay};
+
+/// How many rounds of read, plan and apply may follow one another before other things get a turn.
+const ROUNDS: usize = 8;
+
+/// How many events of the store are taken together.
+const BATCH: usize = 4096;
+
+/// The longest sleep: tokio's clock stands still while the machine sleeps, so that what the
+/// overlay's own clock says is looked at this often.
+const LONGEST_SLEEP: Duration = Duration::from_secs(15);
+
+/// How long the store is given to answer before a remembered lease is used.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How many networks of earlier configs are remembered.
+const NETWORKS: usize = 16;
+
+/// What a host program asks.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Plan(oneshot::Sender<Result<Plan, Error>>),
+    TeardownPlan(oneshot::Sender<Result<Plan, Error>>),
+    Resync(oneshot::Sender<()>),
+    Reacquire(oneshot::Sender<()>),
+    Release(oneshot::Sender<manager::Result<()>>),
+    Stop(oneshot::Sender<()>),
+    Teardown(oneshot::Sender<Result<(), Error>>),
+}
+
+/// One overlay's state.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    parts: Parts,
+    status: watch_channel::Sender<Arc<Status>>,
+    events: broadcast::Sender<OverlayEvent>,
+    conditions: Conditions,
+    retry: Backoff,
+
+    saved: SavedState,
+    /// Whether the saved lease and config may be used: the store has failed to answer.
+    store_is_down: bool,
+    started: Moment,
+
+    features: Option<Features>,
+    features_at: Moment,
+    features_failures: u32,
+    config: Option<Arc<NetworkConfig>>,
+    /// The config is the saved one; the store's is still wanted.
+    config_is_saved: bool,
+    networks: Vec<Subnet>,
+    external: Option<External>,
+    underlay: Arc<Underlay>,
+    backend: Option<Arc<dyn Backend>>,
+    attrs: Option<LeaseAttrs>,
+    lease: LeaseState,
+    /// A lease is to be asked for, whatever is held.
+    acquire: bool,
+    network: Option<Arc<dyn Network>>,
+    inputs: Option<Inputs>,
+
+    leases: LeaseSet,
+    compiler: Compiler,
+    reconciler: Reconciler,
+    ready: bool,
+
+    call: Option<Call>,
+    call_at: Moment,
+    call_failures: u32,
+    release: Option<oneshot::Sender<manager::Result<()>>>,
+    watch: Watch,
+    watch_at: Moment,
+    watch_failures: u32,
+    /// The next snapshot confirms or refutes one that was held.
+    confirming: bool,
+    confirm_at: Option<Moment>,
+    adopted: bool,
+    resync_at: Moment,
+    resyncs: Vec<oneshot::Sender<()>>,
+    /// Why the engine is to stop by itself.
+    stopping: Option<String>,
+    config_poll_at: Option<Moment>,
+
+    /// The userspace data path, where the backend has one.
+    data_path: Option<JoinHandle<backend::Result<()>>>,
+    data_path_at: Option<Moment>,
+    data_path_failures: u32,
+    peers: watch_channel::Sender<Arc<LeaseSet>>,
+    peers_changed: bool,
+}
+
+impl Engine {
+    pub(crate) fn new(
+        mut parts: Parts,
+        status: watch_channel::Sender<Arc<Status>>,
+        events: broadcast::Sender<OverlayEvent>,
+    ) -> Self {
+        let now = parts.clock.now();
+        let options = parts.options.clone();
+        let reconciler = Reconciler::new(
+            Arc::clone(&parts.kernel),
+            Arc::clone(&parts.clock),
+            Rng::new(parts.rng.next_u64()),
+            events.clone(),
+        );
+        let leases = LeaseSet::new(options.guard);
+        Self {
+            status,
+            events,
+            conditions: Conditions::new(now),
+            retry: options.keeper.retry,
+            saved: SavedState::default(),
+            store_is_down: false,
+            started: now,
+            features: None,
+            features_at: now,
+            features_failures: 0,
+            config: None,
+            config_is_saved: false,
+            networks: Vec::new(),
+            external: None,
+            underlay: Arc::default(),
+            backend: None,
+            attrs: None,
+            lease: LeaseState::None,
+            acquire: false,
+            network: None,
+            inputs: None,
+            compiler: Compiler::new(parts.name.clone(), options.protocol),
+            peers: watch_channel::Sender::new(Arc::new(LeaseSet::default())),
+            leases,
+            reconciler,
+            ready: false,
+            call: None,
+            call_at: now,
+            call_failures: 0,
+            release: None,
+            watch: Watch(None),
+            watch_at: now,
+            watch_failures: 0,
+            confirming: false,
+            confirm_at: None,
+            adopted: false,
+            resync_at: now + options.resync,
+            resyncs: Vec::new(),
+            stopping: None,
+            config_poll_at: None,
+            data_path: None,
+            data_path_at: None,
+            data_path_failures: 0,
+            peers_changed: false,
+            parts,
+        }
+    }
+
+    /// Runs until told to stop; answers why it stopped.
+    pub(crate) async fn run(&mut self, mut commands: mpsc::Receiver<Command>) -> String {
+        self.load().await;
+        let mut changes = self.parts.kernel.changes();
+        loop {
+            if let Some(reason) = self.drive().await {
+                return reason;
+            }
+            let sleep = self.next_wake().since(self.now()).min(LONGEST_SLEEP);
+            tokio::select! {
+                biased;
+                command = commands.recv() => match command {
+                    None => return "its handle was dropped".to_owned(),
+                    Some(command) => {
+                        if let Some(reason) = self.command(command).await {
+                            return reason;
+                        }
+                    }
+                },
+                answer = answer_of(&mut self.call) => self.answered(answer).await,
+                ended = ended_of(&mut self.data_path) => self.data_path_ended(ended),
+                batch = self.watch.next() => self.watched(batch).await,
+                change = next_change(&mut changes) => self.reconciler.hint(change),
+                () = tokio::time::sleep(sleep) => {}
+            }
+        }
+    }
+
+    fn now(&self) -> Moment {
+        self.parts.clock.now()
+    }
+
+    fn emit(&self, event: OverlayEvent) {
+        self.events.send(event).ok();
+    }
+
+    fn condition(
+        &mut self,
+        kind: ConditionType,
+        status: ConditionStatus,
+        reason: &str,
+        message: impl Into<String>,
+        permanent: bool,
+    ) {
+        let condition = Condition {
+            kind,
+            status,
+            reason: reason.to_owned(),
+            message: message.into(),
+            permanent,
+            since: self.now(),
+        };
+        if let Some(condition) = self.conditions.set(condition) {
+            let message = &condition.message;
+            tracing::info!(%kind, %status, reason, message, "condition");
+            let condition = condition.clone();
+            self.emit(OverlayEvent::Condition(condition));
+        }
+    }
+
+    fn holds(&mut self, kind: ConditionType, reason: &str, message: impl Into<String>) {
+        self.condition(kind, ConditionStatus::True, reason, message, false);
+    }
+
+    fn fails(
+        &mut self,
+        kind: ConditionType,
+        reason: &str,
+        message: impl Into<String>,
+        permanent: bool,
+    ) {
+        self.condition(kind, ConditionStatus::False, reason, message, permanent);
+    }
+
+    /// Does what follows from what is known. Answers why to stop, if to stop.
+    async fn drive(&mut self) -> Option<String> {
+        self.probe().await;
+        self.use_saved().await;
+        if self.now() >= self.resync_at {
+            self.schedule_resync();
+            self.reconciler.read_now();
+        }
+        for _ in 0..ROUNDS {
+            if self.reconciler.read_if_due(self.compiler.desired()).await {
+                self.look_at_underlay();
+            }
+            self.find_attrs();
+            self.register().await;
+            let ownership = self.ownership();
+            self.follow_hold();
+            if !self
+                .reconciler
+                .round(self.compiler.desired(), &ownership)
+                .await
+            {
+                break;
+            }
+        }
+        self.keep_lease();
+        self.start_call();
+        self.open_watch();
+        self.run_data_path();
+        self.publish();
+        for done in self.resyncs.drain(..) {
+            done.send(()).ok();
+        }
+        self.stopping.take()
+    }
+
+    fn schedule_resync(&mut self) {
+        let interval = self.parts.options.resync;
+        let jitter = self.parts.rng.below(interval / 5);
+        self.resync_at = self.now() + (interval - interval / 10 + jitter);
+    }
+
+    fn next_wake(&self) -> Moment {
+        let lease = match &self.lease {
+            LeaseState::Held { keeper, .. } => match keeper.wish(self.now()) {
+                Wish::Wait(until) => until,
+                Wish::Renew | Wish::Expired if self.call.is_none() => Some(self.call_at),
+                Wish::Renew | Wish::Expired => keeper.deadline(),
+            },
+            _ => None,
+        };
+        let call = (self.call.is_none() && self.wants_call()).then_some(self.call_at);
+        let patience = (!self.store_is_down && self.lease.lease().is_none())
+            .then_some(self.started + PATIENCE);
+        let watch =
+            (self.watch.0.is_none() && self.lease.lease().is_some()).then_some(self.watch_at);
+        let features = self.features.is_none().then_some(self.features_at);
+        let now = self.now();
+        [
+            Some(self.resync_at),
+            self.reconciler.next_wake(),
+            lease,
+            call,
+            patience.filter(|at| *at > now),
+            watch,
+            features,
+            self.confirm_at,
+            self.config_poll_at,
+            self.data_path_at,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(self.resync_at)
+    }
+
+    /// Does what the host program asks. Answers why to stop, if to stop.
+    async fn command(&mut self, command: Command) -> Option<String> {
+        let ownership = self.ownership();
+        match command {
+            Command::Plan(reply) => {
+                let plan = self
+                    .reconciler
+                    .dry_run(self.compiler.desired(), &ownership)
+                    .await;
+                reply.send(plan.map_err(Error::from)).ok();
+            }
+            Command::TeardownPlan(reply) => {
+                let plan = self
+                    .reconciler
+                    .dry_teardown(self.compiler.desired(), &ownership)
+                    .await;
+                reply.send(plan.map_err(Error::from)).ok();
+            }
+            Command::Resync(reply) => {
+                self.reconciler.read_now();
+                self.reconciler.retry_now();
+                self.resyncs.push(reply);
+            }
+            Command::Reacquire(reply) => {
+                self.acquire = true;
+                self.call_at = self.now();
+                if let LeaseState::Released { lease } = &self.lease {
+                    self.lease = LeaseState::Lost {
+                        lease: lease.clone(),
+                    };
+                }
+                reply.send(()).ok();
+            }
+            Command::Release(reply) => {
+                self.release = Some(reply);
+                self.call = None;
+                self.call_at = self.now();
+            }
+            Command::Stop(reply) => {
+                self.stop_data_path();
+                reply.send(()).ok();
+                return Some("it was asked to".to_owned());
+            }
+            Command::Teardown(reply) => {
+                self.stop_data_path();
+                let done = self
+                    .reconciler
+                    .teardown(self.compiler.desired(), &ownership)
+                    .await;
+                let done = match done {
+                    Ok(failed) if failed.is_empty() => Ok(()),
+                    Ok(failed) => Err(Error::Teardown { failed }),
+                    Err(error) => Err(Error::Kernel(error)),
+                };
+                reply.send(done).ok();
+                return Some("it was torn down".to_owned());
+            }
+        }
+        None
+    }
+}
+
+async fn next_change(changes: &mut ChangeStream) -> kernel::Change {
+    match poll_fn(|cx| changes.as_mut().poll_next(cx)).await {
+        Some(change) => change,
+        // A kernel whose hints have ended leaves the timer.
+        None => std::future::pending().await,
+    }
+}
+
+/// An error with what caused it, in one line.
+fn with_source(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

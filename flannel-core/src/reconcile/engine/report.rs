@@ -1,0 +1,154 @@
+//! What the engine tells of itself.
+
+use std::sync::Arc;
+
+use super::Engine;
+use super::store::LeaseState;
+use crate::condition::{ConditionStatus, ConditionType};
+use crate::status::{LeaseStatus, RejectedPeer, Status};
+
+impl Engine {
+    /// Tells the world how we are.
+    pub(super) fn publish(&mut self) {
+        self.conclude();
+        let lease = self.lease.lease().map(|lease| LeaseStatus {
+            key: lease.key.clone(),
+            subnet: lease.subnet,
+            public_ip: lease.attrs.public_ip,
+            confirmed: self.lease.held().is_some(),
+            expires: match &self.lease {
+                LeaseState::Held { keeper, .. } => keeper.deadline(),
+                _ => None,
+            },
+        });
+        let rejected = self.compiler.rejected().iter().flat_map(|(key, reasons)| {
+            reasons.iter().map(|(family, reason)| RejectedPeer {
+                key: key.clone(),
+                family: *family,
+                reason: reason.clone(),
+            })
+        });
+        let status = Status {
+            conditions: self.conditions.list().to_vec(),
+            ready: self.ready,
+            lease,
+            backend: self.backend.as_ref().map(|backend| backend.backend_type()),
+            external: self.external.clone(),
+            mtu: self.network.as_ref().map(|network| network.mtu()),
+            peers: self.leases.peers().len(),
+            rejected: rejected.collect(),
+            unreadable: self
+                .leases
+                .unreadable()
+                .values()
+                .map(|record| (record.key.clone(), record.reason.clone()))
+                .collect(),
+            foreign: self.reconciler.blocked().to_vec(),
+            failing: self.reconciler.failing(),
+            objects: self.compiler.desired().objects.len(),
+            repairs: self.reconciler.repairs(),
+            notes: self
+                .network
+                .as_ref()
+                .map(|network| network.notes())
+                .unwrap_or_default(),
+        };
+        self.status.send_if_modified(|old| {
+            let news = **old != status;
+            if news {
+                *old = Arc::new(status);
+            }
+            news
+        });
+    }
+
+    /// Draws the conditions that follow from the rest.
+    pub(super) fn conclude(&mut self) {
+        if let LeaseState::Saved(lease) = &self.lease {
+            let message = format!(
+                "{} is remembered; the store has not confirmed it",
+                lease.subnet
+            );
+            self.condition(
+                ConditionType::Lease,
+                ConditionStatus::Unknown,
+                "Unconfirmed",
+                message,
+                false,
+            );
+        }
+        if self.network.is_some() {
+            if let Some(error) = self.reconciler.read_error() {
+                let message = error.to_owned();
+                self.fails(ConditionType::Kernel, "CannotBeRead", message, false);
+            } else if let Some(error) = self.reconciler.permanent_failure() {
+                self.fails(ConditionType::Kernel, "Refused", error, true);
+            } else if self.reconciler.converged() {
+                self.holds(ConditionType::Kernel, "Converged", "");
+            } else {
+                let failing = self.reconciler.failing();
+                let message = match failing.first() {
+                    Some(first) => format!(
+                        "{} objects are not right, among them {}: {}",
+                        failing.len(),
+                        first.object,
+                        first.error
+                    ),
+                    None => "changes are being made".to_owned(),
+                };
+                let reason = if failing.is_empty() {
+                    "Converging"
+                } else {
+                    "Failing"
+                };
+                self.fails(ConditionType::Kernel, reason, message, false);
+            }
+            match self.reconciler.blocked() {
+                [] => self.holds(ConditionType::Foreign, "Clear", ""),
+                [first, rest @ ..] => {
+                    let message = format!(
+                        "{} is wanted, but {} is there and not ours{}",
+                        first.wanted,
+                        first.found,
+                        if rest.is_empty() {
+                            String::new()
+                        } else {
+                            format!("; {} more", rest.len())
+                        }
+                    );
+                    self.fails(ConditionType::Foreign, "InTheWay", message, false);
+                }
+            }
+        }
+        if let Some(held) = self.leases.held() {
+            let message = format!(
+                "the store's last answer lacks {} of {} known peers; they stay until it is confirmed",
+                held.withdrawn, held.known
+            );
+            self.fails(
+                ConditionType::Peers,
+                "WithdrawalUnconfirmed",
+                message,
+                false,
+            );
+        } else if self.leases.synced() {
+            let (rejected, unreadable) = (
+                self.compiler.rejected().len(),
+                self.leases.unreadable().len(),
+            );
+            if rejected + unreadable == 0 {
+                self.holds(ConditionType::Peers, "Accepted", "");
+            } else {
+                let message =
+                    format!("{rejected} peers are rejected, {unreadable} records are unreadable");
+                self.fails(ConditionType::Peers, "Rejected", message, false);
+            }
+        }
+        let known = match self.lease {
+            LeaseState::Held { .. } => self.leases.synced() && self.leases.held().is_none(),
+            LeaseState::Saved(_) => self.store_is_down,
+            _ => false,
+        };
+        self.ready |= known && self.network.is_some() && self.reconciler.converged();
+    }
+}

@@ -1,0 +1,191 @@
+//! The engine's watch of the store: peers, and what happens to our own record.
+
+use std::future::poll_fn;
+use std::task::Poll;
+
+use super::local::adopted_routes;
+use super::store::LeaseState;
+use super::{BATCH, Engine, with_source};
+use crate::condition::ConditionType;
+use crate::event::{Event, EventStream};
+use crate::lease_set::{Applied, LeaseDelta, OwnChange};
+use crate::manager;
+use crate::status::OverlayEvent;
+
+/// The watch of the store: waits until the stream has something, then takes all that is ready.
+pub(super) struct Watch(pub(super) Option<EventStream>);
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Watch(open: {})", self.0.is_some())
+    }
+}
+
+impl Watch {
+    pub(super) async fn next(&mut self) -> Vec<Option<manager::Result<Event>>> {
+        let Some(stream) = &mut self.0 else {
+            return std::future::pending().await;
+        };
+        let mut batch = Vec::new();
+        poll_fn(|cx| {
+            while batch.len() < BATCH {
+                match stream.as_mut().poll_next(cx) {
+                    Poll::Ready(item) => {
+                        let end = item.is_none();
+                        batch.push(item);
+                        if end {
+                            break;
+                        }
+                    }
+                    Poll::Pending if batch.is_empty() => return Poll::Pending,
+                    Poll::Pending => break,
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+        batch
+    }
+}
+
+impl Engine {
+    /// Opens the watch of the store once we know who we are in it.
+    pub(super) fn open_watch(&mut self) {
+        let now = self.now();
+        if self.confirm_at.is_some_and(|at| at <= now) {
+            self.confirm_at = None;
+            self.confirming = true;
+            self.watch.0 = None;
+            self.watch_at = now;
+        }
+        if self.watch.0.is_some() || now < self.watch_at || self.lease.lease().is_none() {
+            return;
+        }
+        if !self.adopted {
+            let Some(observed) = self.reconciler.observed() else {
+                return;
+            };
+            self.adopted = true;
+            let adopted = adopted_routes(observed, &self.ownership());
+            self.leases.set_adopted(adopted);
+        }
+        self.watch.0 = Some(self.parts.manager.watch_leases());
+    }
+
+    /// Takes what the watch delivered.
+    pub(super) async fn watched(&mut self, batch: Vec<Option<manager::Result<Event>>>) {
+        for item in batch {
+            match item {
+                Some(Ok(event)) => {
+                    self.watch_failures = 0;
+                    self.holds(ConditionType::Store, "Connected", self.parts.manager.name());
+                    self.event(event).await;
+                }
+                Some(Err(error)) => {
+                    let permanent = matches!(error, manager::Error::Denied { .. });
+                    let message = format!(
+                        "{}; the last known peers stay in force",
+                        with_source(&error)
+                    );
+                    self.fails(ConditionType::Store, "WatchFailed", message, permanent);
+                }
+                None => {
+                    self.watch.0 = None;
+                    self.watch_failures = self.watch_failures.saturating_add(1);
+                    let wait = self.retry.after(self.watch_failures, &mut self.parts.rng);
+                    self.watch_at = self.now() + wait;
+                }
+            }
+        }
+    }
+
+    pub(super) async fn event(&mut self, event: Event) {
+        let applied = match event {
+            Event::Config(config) => {
+                self.config_is_saved = false;
+                self.set_config(config).await;
+                return;
+            }
+            Event::ConfigUnreadable { reason } => {
+                let message = format!("{reason}; the last good config stays in force");
+                self.fails(ConditionType::Config, "Unreadable", message, false);
+                return;
+            }
+            Event::Snapshot(snapshot) if self.confirming => {
+                self.confirming = false;
+                self.leases.apply_confirming(snapshot)
+            }
+            event => self.leases.apply(event),
+        };
+        let Applied {
+            delta, own, held, ..
+        } = applied;
+        self.peers_differ(&delta);
+        if let Some(held) = held {
+            self.confirm_at = Some(self.now() + self.parts.options.withdrawal_grace);
+            let (withdrawn, known) = (held.withdrawn, held.known);
+            tracing::warn!(
+                withdrawn,
+                known,
+                "a snapshot withdraws too many peers to be believed"
+            );
+            self.emit(OverlayEvent::WithdrawalHeld { withdrawn, known });
+        }
+        if let Some(own) = own {
+            self.own_record(own);
+        }
+    }
+
+    /// Something happened to our own record. What is certain is found out by a renewal, whose
+    /// condition the store checks.
+    pub(super) fn own_record(&mut self, change: OwnChange) {
+        let now = self.now();
+        let LeaseState::Held { lease, keeper } = &mut self.lease else {
+            return;
+        };
+        match change {
+            // The echo of a write of ours, perhaps of one whose answer was lost.
+            OwnChange::Written(record)
+                if record.key == lease.key
+                    && record.subnet == lease.subnet
+                    && record.attrs == lease.attrs =>
+            {
+                lease.revision = lease.revision.max(record.revision);
+            }
+            OwnChange::Written(record) if record.revision <= lease.revision => {}
+            _ => keeper.publish(now),
+        }
+    }
+
+    pub(super) fn peers_differ(&mut self, delta: &LeaseDelta) {
+        if delta.is_empty() {
+            return;
+        }
+        self.peers_changed = true;
+        let changed = self.compiler.update(delta, &self.leases);
+        self.reconciler.desired_changed(changed);
+        if self.events.receiver_count() == 0 {
+            return;
+        }
+        let peer = |key| self.leases.peers().get(key);
+        for key in &delta.removed {
+            self.emit(OverlayEvent::PeerRemoved { key: key.clone() });
+        }
+        for found in delta.changed.iter().filter_map(peer) {
+            let (key, node) = (found.lease.key.clone(), found.lease.node.clone());
+            self.emit(OverlayEvent::PeerChanged {
+                key,
+                node,
+                subnet: found.subnets,
+            });
+        }
+        for found in delta.added.iter().filter_map(peer) {
+            let (key, node) = (found.lease.key.clone(), found.lease.node.clone());
+            self.emit(OverlayEvent::PeerAdded {
+                key,
+                node,
+                subnet: found.subnets,
+            });
+        }
+    }
+}

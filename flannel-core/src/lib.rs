@@ -15,6 +15,7 @@ mod gojson;
 pub mod keeper;
 pub mod kernel;
 mod lease;
+mod lease_json;
 mod lease_set;
 pub mod manager;
 mod memory;

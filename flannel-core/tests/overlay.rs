@@ -1,0 +1,1017 @@
+//! The whole SDK on fakes: store and kernel in memory, tokio's clock paused.
+#![allow(missing_docs, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use flannel_backend_vxlan::{VxlanBackend, VxlanData};
+use flannel_core::keeper::LossPolicy;
+use flannel_core::manager::{self, LeaseRequest};
+use flannel_core::{
+    Address, BackendType, Capabilities, Clock, ConditionStatus, ConditionType, DualStack, Error,
+    Event, EventStream, Family, IfName, Lease, LeaseAttrs, LeaseKey, Link, LinkKind, MAIN_TABLE,
+    MacAddr, Manager, MemoryManager, Moment, NetworkConfig, NodeId, Object, ObjectKey, Objects, Op,
+    Overlay, OverlayBuilder, OverlayEvent, PoolMode, PublicIp, Revision, Route, RouteProtocol,
+    RouteTarget, SavedState, Snapshot, StateStore, Subnet, TokioClock, UnderlayOptions,
+};
+use flannel_testkit::fake_kernel::{Failure, FakeKernel, FaultKind};
+
+const DUAL: &str = r#"{
+    "Network": "10.42.0.0/16",
+    "EnableIPv6": true, "IPv6Network": "fd00:42::/48",
+    "Backend": { "Type": "vxlan" }
+}"#;
+
+fn config(text: &str) -> NetworkConfig {
+    NetworkConfig::from_json(text, PoolMode::Allocated).expect("a valid config")
+}
+
+fn node(name: &str) -> NodeId {
+    NodeId::new(name).expect("a node id")
+}
+
+fn dev(name: &str) -> IfName {
+    IfName::new(name).expect("a device name")
+}
+
+fn builder(name: &str, manager: &MemoryManager, kernel: &FakeKernel) -> OverlayBuilder {
+    Overlay::builder(node(name))
+        .manager(manager.clone())
+        .backend(VxlanBackend::new())
+        .kernel(kernel.clone())
+}
+
+async fn start(name: &str, manager: &MemoryManager, kernel: &FakeKernel) -> Overlay {
+    let overlay = builder(name, manager, kernel).start().await.expect("all parts are there");
+    overlay.ready().await.expect("ready");
+    overlay
+}
+
+/// Two nodes on one store that have converged.
+async fn pair() -> (MemoryManager, [FakeKernel; 2], [Overlay; 2]) {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernels = [FakeKernel::node(1), FakeKernel::node(2)];
+    let a = start("a", &manager, &kernels[0]).await;
+    let b = start("b", &manager, &kernels[1]).await;
+    settle(&a).await;
+    settle(&b).await;
+    (manager, kernels, [a, b])
+}
+
+/// Waits until the overlay has taken in what happened.
+async fn settle(overlay: &Overlay) {
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    overlay.converged().await.expect("running");
+}
+
+/// Waits for something to hold, in virtual time.
+async fn until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let start = tokio::time::Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn subnet_of(overlay: &Overlay, family: Family) -> Subnet {
+    let status = overlay.status();
+    let lease = status.lease.as_ref().expect("a lease");
+    *lease.subnet.get(family).expect("a subnet of the family")
+}
+
+fn route_to(kernel: &FakeKernel, dst: Subnet) -> Option<Object> {
+    let metric = Route::default_metric(dst.family());
+    kernel.get(&ObjectKey::Route { table: MAIN_TABLE, dst, metric })
+}
+
+/// A record as a peer of another host would write it.
+fn peer(n: u8, subnet: &str) -> Lease {
+    let data = VxlanData { vni: 1, vtep_mac: MacAddr([0x0e, 0, 0, 0, 1, n]) };
+    let subnet: Subnet = subnet.parse().expect("a subnet");
+    Lease {
+        key: LeaseKey::new(format!("{}-{}", subnet.address(), subnet.len())),
+        node: node(&format!("peer-{n}")),
+        subnet: DualStack::v4(subnet),
+        attrs: LeaseAttrs {
+            public_ip: PublicIp::v4([192, 0, 2, n].into()),
+            backend_type: Some(BackendType::vxlan()),
+            backend_data: DualStack::v4(data.encode().expect("valid")),
+        },
+        ttl: None,
+        created: Revision(0),
+        revision: Revision(0),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_gets_a_lease_and_its_device() {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernel = FakeKernel::node(1);
+    let overlay = start("a", &manager, &kernel).await;
+    let status = overlay.status();
+    for kind in ConditionType::ALL {
+        let condition = status.condition(kind).expect("each type is there");
+        assert_eq!(condition.status, ConditionStatus::True, "{condition} {}", condition.message);
+    }
+    assert_eq!(status.mtu, Some(1430), "VXLAN over IPv6 takes 70 bytes of 1500");
+    for (name, family) in [("flannel.1", Family::V4), ("flannel-v6.1", Family::V6)] {
+        let Some(Object::Link(link)) = kernel.get(&ObjectKey::Link(dev(name))) else {
+            panic!("{name} is not there");
+        };
+        assert!(link.up);
+        let own = subnet_of(&overlay, family);
+        let address = ObjectKey::Address {
+            dev: dev(name),
+            ip: own.address(),
+            prefix_len: family.bits(),
+        };
+        assert!(kernel.get(&address).is_some(), "{address}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_nodes_have_whole_paths_to_each_other() {
+    let (_, kernels, overlays) = pair().await;
+    for (kernel, other) in kernels.iter().zip(overlays.iter().rev()) {
+        for family in Family::ALL {
+            let dst = subnet_of(other, family);
+            let Some(Object::Route(route)) = route_to(kernel, dst) else {
+                panic!("no route to {dst}");
+            };
+            let mut needs = Object::Route(route).needs();
+            let mut seen = 0;
+            while let Some(key) = needs.pop() {
+                let object = kernel.get(&key).unwrap_or_else(|| panic!("{key} is missing"));
+                seen += 1;
+                needs.extend(object.needs());
+            }
+            assert!(seen >= 4, "nexthop, link, neighbour, forwarding entry");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_kind_of_object_that_is_deleted_comes_back() {
+    let (_, kernels, overlays) = pair().await;
+    let (kernel, overlay) = (&kernels[0], &overlays[0]);
+    let ours: Objects = kernel
+        .objects()
+        .into_iter()
+        .filter(|(_, object)| {
+            object.dev().is_some_and(|dev| dev.as_str().starts_with("flannel"))
+                || matches!(object, Object::Route(r) if r.protocol == RouteProtocol::OURS)
+        })
+        .collect();
+    let kinds: BTreeSet<&str> = ours.keys().map(ObjectKey::kind).collect();
+    let all = ["link", "address", "fdb", "neighbour", "nexthop", "route"];
+    assert!(all.iter().all(|kind| kinds.contains(kind)), "{kinds:?}");
+    for (key, object) in &ours {
+        if matches!(key, ObjectKey::Sysctl { .. } | ObjectKey::Offload { .. }) {
+            continue;
+        }
+        kernel.delete(key);
+        until(Duration::from_secs(1), &format!("{key} is back"), || {
+            kernel.get(key).as_ref() == Some(object)
+        })
+        .await;
+        settle(overlay).await;
+        let now = kernel.objects();
+        assert!(ours.iter().all(|(key, object)| now.get(key) == Some(object)), "after {key}");
+    }
+    assert!(overlay.status().repairs >= ours.len() as u64 - 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_kind_of_object_that_is_altered_is_put_right() {
+    let (_, kernels, overlays) = pair().await;
+    let (kernel, overlay) = (&kernels[0], &overlays[0]);
+    let before = kernel.objects();
+    let mut altered = 0;
+    for (key, object) in &before {
+        let Some(other) = alter(object) else { continue };
+        kernel.external(&Op::Change(other)).unwrap_or_else(|error| panic!("{key}: {error}"));
+        until(Duration::from_secs(1), &format!("{key} is right"), || {
+            kernel.get(key).as_ref() == Some(object)
+        })
+        .await;
+        settle(overlay).await;
+        assert_eq!(kernel.objects(), before, "after {key}");
+        altered += 1;
+    }
+    assert!(altered >= 8, "{altered}");
+}
+
+/// The object with something else in it that a stranger might put there.
+fn alter(object: &Object) -> Option<Object> {
+    let ours = |dev: IfName| dev.as_str().starts_with("flannel");
+    match object.clone() {
+        Object::Link(link) if ours(link.name) => Some(Object::Link(Link {
+            mtu: Some(1300),
+            up: link.name.as_str() == "flannel.1",
+            ..link
+        })),
+        Object::Fdb(mut fdb) if ours(fdb.dev) => {
+            fdb.remote = match fdb.remote {
+                IpAddr::V4(_) => "192.0.2.99".parse().ok()?,
+                IpAddr::V6(_) => "2001:db8::99".parse().ok()?,
+            };
+            Some(Object::Fdb(fdb))
+        }
+        Object::Neighbour(mut neighbour) if ours(neighbour.dev) => {
+            neighbour.mac = MacAddr([2, 0, 0, 0, 0, 9]);
+            Some(Object::Neighbour(neighbour))
+        }
+        Object::Sysctl(mut sysctl) if ours(sysctl.dev) => {
+            "1".clone_into(&mut sysctl.value);
+            Some(Object::Sysctl(sysctl))
+        }
+        Object::Route(mut route) if route.protocol == RouteProtocol::OURS => {
+            route.target = RouteTarget::Device(dev("eth0"));
+            Some(Object::Route(route))
+        }
+        _ => None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_changes_nothing_that_is_right() {
+    let (manager, kernels, [a, b]) = pair().await;
+    let before = kernels[0].objects();
+    let lease = a.status().lease.clone();
+    a.stop().await.expect("it was running");
+    kernels[0].take_log();
+    let a = start("a", &manager, &kernels[0]).await;
+    settle(&a).await;
+    assert_eq!(kernels[0].take_log(), [], "no op at all");
+    assert_eq!(kernels[0].objects(), before);
+    assert_eq!(a.status().lease.as_ref().map(|l| l.subnet), lease.map(|l| l.subnet));
+    drop(b);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_the_handle_touches_nothing() {
+    let (_, kernels, [a, b]) = pair().await;
+    let before = kernels[0].objects();
+    drop(a);
+    drop(b);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(kernels[0].objects(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn teardown_leaves_the_namespace_as_it_was() {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernel = FakeKernel::node(1);
+    let before = kernel.objects();
+    let a = start("a", &manager, &kernel).await;
+    manager.put_raw(peer(9, "10.42.99.0/24")).await;
+    settle(&a).await;
+    assert!(kernel.objects().len() > before.len() + 6);
+    let preview = a.teardown_plan().await.expect("a plan");
+    assert!(!preview.steps.is_empty());
+    a.teardown().await.expect("all removed");
+    assert_eq!(kernel.objects(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_of_a_converged_overlay_is_empty() {
+    let (_, kernels, overlays) = pair().await;
+    let plan = overlays[0].plan().await.expect("a plan");
+    assert_eq!((plan.steps.len(), plan.foreign.len()), (0, 0));
+    kernels[0].fail_next(FaultKind::HintsLost);
+    let dst = subnet_of(&overlays[1], Family::V4);
+    kernels[0].delete(&route_to(&kernels[0], dst).expect("it is there").key());
+    let plan = overlays[0].plan().await.expect("a plan");
+    assert_eq!(plan.steps.len(), 1, "{plan:?}");
+    assert!(route_to(&kernels[0], dst).is_none(), "a dry run changes nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_hints_are_made_good_by_the_timer() {
+    let (_, kernels, overlays) = pair().await;
+    let dst = subnet_of(&overlays[1], Family::V4);
+    kernels[0].fail_next(FaultKind::HintsLost);
+    kernels[0].delete(&route_to(&kernels[0], dst).expect("it is there").key());
+    kernels[0].assert_faults_consumed();
+    until(Duration::from_secs(70), "the route is back", || route_to(&kernels[0], dst).is_some())
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_leaves_is_removed_and_one_that_moves_is_followed() {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernel = FakeKernel::node(1);
+    let a = start("a", &manager, &kernel).await;
+    let first = peer(9, "10.42.99.0/24");
+    manager.put_raw(first.clone()).await;
+    settle(&a).await;
+    let dst = "10.42.99.0/24".parse().expect("a subnet");
+    assert!(route_to(&kernel, dst).is_some());
+
+    let mut moved = first.clone();
+    moved.attrs.public_ip = PublicIp::v4([192, 0, 2, 77].into());
+    let data = VxlanData { vni: 1, vtep_mac: MacAddr([0x0e, 0, 0, 0, 2, 7]) };
+    moved.attrs.backend_data = DualStack::v4(data.encode().expect("valid"));
+    manager.put_raw(moved).await;
+    settle(&a).await;
+    let fdbs: Vec<_> = kernel
+        .objects()
+        .into_values()
+        .filter_map(|object| match object {
+            Object::Fdb(fdb) => Some((fdb.mac, fdb.remote)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(fdbs, [(data.vtep_mac, IpAddr::from([192, 0, 2, 77]))], "no stale entry");
+
+    manager.remove(&first.key).await;
+    settle(&a).await;
+    assert!(route_to(&kernel, dst).is_none());
+    let left = kernel.objects().into_keys().filter(|key| key.rank() >= 4);
+    assert!(left.filter(|key| key.to_string().contains("10.42.99")).next().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn hostile_records_harm_nobody_and_are_reported() {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernel = FakeKernel::node(1);
+    let a = start("a", &manager, &kernel).await;
+    let own = subnet_of(&a, Family::V4).to_string();
+    let foreign_before = kernel.objects();
+    let mut bad = vec![
+        peer(20, "0.0.0.0/1"),
+        peer(21, "192.0.2.0/24"),
+        peer(22, &own),
+        peer(23, "10.42.0.0/16"),
+        peer(24, "127.0.0.0/8"),
+    ];
+    let mut multicast = peer(25, "10.42.25.0/24");
+    multicast.attrs.public_ip = PublicIp::v4([224, 0, 0, 1].into());
+    bad.push(multicast);
+    let mut ours = peer(26, "10.42.26.0/24");
+    ours.attrs.public_ip = PublicIp::v4([192, 0, 2, 1].into());
+    bad.push(ours);
+    let mut no_mac = peer(27, "10.42.27.0/24");
+    no_mac.attrs.backend_data = DualStack::default();
+    bad.push(no_mac);
+    let mut other_vni = peer(28, "10.42.28.0/24");
+    let data = VxlanData { vni: 7, vtep_mac: MacAddr([0x0e, 0, 0, 0, 1, 28]) };
+    other_vni.attrs.backend_data = DualStack::v4(data.encode().expect("valid"));
+    bad.push(other_vni);
+    let good = peer(30, "10.42.30.0/24");
+    let mut same_mac = peer(31, "10.42.31.0/24");
+    same_mac.attrs.backend_data = good.attrs.backend_data.clone();
+    manager.put_raw(good).await;
+    bad.push(same_mac);
+    for lease in &bad {
+        let mut lease = lease.clone();
+        lease.key = LeaseKey::new(format!("bad-{}", lease.node));
+        manager.put_raw(lease).await;
+    }
+    settle(&a).await;
+    assert!(route_to(&kernel, "10.42.30.0/24".parse().expect("a subnet")).is_some());
+    let status = a.status();
+    let reported: BTreeSet<&str> = status.rejected.iter().map(|r| r.key.as_str()).collect();
+    assert_eq!(reported.len(), bad.len(), "{:?}", status.rejected);
+    let routes = kernel.objects().into_values().filter(|object| {
+        matches!(object, Object::Route(route) if route.protocol == RouteProtocol::OURS)
+    });
+    assert_eq!(routes.count(), 1, "only the good one");
+    let now = kernel.objects();
+    assert!(foreign_before.iter().all(|(key, object)| now.get(key) == Some(object)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_object_never_delays_other_peers() {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernel = FakeKernel::node(1);
+    let a = start("a", &manager, &kernel).await;
+    let bad = MacAddr([0x0e, 0, 0, 0, 1, 40]);
+    let key = ObjectKey::Fdb { dev: dev("flannel.1"), mac: bad };
+    kernel.refuse(key.clone(), Failure::Rejected);
+    manager.put_raw(peer(40, "10.42.40.0/24")).await;
+    manager.put_raw(peer(41, "10.42.41.0/24")).await;
+    let (bad, good) =
+        ("10.42.40.0/24".parse().expect("a subnet"), "10.42.41.0/24".parse().expect("a subnet"));
+    until(Duration::from_millis(50), "the good peer is there", || {
+        route_to(&kernel, good).is_some()
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(route_to(&kernel, bad).is_none(), "no route without its forwarding entry");
+    let failing = a.status().failing.clone();
+    assert_eq!(failing.len(), 1, "{failing:?}");
+    assert!(failing[0].attempts < 20, "tries are spaced: {}", failing[0].attempts);
+    kernel.accept(&key);
+    until(Duration::from_secs(31), "the bad peer heals", || route_to(&kernel, bad).is_some()).await;
+    settle(&a).await;
+    assert!(a.status().failing.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_route_is_reported_and_left_alone() {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernel = FakeKernel::node(1);
+    let dst: Subnet = "10.42.50.0/24".parse().expect("a subnet");
+    let foreign = Object::Route(Route {
+        table: MAIN_TABLE,
+        dst,
+        metric: 0,
+        target: RouteTarget::Device(dev("eth0")),
+        protocol: RouteProtocol(4),
+    });
+    kernel.insert_foreign(foreign.clone()).expect("it fits");
+    let a = start("a", &manager, &kernel).await;
+    manager.put_raw(peer(50, "10.42.50.0/24")).await;
+    settle(&a).await;
+    let status = a.status();
+    assert_eq!(status.foreign.len(), 1);
+    assert_eq!(status.foreign[0].found, foreign);
+    assert_eq!(
+        status.condition(ConditionType::Foreign).map(|c| c.status),
+        Some(ConditionStatus::False)
+    );
+    assert_eq!(kernel.get(&foreign.key()), Some(foreign.clone()));
+    kernel.delete(&foreign.key());
+    until(Duration::from_secs(1), "ours takes the free place", || {
+        matches!(route_to(&kernel, dst), Some(Object::Route(r)) if r.protocol == RouteProtocol::OURS)
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn underlay_changes_are_followed_and_published() {
+    let (_, kernels, [a, b]) = pair().await;
+    let eth0 = dev("eth0");
+    let Some(Object::Link(link)) = kernels[0].get(&ObjectKey::Link(eth0)) else {
+        panic!("eth0 is there");
+    };
+    kernels[0].external(&Op::Change(Object::Link(Link { mtu: Some(9000), ..link }))).expect("ok");
+    a.wait_for(|status| status.mtu == Some(8930)).await.expect("running");
+    settle(&a).await;
+    assert!(matches!(
+        kernels[0].get(&ObjectKey::Link(dev("flannel.1"))),
+        Some(Object::Link(Link { mtu: Some(8950), .. }))
+    ));
+
+    let new: IpAddr = [192, 0, 2, 201].into();
+    let add = Address { dev: eth0, ip: new, prefix_len: 24 };
+    let old = Address { dev: eth0, ip: [192, 0, 2, 1].into(), prefix_len: 24 };
+    kernels[0].external(&Op::Create(Object::Address(add))).expect("ok");
+    kernels[0].external(&Op::Delete(Object::Address(old))).expect("ok");
+    // The default route went with the address; someone puts it back, as a DHCP client would.
+    let route = Route {
+        table: MAIN_TABLE,
+        dst: "0.0.0.0/0".parse().expect("a subnet"),
+        metric: 0,
+        target: RouteTarget::Gateway {
+            gateway: [192, 0, 2, 254].into(),
+            dev: eth0,
+            onlink: false,
+        },
+        protocol: RouteProtocol::BOOT,
+    };
+    kernels[0].external(&Op::Create(Object::Route(route))).ok();
+    a.wait_for(|status| {
+        status.lease.as_ref().is_some_and(|l| l.public_ip.ip(Family::V4) == Some(new))
+    })
+    .await
+    .expect("running");
+    settle(&b).await;
+    let remotes: Vec<IpAddr> = kernels[1]
+        .objects()
+        .into_values()
+        .filter_map(|object| match object {
+            Object::Fdb(fdb) if fdb.remote.is_ipv4() => Some(fdb.remote),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(remotes, [new], "peers follow");
+}
+
+#[tokio::test(start_paused = true)]
+async fn wrong_configs_are_clear_errors_and_leave_nothing() {
+    let cases = [
+        (r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#, "Backend.VNI"),
+        (r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan","MTU":500}}"#, "Backend.MTU"),
+        (
+            r#"{"Network":"10.42.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48",
+                "Backend":{"Type":"vxlan","VNI":10000}}"#,
+            "at most 9999",
+        ),
+        (r#"{"Network":"10.42.0.0/16","Backend":{"Type":"wireguard"}}"#, "no such backend"),
+    ];
+    for (text, expected) in cases {
+        let kernel = FakeKernel::node(1);
+        let before = kernel.objects();
+        let manager = MemoryManager::new(config(text));
+        let overlay = builder("a", &manager, &kernel).start().await.expect("all parts are there");
+        let error = overlay.ready().await.expect_err("it cannot work").to_string();
+        assert!(error.contains(expected), "{error}");
+        drop(overlay);
+        assert_eq!(kernel.objects(), before, "{text}");
+        assert!(manager.export().leases.is_empty(), "no lease was taken: {text}");
+    }
+    let small = NetworkConfig::from_json(r#"{"Network":"10.42.0.0/29"}"#, PoolMode::Allocated);
+    assert!(small.expect_err("too small").to_string().contains("Network"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_interface_is_a_clear_error_and_heals() {
+    let kernel = FakeKernel::empty();
+    let manager = MemoryManager::new(config(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#));
+    let overlay = builder("a", &manager, &kernel).start().await.expect("all parts are there");
+    let error = overlay.ready().await.expect_err("there is no default route").to_string();
+    assert!(error.contains("default route"), "{error}");
+    let _ = kernel
+        .clone()
+        .with_link("eth0", 1500, &[([192, 0, 2, 1].into(), 24)])
+        .with_default_route("eth0", [192, 0, 2, 254].into());
+    overlay.wait_for(|status| status.ready).await.expect("it goes on trying");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_config_change_is_applied_while_running() {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernel = FakeKernel::node(1);
+    let a = start("a", &manager, &kernel).await;
+    let text = DUAL.replace(r#""Type": "vxlan""#, r#""Type": "vxlan", "VNI": 7"#);
+    manager.set_config(config(&text)).await;
+    until(Duration::from_secs(2), "the device of the new VNI", || {
+        kernel.get(&ObjectKey::Link(dev("flannel.7"))).is_some()
+            && kernel.get(&ObjectKey::Link(dev("flannel.1"))).is_none()
+    })
+    .await;
+    let before = subnet_of(&a, Family::V4);
+    assert!(before.to_string().starts_with("10.42."));
+    manager.set_config(config(&text.replace("10.42.0.0/16", "10.43.0.0/16"))).await;
+    a.wait_for(|status| {
+        status.lease.as_ref().is_some_and(|lease| {
+            lease.subnet.v4.is_some_and(|subnet| subnet.to_string().starts_with("10.43."))
+        })
+    })
+    .await
+    .expect("a lease of the new network");
+    settle(&a).await;
+    let stale = kernel.objects().into_keys().filter(|key| key.to_string().contains("10.42."));
+    assert_eq!(stale.count(), 0, "nothing of the old network is left");
+}
+
+/// A saved state in memory.
+#[derive(Debug, Clone, Default)]
+struct Memory(Arc<Mutex<Option<SavedState>>>);
+
+#[async_trait]
+impl StateStore for Memory {
+    async fn load(&self) -> std::io::Result<Option<SavedState>> {
+        Ok(self.0.lock().expect("no panic inside").clone())
+    }
+    async fn save(&self, state: &SavedState) -> std::io::Result<()> {
+        *self.0.lock().expect("no panic inside") = Some(state.clone());
+        Ok(())
+    }
+}
+
+/// A store that is down until told otherwise.
+#[derive(Debug)]
+struct Flaky {
+    inner: MemoryManager,
+    up: tokio::sync::watch::Receiver<bool>,
+}
+
+impl Flaky {
+    fn check(&self) -> manager::Result<()> {
+        if *self.up.borrow() { Ok(()) } else { Err(manager::Error::unavailable("it is down")) }
+    }
+}
+
+#[async_trait]
+impl Manager for Flaky {
+    fn name(&self) -> &'static str {
+        "flaky"
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    async fn network_config(&self) -> manager::Result<NetworkConfig> {
+        self.check()?;
+        self.inner.network_config().await
+    }
+    async fn acquire_lease(&self, request: &LeaseRequest) -> manager::Result<Lease> {
+        self.check()?;
+        self.inner.acquire_lease(request).await
+    }
+    async fn renew_lease(&self, lease: &Lease) -> manager::Result<Lease> {
+        self.check()?;
+        self.inner.renew_lease(lease).await
+    }
+    async fn release_lease(&self, lease: &Lease) -> manager::Result<()> {
+        self.check()?;
+        self.inner.release_lease(lease).await
+    }
+    fn watch_leases(&self) -> EventStream {
+        if *self.up.borrow() {
+            return self.inner.watch_leases();
+        }
+        // Ends at once, as after a permanent error: the overlay opens it again and again.
+        Box::pin(Ended)
+    }
+}
+
+struct Ended;
+
+impl futures_core::Stream for Ended {
+    type Item = manager::Result<Event>;
+    fn poll_next(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        std::task::Poll::Ready(None)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_boots_while_the_store_is_down() {
+    let inner = MemoryManager::new(config(DUAL));
+    let state = Memory::default();
+    let kernel = FakeKernel::node(1);
+    let first = builder("a", &inner, &kernel).state(state.clone()).start().await.expect("parts");
+    first.ready().await.expect("ready");
+    let subnet = subnet_of(&first, Family::V4);
+    first.stop().await.expect("it was running");
+
+    // After a reboot the kernel is empty, and the store does not answer.
+    let kernel = FakeKernel::node(1);
+    let (up, rx) = tokio::sync::watch::channel(false);
+    let manager = Flaky { inner: inner.clone(), up: rx };
+    let overlay = Overlay::builder(node("a"))
+        .manager(manager)
+        .backend(VxlanBackend::new())
+        .kernel(kernel.clone())
+        .state(state)
+        .start()
+        .await
+        .expect("parts");
+    overlay.ready().await.expect("the remembered lease is enough");
+    assert_eq!(subnet_of(&overlay, Family::V4), subnet);
+    assert!(kernel.get(&ObjectKey::Link(dev("flannel.1"))).is_some());
+    assert!(!overlay.status().is_true(ConditionType::Store));
+    assert!(!overlay.status().lease.as_ref().expect("a lease").confirmed);
+
+    up.send(true).expect("it listens");
+    overlay
+        .wait_for(|status| status.lease.as_ref().is_some_and(|lease| lease.confirmed))
+        .await
+        .expect("running");
+    assert_eq!(subnet_of(&overlay, Family::V4), subnet);
+    settle(&overlay).await;
+    assert!(overlay.status().is_true(ConditionType::Store));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_down_withdraws_nothing() {
+    let inner = MemoryManager::new(config(DUAL));
+    let kernel = FakeKernel::node(1);
+    let (up, rx) = tokio::sync::watch::channel(true);
+    let a = Overlay::builder(node("a"))
+        .manager(Flaky { inner: inner.clone(), up: rx })
+        .backend(VxlanBackend::new())
+        .kernel(kernel.clone())
+        .start()
+        .await
+        .expect("parts");
+    a.ready().await.expect("ready");
+    inner.put_raw(peer(9, "10.42.99.0/24")).await;
+    settle(&a).await;
+    let before = kernel.objects();
+    up.send(false).expect("it listens");
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(kernel.objects(), before);
+}
+
+async fn lose_lease(policy: LossPolicy) -> (MemoryManager, FakeKernel, Overlay, Lease) {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernel = FakeKernel::node(1);
+    let a = builder("a", &manager, &kernel).on_lease_lost(policy).start().await.expect("parts");
+    a.ready().await.expect("ready");
+    let lease = manager.export().leases.into_iter().next().expect("ours");
+    let mut events = a.events();
+    manager.remove(&lease.key).await;
+    loop {
+        if let OverlayEvent::LeaseLost { .. } = events.recv().await.expect("it goes on") {
+            break;
+        }
+    }
+    (manager, kernel, a, lease)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_is_asked_for_again() {
+    let (manager, _kernel, a, lease) = lose_lease(LossPolicy::Reacquire).await;
+    a.wait_for(|status| status.is_true(ConditionType::Lease)).await.expect("running");
+    let again = manager.export().leases.into_iter().next().expect("ours");
+    assert_eq!(again.subnet, lease.subnet, "the same subnet, as it was free");
+    assert!(again.created > lease.created, "a new record, not the old one revived");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_can_be_left_lost() {
+    let (manager, kernel, a, _) = lose_lease(LossPolicy::Hold).await;
+    let before = kernel.objects();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(manager.export().leases.is_empty(), "nothing was asked for");
+    assert_eq!(kernel.objects(), before, "the data path stays");
+    assert!(!a.status().is_true(ConditionType::Lease));
+    a.reacquire().await.expect("running");
+    a.wait_for(|status| status.is_true(ConditionType::Lease)).await.expect("running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_can_stop_the_overlay() {
+    let (_, kernel, a, _) = lose_lease(LossPolicy::Stop).await;
+    let error = a.stopped().await;
+    assert!(matches!(&error, Error::Stopped { reason } if reason.contains("lost")), "{error}");
+    assert!(kernel.get(&ObjectKey::Link(dev("flannel.1"))).is_some(), "packets keep flowing");
+}
+
+/// A clock that can jump ahead, as that of a machine that slept.
+#[derive(Debug, Clone)]
+struct Sleepy {
+    tokio: TokioClock,
+    asleep: Arc<Mutex<Duration>>,
+}
+
+impl Clock for Sleepy {
+    fn now(&self) -> Moment {
+        self.tokio.now() + *self.asleep.lock().expect("no panic inside")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspended_node_wakes_to_a_lost_lease_not_to_a_revived_one() {
+    let manager = MemoryManager::new(config(DUAL)).with_ttl(Duration::from_secs(86_400));
+    let clock = Sleepy { tokio: TokioClock::new(), asleep: Arc::default() };
+    let kernel = FakeKernel::node(1);
+    let a = builder("a", &manager, &kernel)
+        .clock(clock.clone())
+        .on_lease_lost(LossPolicy::Hold)
+        .start()
+        .await
+        .expect("parts");
+    a.ready().await.expect("ready");
+    *clock.asleep.lock().expect("no panic inside") = Duration::from_secs(2 * 86_400);
+    a.wait_for(|status| {
+        status.condition(ConditionType::Lease).is_some_and(|c| c.reason == "Lost")
+    })
+    .await
+    .expect("running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_renewed_for_as_long_as_it_is_wanted() {
+    let ttl = Duration::from_secs(120);
+    let manager = MemoryManager::new(config(DUAL)).with_ttl(ttl);
+    let kernel = FakeKernel::node(1);
+    let a = start("a", &manager, &kernel).await;
+    let subnet = subnet_of(&a, Family::V4);
+    tokio::time::sleep(ttl * 50).await;
+    assert_eq!(subnet_of(&a, Family::V4), subnet);
+    assert!(a.status().is_true(ConditionType::Lease));
+    a.stop().await.expect("it was running");
+    tokio::time::sleep(ttl * 2).await;
+    assert!(manager.export().leases.is_empty(), "and no longer");
+}
+
+/// A store that tells what the test says.
+#[derive(Debug)]
+struct Script {
+    inner: MemoryManager,
+    snapshots: Mutex<std::collections::VecDeque<Vec<Lease>>>,
+}
+
+#[async_trait]
+impl Manager for Script {
+    fn name(&self) -> &'static str {
+        "script"
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    async fn network_config(&self) -> manager::Result<NetworkConfig> {
+        self.inner.network_config().await
+    }
+    async fn acquire_lease(&self, request: &LeaseRequest) -> manager::Result<Lease> {
+        self.inner.acquire_lease(request).await
+    }
+    async fn renew_lease(&self, lease: &Lease) -> manager::Result<Lease> {
+        self.inner.renew_lease(lease).await
+    }
+    async fn release_lease(&self, lease: &Lease) -> manager::Result<()> {
+        self.inner.release_lease(lease).await
+    }
+    /// The next snapshot of the script, then silence for a minute, then the end.
+    fn watch_leases(&self) -> EventStream {
+        let mut snapshots = self.snapshots.lock().expect("no panic inside");
+        let leases = snapshots.pop_front().unwrap_or_default();
+        let revision = Revision(100);
+        let own = self.inner.export().leases;
+        let leases = leases.into_iter().chain(own).collect();
+        let snapshot = Snapshot { leases, unreadable: Vec::new(), revision };
+        Box::pin(Once {
+            event: Some(Event::Snapshot(snapshot)),
+            end: Box::pin(tokio::time::sleep(Duration::from_secs(60))),
+        })
+    }
+}
+
+struct Once {
+    event: Option<Event>,
+    end: std::pin::Pin<Box<tokio::time::Sleep>>,
+}
+
+impl futures_core::Stream for Once {
+    type Item = manager::Result<Event>;
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        match self.event.take() {
+            Some(event) => std::task::Poll::Ready(Some(Ok(event))),
+            None => self.end.as_mut().poll(cx).map(|()| None),
+        }
+    }
+}
+
+use std::future::Future;
+
+#[tokio::test(start_paused = true)]
+async fn an_emptied_snapshot_is_confirmed_before_it_is_believed() {
+    let peers: Vec<Lease> = (1..=6).map(|n| peer(100 + n, &format!("10.42.{n}.0/24"))).collect();
+    let script = |snapshots: Vec<Vec<Lease>>| Script {
+        inner: MemoryManager::new(config(
+            r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.200.0","Backend":{"Type":"vxlan"}}"#,
+        )),
+        snapshots: Mutex::new(snapshots.into()),
+    };
+    let routes = |kernel: &FakeKernel| {
+        let all = kernel.objects();
+        all.values()
+            .filter(|o| matches!(o, Object::Route(r) if r.protocol == RouteProtocol::OURS))
+            .count()
+    };
+    let run = |manager: Script, kernel: FakeKernel| async move {
+        let overlay = Overlay::builder(node("a"))
+            .manager(manager)
+            .backend(VxlanBackend::new())
+            .kernel(kernel)
+            .start()
+            .await
+            .expect("parts");
+        overlay.wait_for(|status| status.peers > 0).await.expect("running");
+        overlay
+    };
+
+    // All known peers vanish; the second reading has them again: no route ever goes.
+    let kernel = FakeKernel::node(1);
+    let a = run(script(vec![peers.clone(), Vec::new(), peers.clone(), peers.clone()]), kernel.clone()).await;
+    settle(&a).await;
+    assert_eq!(routes(&kernel), 6);
+    let mut held = a.events();
+    loop {
+        if let OverlayEvent::WithdrawalHeld { withdrawn, known } = held.recv().await.expect("more") {
+            assert_eq!((withdrawn, known), (6, 6));
+            break;
+        }
+    }
+    for _ in 0..40 {
+        assert_eq!(routes(&kernel), 6, "nothing is withdrawn");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(a.status().is_true(ConditionType::Peers), "{:?}", a.status().conditions);
+    a.stop().await.expect("it was running");
+
+    // A fresh process with the same kernel: the routes it finds count as known.
+    let a = run(
+        Script { snapshots: Mutex::new(vec![vec![peers[0].clone()]; 3].into()), ..script(vec![]) },
+        kernel.clone(),
+    )
+    .await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(routes(&kernel), 6, "not yet");
+    until(Duration::from_secs(30), "the confirmed withdrawal", || routes(&kernel) == 1).await;
+    drop(a);
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_releases_first_and_removes_after_the_grace() {
+    let (manager, kernels, [a, b]) = pair().await;
+    let dst = subnet_of(&a, Family::V4);
+    let drain = tokio::spawn(a.drain(Duration::from_secs(5)));
+    until(Duration::from_secs(1), "the peer drops it", || route_to(&kernels[1], dst).is_none()).await;
+    assert!(kernels[0].get(&ObjectKey::Link(dev("flannel.1"))).is_some(), "still forwarding");
+    drain.await.expect("no panic").expect("drained");
+    assert!(kernels[0].get(&ObjectKey::Link(dev("flannel.1"))).is_none());
+    assert_eq!(manager.export().leases.len(), 1);
+    drop(b);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_go_flannel_left_is_adopted_without_a_gap() {
+    let manager = MemoryManager::new(config(
+        r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#,
+    ));
+    manager.put_raw(peer(9, "10.42.99.0/24")).await;
+    // Run once to see what is right, then put it there as Go flannel would have.
+    let model = FakeKernel::node(1);
+    let a = start("a", &manager, &model).await;
+    settle(&a).await;
+    a.stop().await.expect("it was running");
+    let kernel = FakeKernel::node(1);
+    for object in model.objects().into_values() {
+        let object = match object {
+            Object::Link(Link { kind: LinkKind::Vxlan(vxlan), name, mtu, mac, up, .. }) => {
+                let kind = LinkKind::Vxlan(vxlan);
+                Object::Link(Link { name, kind, mtu, mac, up, alias: None })
+            }
+            Object::Route(route) if route.protocol == RouteProtocol::OURS => {
+                Object::Route(Route {
+                    target: RouteTarget::Gateway {
+                        gateway: route.dst.address(),
+                        dev: dev("flannel.1"),
+                        onlink: true,
+                    },
+                    protocol: RouteProtocol::BOOT,
+                    ..route
+                })
+            }
+            Object::Nexthop(_) => continue,
+            other => other,
+        };
+        if kernel.get(&object.key()).is_none() {
+            kernel.insert_foreign(object).expect("it fits");
+        }
+    }
+    kernel.take_log();
+    let route = route_to(&kernel, "10.42.99.0/24".parse().expect("a subnet"));
+    let a = start("a", &manager, &kernel).await;
+    settle(&a).await;
+    assert_eq!(route_to(&kernel, "10.42.99.0/24".parse().expect("a subnet")), route, "untouched");
+    for entry in kernel.take_log() {
+        let harmless = match &entry.op {
+            Op::Change(Object::Link(_)) => true, // the alias: our mark
+            Op::Create(Object::Nexthop(_)) => true,
+            Op::Change(Object::Sysctl(_)) => true,
+            _ => false,
+        };
+        assert!(harmless, "{entry:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_builder_without_a_part_says_which() {
+    let manager = MemoryManager::new(config(DUAL));
+    let error = Overlay::builder(node("a")).start().await.expect_err("nothing is there");
+    assert!(matches!(error, Error::Missing { part: "manager" }));
+    let error = Overlay::builder(node("a"))
+        .manager(manager)
+        .kernel(FakeKernel::node(1))
+        .start()
+        .await
+        .expect_err("no backend");
+    assert!(matches!(error, Error::Missing { part: "backend" }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_seed_replays_one_history() {
+    let run = || async {
+        let manager = MemoryManager::new(config(DUAL));
+        let kernel = FakeKernel::node(1);
+        kernel.refuse(
+            ObjectKey::Fdb { dev: dev("flannel.1"), mac: MacAddr([0x0e, 0, 0, 0, 1, 40]) },
+            Failure::Busy,
+        );
+        let a = start("a", &manager, &kernel).await;
+        manager.put_raw(peer(40, "10.42.40.0/24")).await;
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        let status = serde_json::to_string(&*a.status()).expect("it serialises");
+        (status, format!("{:?}", kernel.take_log()))
+    };
+    assert_eq!(run().await, run().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_underlay_that_is_named_is_used() {
+    let manager = MemoryManager::new(config(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#));
+    let kernel = FakeKernel::node(1).with_link("eth1", 9000, &[([198, 51, 100, 7].into(), 24)]);
+    let options = UnderlayOptions {
+        interfaces: vec![flannel_core::Interface::Name(dev("eth1"))],
+        ..UnderlayOptions::default()
+    };
+    let a = builder("a", &manager, &kernel).underlay(options).start().await.expect("parts");
+    a.ready().await.expect("ready");
+    let external = a.status().external.clone().expect("chosen");
+    assert_eq!((external.dev, a.status().mtu), (dev("eth1"), Some(8950)));
+}

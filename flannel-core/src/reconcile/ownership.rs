@@ -5,8 +5,11 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::stable_hash;
+use crate::kernel::Observed;
 use crate::node::OverlayName;
-use crate::object::{IfName, RouteProtocol};
+use crate::object::{
+    IfName, Link, LinkKind, Nexthop, Object, ObjectKey, Route, RouteProtocol, RouteTarget,
+};
 use crate::subnet::Subnet;
 
 /// Whose an observed object is.
@@ -32,6 +35,147 @@ pub struct Ownership {
     pub networks: Vec<Subnet>,
     /// Whether what Go flannel left is taken over.
     pub adopt_flannel: bool,
+}
+
+/// The alias of every overlay's devices begins with this.
+const ALIAS_PREFIX: &str = "flannel:";
+
+impl Ownership {
+    /// Whose an object is.
+    ///
+    /// | object | ours | Go flannel's |
+    /// | --- | --- | --- |
+    /// | device | its alias is that of the overlay | VXLAN without alias, named `flannel.<VNI>` or `flannel-v6.<VNI>` |
+    /// | address | inside the networks, on our device | the same on Go flannel's device |
+    /// | setting, forwarding entry, neighbour | on our device | on Go flannel's device |
+    /// | nexthop object | our protocol, and its id is [`nexthop_id`] of what it holds | never |
+    /// | route | our protocol, inside the networks, not through a device or nexthop of another overlay | protocol `boot`, inside the networks, gateway on-link on our device or Go flannel's |
+    ///
+    /// Everything else is foreign. Go flannel's column counts only with
+    /// [`adopt_flannel`](Self::adopt_flannel).
+    pub fn owner(&self, object: &Object, observed: &Observed) -> Owner {
+        match object {
+            Object::Link(link) => self.link_owner(link),
+            Object::Address(address) => {
+                if self.holds_ip(address.ip) {
+                    self.device_owner(address.dev, observed)
+                } else {
+                    Owner::Foreign
+                }
+            }
+            Object::Sysctl(_) | Object::Offload(_) | Object::Fdb(_) | Object::Neighbour(_) => {
+                object
+                    .dev()
+                    .map_or(Owner::Foreign, |dev| self.device_owner(dev, observed))
+            }
+            Object::Nexthop(nexthop) => self.nexthop_owner(nexthop),
+            Object::Route(route) => self.route_owner(route, observed),
+        }
+    }
+
+    /// Whether a foreign route may be taken over because its very key is wanted: a route of Go
+    /// flannel's `host-gw` or direct routing. Its gateway is a node on the underlay, so nothing
+    /// but its place tells it from an administrator's; therefore it is never removed as unwanted.
+    pub fn may_take_over(&self, object: &Object) -> bool {
+        matches!(object, Object::Route(Route {
+            dst,
+            protocol: RouteProtocol::BOOT,
+            target: RouteTarget::Gateway { onlink: false, .. },
+            ..
+        }) if self.adopt_flannel && self.holds(dst))
+    }
+
+    fn holds(&self, subnet: &Subnet) -> bool {
+        self.networks.iter().any(|network| network.contains(subnet))
+    }
+
+    fn holds_ip(&self, ip: IpAddr) -> bool {
+        self.networks.iter().any(|network| network.contains_ip(ip))
+    }
+
+    fn link_owner(&self, link: &Link) -> Owner {
+        let alias = link.alias.as_deref().unwrap_or_default();
+        if is_alias_of(alias, &self.overlay) {
+            return Owner::Ours;
+        }
+        match &link.kind {
+            LinkKind::Vxlan(vxlan)
+                if self.adopt_flannel
+                    && alias.is_empty()
+                    && is_flannel_name(link.name, vxlan.vni) =>
+            {
+                Owner::Flannel
+            }
+            _ => Owner::Foreign,
+        }
+    }
+
+    fn device_owner(&self, dev: IfName, observed: &Observed) -> Owner {
+        match observed.objects.get(&ObjectKey::Link(dev)) {
+            Some(Object::Link(link)) => self.link_owner(link),
+            _ => Owner::Foreign,
+        }
+    }
+
+    fn nexthop_owner(&self, nexthop: &Nexthop) -> Owner {
+        let ours = nexthop.protocol == self.protocol
+            && nexthop.id == nexthop_id(
+                    &self.overlay,
+                    nexthop.gateway,
+                    nexthop.dev,
+                    nexthop.onlink,
+                );
+        if ours { Owner::Ours } else { Owner::Foreign }
+    }
+
+    fn route_owner(&self, route: &Route, observed: &Observed) -> Owner {
+        if !self.holds(&route.dst) {
+            return Owner::Foreign;
+        }
+        if route.protocol == self.protocol {
+            return if self.is_through_another_overlay(&route.target, observed) {
+                Owner::Foreign
+            } else {
+                Owner::Ours
+            };
+        }
+        match route.target {
+            RouteTarget::Gateway {
+                dev, onlink: true, ..
+            } if self.adopt_flannel
+                && route.protocol == RouteProtocol::BOOT
+                && self.device_owner(dev, observed) != Owner::Foreign =>
+            {
+                Owner::Flannel
+            }
+            _ => Owner::Foreign,
+        }
+    }
+
+    fn is_through_another_overlay(&self, target: &RouteTarget, observed: &Observed) -> bool {
+        let dev = match target {
+            RouteTarget::Gateway { dev, .. } | RouteTarget::Device(dev) => *dev,
+            RouteTarget::Nexthop(id) => match observed.objects.get(&ObjectKey::Nexthop(*id)) {
+                Some(Object::Nexthop(nexthop)) => nexthop.dev,
+                _ => return false,
+            },
+            RouteTarget::Blackhole | RouteTarget::Other(_) => return false,
+        };
+        matches!(observed.objects.get(&ObjectKey::Link(dev)),
+            Some(Object::Link(Link { alias: Some(alias), .. }))
+            if alias.starts_with(ALIAS_PREFIX) && !is_alias_of(alias, &self.overlay))
+    }
+}
+
+fn is_alias_of(alias: &str, overlay: &OverlayName) -> bool {
+    alias.strip_prefix(ALIAS_PREFIX) == Some(overlay.as_str())
+}
+
+/// Whether a name is one that Go flannel gives to a VXLAN device of this VNI.
+fn is_flannel_name(name: IfName, vni: u32) -> bool {
+    ["flannel.", "flannel-v6."]
+        .into_iter()
+        .any(|prefix| name.as_str().strip_prefix(prefix) == Some(&vni.to_string()))
 }
 
 /// The id of the nexthop object for a gateway: found again by any later process, and proof that

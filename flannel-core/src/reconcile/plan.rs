@@ -1,13 +1,31 @@
 //! [`plan`]: the pure way from what the kernel has to what it should have.
+//!
+//! The order of a plan is its meaning. Deletes that the kernel forces stand directly before the
+//! create that needs them; then come creates and changes in the order of keys, so that an object
+//! is made after what it needs; last come the deletes of what is no longer wanted, in reverse. A
+//! path is therefore whole before it is used, and used by nobody before it is taken down.
+//!
+//! What the kernel drops by itself is planned for: what is on a device that is removed, the
+//! neighbours of a device that gets another hardware address, routes and the like of a device that
+//! is set down. These count as gone, so that what is wanted of them is made again in the same plan.
+
+mod difference;
+mod links;
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use std::fmt::Display;
-
-use crate::family::Family;
-use crate::kernel::Op;
+use crate::kernel::{Observed, Op};
 use crate::lease::LeaseKey;
-use crate::object::{Link, LinkKind, Object, ObjectKey, Vxlan};
+use crate::object::{Address, IfName, Object, ObjectKey, Route, RouteTarget};
+
+use super::desired::{Desired, Wanted};
+use super::ownership::{Owner, Ownership};
+
+pub use difference::{Difference, difference};
+use links::Links;
 
 /// Why a step is taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,8 +63,9 @@ pub struct Step {
     /// The peer that it serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<LeaseKey>,
-    /// What stops working between this step and those that follow: keys of objects that go with
-    /// the one removed. Empty for all but the removal of a device.
+    /// What stops working between this step and those that follow: keys of objects that the kernel
+    /// drops with it. Empty for all but devices that are removed, set down or given another
+    /// hardware address.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disrupts: Vec<ObjectKey>,
 }
@@ -72,143 +91,413 @@ pub struct Plan {
     pub foreign: Vec<Blocked>,
 }
 
-/// How an object that is there differs from what was asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Difference {
-    /// The first field that differs, with what it is and what it should be.
-    pub field: String,
-    /// Whether the kernel can change it in place; else the object must be removed and made anew.
-    pub in_place: bool,
-}
-
-/// The first difference between what was asked for and what is there; `None`: it is as asked.
+/// What to do so that the kernel has what it should have.
 ///
-/// Looks only at what the asked object says: the MTU, hardware address and alias of a device that
-/// leaves them open are right whatever they are. Settings are compared without white space at the
-/// ends. Both must have the same key.
-pub fn difference(asked: &Object, found: &Object) -> Option<Difference> {
-    let mut fields = Fields(None);
-    match (asked, found) {
-        (Object::Link(asked), Object::Link(found)) => link_difference(asked, found, &mut fields),
-        (Object::Sysctl(asked), Object::Sysctl(found)) => {
-            fields.compare("value", asked.value.trim(), found.value.trim());
+/// Pure and total: any input gives a plan, the same input the same plan. Objects that are right
+/// already are left alone, whoever made them; that is adoption. Nothing foreign is removed or
+/// altered, except that what is on a device of ours goes with the device.
+///
+/// One thing is left to the next round: a device that loses its last IPv4 address, because none is
+/// wanted any more, loses its IPv4 routes and neighbours, and they are missing then.
+pub fn plan(observed: &Observed, desired: &Desired, ownership: &Ownership) -> Plan {
+    Planner::new(observed, desired, ownership).run(None)
+}
+
+/// The part of [`plan`] that concerns some keys: cheap when they are few.
+///
+/// Equal to the whole plan if nothing else differs; `keys` must therefore hold all that is not
+/// right, also what was blocked before. What the keys need and what they force is planned with
+/// them: when a device is made or removed, all that is on it.
+pub fn plan_keys(
+    observed: &Observed,
+    desired: &Desired,
+    ownership: &Ownership,
+    keys: &BTreeSet<ObjectKey>,
+) -> Plan {
+    Planner::new(observed, desired, ownership).run(Some(keys))
+}
+
+/// How to remove everything that bears our mark, and nothing else: what Go flannel left counts as
+/// foreign unless it has been taken over.
+pub fn teardown(observed: &Observed, ownership: &Ownership) -> Plan {
+    let ours = Ownership {
+        adopt_flannel: false,
+        ..ownership.clone()
+    };
+    plan(observed, &Desired::default(), &ours)
+}
+
+/// A key that is wanted, there, or both.
+type Pair<'a> = (&'a ObjectKey, Option<&'a Wanted>, Option<&'a Object>);
+
+struct Planner<'a> {
+    observed: &'a Observed,
+    desired: &'a Desired,
+    ownership: &'a Ownership,
+    links: Links<'a>,
+    steps: Vec<Step>,
+    foreign: Vec<Blocked>,
+    /// Wanted keys that are blocked, or need what is blocked.
+    held: BTreeSet<&'a ObjectKey>,
+    /// What is there and serves something foreign or held back: it is not removed as unwanted.
+    kept: BTreeSet<ObjectKey>,
+    /// What is removed already because it is in the way.
+    cleared: BTreeSet<ObjectKey>,
+    orphans: Vec<(&'a ObjectKey, &'a Object)>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(observed: &'a Observed, desired: &'a Desired, ownership: &'a Ownership) -> Self {
+        Self {
+            observed,
+            desired,
+            ownership,
+            links: Links::default(),
+            steps: Vec::new(),
+            foreign: Vec::new(),
+            held: BTreeSet::new(),
+            kept: BTreeSet::new(),
+            cleared: BTreeSet::new(),
+            orphans: Vec::new(),
         }
-        (Object::Offload(asked), Object::Offload(found)) => {
-            fields.compare("on", &asked.on, &found.on);
-        }
-        (Object::Address(_), Object::Address(_)) => {}
-        (Object::Fdb(asked), Object::Fdb(found)) => {
-            fields.compare("remote", &asked.remote, &found.remote);
-        }
-        (Object::Neighbour(asked), Object::Neighbour(found)) => {
-            fields.compare("mac", &asked.mac, &found.mac);
-        }
-        (Object::Nexthop(asked), Object::Nexthop(found)) => {
-            fields.compare("gateway", &asked.gateway, &found.gateway);
-            fields.compare("dev", &asked.dev, &found.dev);
-            fields.compare("onlink", &asked.onlink, &found.onlink);
-            fields.compare("protocol", &asked.protocol.0, &found.protocol.0);
-        }
-        (Object::Route(a), Object::Route(b)) => {
-            if a.target != b.target {
-                fields.differ("target", asked, found);
+    }
+
+    fn run(mut self, keys: Option<&BTreeSet<ObjectKey>>) -> Plan {
+        let keys = keys.map(|keys| self.with_needs(keys));
+        let about = |key: &ObjectKey| keys.as_ref().is_none_or(|keys| keys.contains(key));
+        self.plan_links(&about);
+        match &keys {
+            Some(keys) if self.links.are_settled() => {
+                for key in keys {
+                    if let Some(pair) = self.pair(key) {
+                        self.visit(pair);
+                    }
+                }
             }
-            fields.compare("protocol", &a.protocol.0, &b.protocol.0);
+            _ => {
+                for pair in merge(&self.desired.objects, &self.observed.objects) {
+                    if about(pair.0) || self.is_unsettled(pair) {
+                        self.visit(pair);
+                    }
+                }
+            }
         }
-        _ => fields.differ_fixed("key", asked.key(), found.key()),
-    }
-    fields.0
-}
-
-fn link_difference(asked: &Link, found: &Link, fields: &mut Fields) {
-    match (&asked.kind, &found.kind) {
-        (LinkKind::Vxlan(asked), LinkKind::Vxlan(found)) => {
-            fields.fixed("vni", &asked.vni, &found.vni);
-            fields.fixed("port", &asked.port, &found.port);
-            fields.fixed(
-                "underlay",
-                &named(asked.underlay.as_ref()),
-                &named(found.underlay.as_ref()),
-            );
-            fields.fixed("gbp", &asked.gbp, &found.gbp);
-            fields.fixed("family", &vxlan_family(asked), &vxlan_family(found));
-            fields.compare(
-                "local",
-                &named(asked.local.as_ref()),
-                &named(found.local.as_ref()),
-            );
-            fields.compare("learning", &asked.learning, &found.learning);
-        }
-        (LinkKind::Veth { peer: None }, LinkKind::Veth { .. }) => {}
-        (asked, found) if asked == found => {}
-        _ => fields.differ_fixed("kind", kind_name(&asked.kind), kind_name(&found.kind)),
-    }
-    if let Some(mac) = &asked.mac {
-        fields.compare("mac", &named(Some(mac)), &named(found.mac.as_ref()));
-    }
-    if let Some(mtu) = &asked.mtu {
-        fields.compare("mtu", &named(Some(mtu)), &named(found.mtu.as_ref()));
-    }
-    if let Some(alias) = &asked.alias {
-        fields.compare("alias", &named(Some(alias)), &named(found.alias.as_ref()));
-    }
-    fields.compare("up", &asked.up, &found.up);
-}
-
-/// The family of a VXLAN device's outer packets. The kernel takes IPv4 where no local address
-/// says otherwise, and lets two devices share VNI and port if their families differ.
-pub(crate) const fn vxlan_family(vxlan: &Vxlan) -> Family {
-    match vxlan.local {
-        Some(std::net::IpAddr::V6(_)) => Family::V6,
-        _ => Family::V4,
-    }
-}
-
-fn kind_name(kind: &LinkKind) -> &str {
-    match kind {
-        LinkKind::Vxlan(_) => "vxlan",
-        LinkKind::Bridge => "bridge",
-        LinkKind::Veth { .. } => "veth",
-        LinkKind::Tun => "tun",
-        LinkKind::Loopback => "loopback",
-        LinkKind::Other(kind) => kind,
-    }
-}
-
-fn named(value: Option<&impl Display>) -> String {
-    value.map_or_else(|| "none".to_owned(), ToString::to_string)
-}
-
-/// Collects the first field that differs. Fields that cannot change in place are compared first.
-struct Fields(Option<Difference>);
-
-impl Fields {
-    fn compare<T: PartialEq + Display + ?Sized>(&mut self, name: &str, asked: &T, found: &T) {
-        if asked != found {
-            self.differ(name, asked, found);
+        self.sweep();
+        Plan {
+            steps: self.steps,
+            foreign: self.foreign,
         }
     }
 
-    fn fixed<T: PartialEq + Display + ?Sized>(&mut self, name: &str, asked: &T, found: &T) {
-        if asked != found {
-            self.differ_fixed(name, asked, found);
+    /// The keys with all that they need, so that what is planned can be made.
+    fn with_needs(&self, keys: &BTreeSet<ObjectKey>) -> BTreeSet<ObjectKey> {
+        let mut all = keys.clone();
+        let mut open: Vec<_> = keys.iter().cloned().collect();
+        while let Some(key) = open.pop() {
+            let Some(wanted) = self.desired.objects.get(&key) else {
+                continue;
+            };
+            for need in wanted.object.needs() {
+                if self.desired.objects.contains_key(&need) && all.insert(need.clone()) {
+                    open.push(need);
+                }
+            }
+        }
+        all
+    }
+
+    fn pair(&self, key: &ObjectKey) -> Option<Pair<'a>> {
+        let wanted = self.desired.objects.get_key_value(key);
+        let found = self.observed.objects.get_key_value(key);
+        let key = wanted.map(|(key, _)| key).or(found.map(|(key, _)| key))?;
+        Some((key, wanted.map(|(_, w)| w), found.map(|(_, f)| f)))
+    }
+
+    /// Decides on one key. Keys come in their order, so that what an object needs has been decided.
+    fn visit(&mut self, (key, wanted, found): Pair<'a>) {
+        let is_under_its_key = |object: &Object| object.key() == *key;
+        if !wanted.is_none_or(|wanted| is_under_its_key(&wanted.object))
+            || !found.is_none_or(is_under_its_key)
+        {
+            return;
+        }
+        let found = found.filter(|found| !self.is_lost(found));
+        match (wanted, found) {
+            (Some(_), _) if matches!(key, ObjectKey::Link(_)) => {}
+            (Some(wanted), _) if self.needs_held(&wanted.object) => self.hold(key, found),
+            (Some(wanted), None) => self.make(key, wanted),
+            (Some(wanted), Some(found)) => self.correct(key, wanted, found),
+            (None, Some(found)) => {
+                let is_setting = matches!(found, Object::Sysctl(_) | Object::Offload(_));
+                if !self.desired.hold_orphans
+                    && !is_setting
+                    && self.ownership.owner(found, self.observed) != Owner::Foreign
+                {
+                    self.orphans.push((key, found));
+                }
+            }
+            (None, None) => {}
         }
     }
 
-    fn differ(&mut self, name: &str, asked: impl Display, found: impl Display) {
-        self.add(name, asked, found, true);
+    fn make(&mut self, key: &'a ObjectKey, wanted: &'a Wanted) {
+        let op = match &wanted.object {
+            Object::Sysctl(_) | Object::Offload(_) => {
+                if let Some(link) = self.foreign_device(&wanted.object) {
+                    self.block(key, wanted, link);
+                    return;
+                }
+                Op::Change(wanted.object.clone())
+            }
+            Object::Address(address) => {
+                if let Some(other) = self.other_length(address) {
+                    let other_key = other.key();
+                    if self.desired.objects.contains_key(&other_key)
+                        || self.ownership.owner(other, self.observed) == Owner::Foreign
+                    {
+                        self.block(key, wanted, other);
+                        return;
+                    }
+                    let why = Why::InTheWay { of: key.clone() };
+                    self.step(Op::Delete(other.clone()), why, wanted.peer.clone());
+                    self.cleared.insert(other_key);
+                }
+                Op::Create(wanted.object.clone())
+            }
+            _ => Op::Create(wanted.object.clone()),
+        };
+        self.step(op, Why::Missing, wanted.peer.clone());
     }
 
-    fn differ_fixed(&mut self, name: &str, asked: impl Display, found: impl Display) {
-        self.add(name, asked, found, false);
+    fn correct(&mut self, key: &'a ObjectKey, wanted: &'a Wanted, found: &'a Object) {
+        let Some(Difference { field, .. }) = difference(&wanted.object, found) else {
+            return;
+        };
+        let is_ours = self.ownership.owner(found, self.observed) != Owner::Foreign
+            || self.ownership.may_take_over(found);
+        if !is_ours {
+            self.block(key, wanted, found);
+            return;
+        }
+        if let (Object::Route(wanted), Object::Route(found)) = (&wanted.object, found)
+            && self.same_hop(wanted, found)
+        {
+            return;
+        }
+        let op = Op::Change(wanted.object.clone());
+        self.step(op, Why::Drifted { field }, wanted.peer.clone());
     }
 
-    fn add(&mut self, name: &str, asked: impl Display, found: impl Display, in_place: bool) {
-        if self.0.is_none() {
-            self.0 = Some(Difference {
-                field: format!("{name} is {found}, should be {asked}"),
-                in_place,
-            });
+    /// Whether a route sends packets where it should, by way of a nexthop object or without. Who
+    /// made it does not count. A nexthop object that is not wanted will be removed, and the route
+    /// with it: then it is not the same.
+    fn same_hop(&self, wanted: &Route, found: &Route) -> bool {
+        let (id, holder, hop) = match (&wanted.target, &found.target) {
+            (wanted, found) if wanted == found => return true,
+            (RouteTarget::Nexthop(id), hop) => (id, None, hop),
+            (hop, RouteTarget::Nexthop(id)) => (id, Some(&self.observed.objects), hop),
+            _ => return false,
+        };
+        let key = ObjectKey::Nexthop(*id);
+        let Some(wanted) = self.desired.objects.get(&key) else {
+            return false;
+        };
+        let nexthop = match holder {
+            Some(objects) => objects.get(&key),
+            None => Some(&wanted.object),
+        };
+        matches!((nexthop, hop),
+            (Some(Object::Nexthop(nexthop)), RouteTarget::Gateway { gateway, dev, onlink })
+            if nexthop.gateway == *gateway && nexthop.dev == *dev && nexthop.onlink == *onlink)
+    }
+
+    /// The device of a setting if it is there and somebody else's.
+    fn foreign_device(&self, setting: &Object) -> Option<&'a Object> {
+        let dev = setting.dev()?;
+        if self.links.is_made(dev) {
+            return None;
+        }
+        let link = self.observed.objects.get(&ObjectKey::Link(dev))?;
+        (self.ownership.owner(link, self.observed) == Owner::Foreign).then_some(link)
+    }
+
+    /// The same IPv6 address with another length, which the kernel would not have beside it.
+    fn other_length(&self, address: &Address) -> Option<&'a Object> {
+        let Address { dev, ip, .. } = *address;
+        let key = |prefix_len| ObjectKey::Address {
+            dev,
+            ip,
+            prefix_len,
+        };
+        self.observed
+            .objects
+            .range(key(0)..=key(u8::MAX))
+            .map(|(_, object)| object)
+            .find(|object| {
+                matches!(object, Object::Address(other)
+                    if ip.is_ipv6() && other.dev == dev && other.ip == ip)
+                    && !self.is_lost(object)
+            })
+    }
+
+    fn step(&mut self, op: Op, why: Why, peer: Option<LeaseKey>) {
+        self.steps.push(Step {
+            op,
+            why,
+            peer,
+            disrupts: Vec::new(),
+        });
+    }
+
+    fn needs_held(&self, object: &Object) -> bool {
+        !self.held.is_empty() && object.needs().iter().any(|need| self.held.contains(need))
+    }
+
+    fn block(&mut self, key: &'a ObjectKey, wanted: &'a Wanted, found: &'a Object) {
+        self.foreign.push(Blocked {
+            wanted: wanted.object.clone(),
+            found: found.clone(),
+            peer: wanted.peer.clone(),
+        });
+        self.hold(key, Some(found));
+    }
+
+    /// Leaves a wanted key as it is, and what is there with all that it needs.
+    fn hold(&mut self, key: &'a ObjectKey, found: Option<&'a Object>) {
+        self.held.insert(key);
+        if let Some(found) = found {
+            self.keep_needs_of(found);
         }
     }
+
+    fn keep_needs_of(&mut self, object: &Object) {
+        let mut open = object.needs();
+        while let Some(key) = open.pop() {
+            if let Some(object) = self.observed.objects.get(&key)
+                && self.kept.insert(key)
+            {
+                open.extend(object.needs());
+            }
+        }
+    }
+
+    /// The device of an object that is there; of a route through a nexthop object, that one's.
+    fn dev_of(&self, object: &Object) -> Option<IfName> {
+        match object {
+            Object::Route(Route {
+                target: RouteTarget::Nexthop(id),
+                ..
+            }) => self.observed.objects.get(&ObjectKey::Nexthop(*id))?.dev(),
+            object => object.dev(),
+        }
+    }
+
+    /// Removes what is ours and not wanted, last what is needed most.
+    fn sweep(&mut self) {
+        self.keep_foreign_routes();
+        let falling = self.falling_devices();
+        let orphans = std::mem::take(&mut self.orphans);
+        let mut fallen = BTreeSet::new();
+        for (key, object) in orphans.into_iter().rev() {
+            if self.kept.contains(key) || self.cleared.contains(key) {
+                continue;
+            }
+            let on_falling = self.dev_of(object).filter(|dev| falling.contains(dev));
+            match (object, on_falling) {
+                (Object::Link(link), Some(_)) if !fallen.contains(&link.name) => {
+                    let with_it = self.falls_with(link.name);
+                    let disrupts =
+                        self.keys_on(&with_it, |key| !self.desired.objects.contains_key(key));
+                    fallen.extend(with_it);
+                    self.steps.push(Step {
+                        op: Op::Delete(object.clone()),
+                        why: Why::Orphan,
+                        peer: None,
+                        disrupts,
+                    });
+                }
+                (Object::Link(_), _) | (_, Some(_)) => {}
+                (_, None) => self.step(Op::Delete(object.clone()), Why::Orphan, None),
+            }
+        }
+    }
+
+    /// Keeps nexthop objects of ours that foreign routes use: those would go with them.
+    fn keep_foreign_routes(&mut self) {
+        let ids: BTreeSet<u32> = self
+            .orphans
+            .iter()
+            .filter_map(|(key, _)| match key {
+                ObjectKey::Nexthop(id) => Some(*id),
+                _ => None,
+            })
+            .collect();
+        if ids.is_empty() {
+            return;
+        }
+        let observed = self.observed;
+        for object in observed
+            .objects
+            .range(ObjectKey::Nexthop(u32::MAX)..)
+            .map(|(_, object)| object)
+        {
+            if let Object::Route(route) = object
+                && let RouteTarget::Nexthop(id) = route.target
+                && ids.contains(&id)
+                && self.ownership.owner(object, observed) == Owner::Foreign
+            {
+                self.keep_needs_of(object);
+            }
+        }
+    }
+
+    /// The devices that are removed as unwanted, with those that fall with them: not those on
+    /// which something wanted, foreign or held back depends.
+    fn falling_devices(&self) -> BTreeSet<IfName> {
+        let mut unwanted: BTreeSet<IfName> = self
+            .orphans
+            .iter()
+            .filter(|(key, _)| !self.kept.contains(*key))
+            .filter_map(|(key, _)| match key {
+                ObjectKey::Link(dev) => Some(*dev),
+                _ => None,
+            })
+            .collect();
+        if unwanted.is_empty() {
+            return unwanted;
+        }
+        for wanted in self.desired.objects.values() {
+            for need in wanted.object.needs() {
+                if let ObjectKey::Link(dev) = need {
+                    unwanted.remove(&dev);
+                }
+            }
+        }
+        unwanted
+            .into_iter()
+            .filter(|dev| self.foreign_bound_to(*dev).is_none())
+            .flat_map(|dev| self.falls_with(dev))
+            .collect()
+    }
+}
+
+/// The pairs of two maps in the order of their keys.
+fn merge<'a>(
+    desired: &'a BTreeMap<ObjectKey, Wanted>,
+    observed: &'a BTreeMap<ObjectKey, Object>,
+) -> impl Iterator<Item = Pair<'a>> {
+    let mut desired = desired.iter().peekable();
+    let mut observed = observed.iter().peekable();
+    std::iter::from_fn(move || {
+        let order = match (desired.peek(), observed.peek()) {
+            (Some((wanted, _)), Some((found, _))) => wanted.cmp(found),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return None,
+        };
+        let wanted = desired.next_if(|_| order.is_le());
+        let found = observed.next_if(|_| order.is_ge());
+        let key = wanted.map(|(key, _)| key).or(found.map(|(key, _)| key))?;
+        Some((key, wanted.map(|(_, w)| w), found.map(|(_, f)| f)))
+    })
 }

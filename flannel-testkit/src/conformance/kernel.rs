@@ -376,6 +376,7 @@ macro_rules! kernel_conformance {
             a_new_mac_drops_neighbours
             the_last_ipv4_address_takes_routes_along
             two_vxlan_devices_cannot_share_vni_and_port
+            an_ipv6_address_has_one_length
             routes_need_a_device_that_is_up
             a_gateway_must_be_reachable
         }
@@ -950,6 +951,22 @@ pub async fn two_vxlan_devices_cannot_share_vni_and_port(fixture: &KernelFixture
         }
     }
     Ok(())
+}
+
+/// A device has an IPv6 address with one prefix length only; an IPv4 address with any.
+pub async fn an_ipv6_address_has_one_length(fixture: &KernelFixture) -> Outcome {
+    let dev = fixture.underlay;
+    fixture.make(&[address(dev, "10.81.0.1", 32)]).await?;
+    fixture.make(&[address(dev, "10.81.0.1", 24)]).await?;
+    if !fixture.features.ipv6 {
+        return Ok(());
+    }
+    fixture.make(&[address(dev, "fd81::1", 64)]).await?;
+    let second = address(dev, "fd81::1", 128);
+    match fixture.try_op(Op::Create(second)).await? {
+        Err(Error::Exists { .. }) => Ok(()),
+        result => Err(format!("an IPv6 address with a second length: {result:?}")),
+    }
 }
 
 /// A route or nexthop is refused while its device is down; neighbours and forwarding entries are

@@ -129,6 +129,14 @@ impl Host {
                 {
                     return Err(rejected("no such address can be had", &object));
                 }
+                let has_other_length = |other: &Address| {
+                    other.ip == address.ip && other.prefix_len != address.prefix_len
+                };
+                if address.ip.is_ipv6() && self.addresses_of(address.dev).any(has_other_length) {
+                    return Err(Error::Exists {
+                        message: "ipv6: address already assigned".to_owned(),
+                    });
+                }
             }
             Object::Fdb(fdb) => {
                 self.need_device(fdb.dev)?;

@@ -1,0 +1,148 @@
+//! [`difference`]: whether an object that is there is as it was asked for.
+
+use std::fmt::Display;
+use std::net::IpAddr;
+
+use crate::family::Family;
+use crate::object::{Link, LinkKind, Object, Vxlan};
+
+/// How an object that is there differs from what was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The first field that differs, with what it is and what it should be.
+    pub field: String,
+    /// Whether the kernel can change it in place; else the object must be removed and made anew.
+    pub in_place: bool,
+}
+
+/// The first difference between what was asked for and what is there; `None`: it is as asked.
+///
+/// Looks only at what the asked object says: the MTU, hardware address and alias of a device that
+/// leaves them open are right whatever they are. Settings are compared without white space at the
+/// ends. Both must have the same key.
+pub fn difference(asked: &Object, found: &Object) -> Option<Difference> {
+    let mut fields = Fields(None);
+    match (asked, found) {
+        (Object::Link(asked), Object::Link(found)) => link_difference(asked, found, &mut fields),
+        (Object::Sysctl(asked), Object::Sysctl(found)) => {
+            fields.compare("value", asked.value.trim(), found.value.trim());
+        }
+        (Object::Offload(asked), Object::Offload(found)) => {
+            fields.compare("on", &asked.on, &found.on);
+        }
+        (Object::Address(_), Object::Address(_)) => {}
+        (Object::Fdb(asked), Object::Fdb(found)) => {
+            fields.compare("remote", &asked.remote, &found.remote);
+        }
+        (Object::Neighbour(asked), Object::Neighbour(found)) => {
+            fields.compare("mac", &asked.mac, &found.mac);
+        }
+        (Object::Nexthop(asked), Object::Nexthop(found)) => {
+            fields.compare("gateway", &asked.gateway, &found.gateway);
+            fields.compare("dev", &asked.dev, &found.dev);
+            fields.compare("onlink", &asked.onlink, &found.onlink);
+            fields.compare("protocol", &asked.protocol.0, &found.protocol.0);
+        }
+        (Object::Route(a), Object::Route(b)) => {
+            if a.target != b.target {
+                fields.differ("target", asked, found);
+            }
+            fields.compare("protocol", &a.protocol.0, &b.protocol.0);
+        }
+        _ => fields.differ_fixed("key", asked.key(), found.key()),
+    }
+    fields.0
+}
+
+fn link_difference(asked: &Link, found: &Link, fields: &mut Fields) {
+    match (&asked.kind, &found.kind) {
+        (LinkKind::Vxlan(asked), LinkKind::Vxlan(found)) => {
+            fields.fixed("vni", &asked.vni, &found.vni);
+            fields.fixed("port", &asked.port, &found.port);
+            fields.fixed(
+                "underlay",
+                &named(asked.underlay.as_ref()),
+                &named(found.underlay.as_ref()),
+            );
+            fields.fixed("gbp", &asked.gbp, &found.gbp);
+            fields.fixed("family", &vxlan_family(asked), &vxlan_family(found));
+            fields.compare(
+                "local",
+                &named(asked.local.as_ref()),
+                &named(found.local.as_ref()),
+            );
+            fields.compare("learning", &asked.learning, &found.learning);
+        }
+        (LinkKind::Veth { peer: None }, LinkKind::Veth { .. }) => {}
+        (asked, found) if asked == found => {}
+        _ => fields.differ_fixed("kind", kind_name(&asked.kind), kind_name(&found.kind)),
+    }
+    if let Some(mac) = &asked.mac {
+        fields.compare("mac", &named(Some(mac)), &named(found.mac.as_ref()));
+    }
+    if let Some(mtu) = &asked.mtu {
+        fields.compare("mtu", &named(Some(mtu)), &named(found.mtu.as_ref()));
+    }
+    if let Some(alias) = &asked.alias {
+        fields.compare("alias", &named(Some(alias)), &named(found.alias.as_ref()));
+    }
+    fields.compare("up", &asked.up, &found.up);
+}
+
+/// The family of a VXLAN device's outer packets. The kernel takes IPv4 where no local address
+/// says otherwise, and lets two devices share VNI and port if their families differ.
+pub(crate) const fn vxlan_family(vxlan: &Vxlan) -> Family {
+    match vxlan.local {
+        Some(IpAddr::V6(_)) => Family::V6,
+        _ => Family::V4,
+    }
+}
+
+fn kind_name(kind: &LinkKind) -> &str {
+    match kind {
+        LinkKind::Vxlan(_) => "vxlan",
+        LinkKind::Bridge => "bridge",
+        LinkKind::Veth { .. } => "veth",
+        LinkKind::Tun => "tun",
+        LinkKind::Loopback => "loopback",
+        LinkKind::Other(kind) => kind,
+    }
+}
+
+fn named(value: Option<&impl Display>) -> String {
+    value.map_or_else(|| "none".to_owned(), ToString::to_string)
+}
+
+/// Collects the first field that differs. Fields that cannot change in place are compared first.
+struct Fields(Option<Difference>);
+
+impl Fields {
+    fn compare<T: PartialEq + Display + ?Sized>(&mut self, name: &str, asked: &T, found: &T) {
+        if asked != found {
+            self.differ(name, asked, found);
+        }
+    }
+
+    fn fixed<T: PartialEq + Display + ?Sized>(&mut self, name: &str, asked: &T, found: &T) {
+        if asked != found {
+            self.differ_fixed(name, asked, found);
+        }
+    }
+
+    fn differ(&mut self, name: &str, asked: impl Display, found: impl Display) {
+        self.add(name, asked, found, true);
+    }
+
+    fn differ_fixed(&mut self, name: &str, asked: impl Display, found: impl Display) {
+        self.add(name, asked, found, false);
+    }
+
+    fn add(&mut self, name: &str, asked: impl Display, found: impl Display, in_place: bool) {
+        if self.0.is_none() {
+            self.0 = Some(Difference {
+                field: format!("{name} is {found}, should be {asked}"),
+                in_place,
+            });
+        }
+    }
+}

@@ -5,6 +5,7 @@ pub mod conformance;
 pub mod fake_kernel;
 #[cfg(feature = "lab")]
 pub mod netns;
+pub mod permute;
 #[cfg(feature = "lab")]
 pub mod prober;
 #[cfg(feature = "proptest")]

@@ -1,3 +1,4 @@
 //! proptest strategies for the values of the SDK.
 
 pub mod config;
+pub mod leases;

@@ -45,7 +45,10 @@ fn builder(name: &str, manager: &MemoryManager, kernel: &FakeKernel) -> OverlayB
 }
 
 async fn start(name: &str, manager: &MemoryManager, kernel: &FakeKernel) -> Overlay {
-    let overlay = builder(name, manager, kernel).start().await.expect("all parts are there");
+    let overlay = builder(name, manager, kernel)
+        .start()
+        .await
+        .expect("all parts are there");
     overlay.ready().await.expect("ready");
     overlay
 }
@@ -84,12 +87,19 @@ fn subnet_of(overlay: &Overlay, family: Family) -> Subnet {
 
 fn route_to(kernel: &FakeKernel, dst: Subnet) -> Option<Object> {
     let metric = Route::default_metric(dst.family());
-    kernel.get(&ObjectKey::Route { table: MAIN_TABLE, dst, metric })
+    kernel.get(&ObjectKey::Route {
+        table: MAIN_TABLE,
+        dst,
+        metric,
+    })
 }
 
 /// A record as a peer of another host would write it.
 fn peer(n: u8, subnet: &str) -> Lease {
-    let data = VxlanData { vni: 1, vtep_mac: MacAddr([0x0e, 0, 0, 0, 1, n]) };
+    let data = VxlanData {
+        vni: 1,
+        vtep_mac: MacAddr([0x0e, 0, 0, 0, 1, n]),
+    };
     let subnet: Subnet = subnet.parse().expect("a subnet");
     Lease {
         key: LeaseKey::new(format!("{}-{}", subnet.address(), subnet.len())),
@@ -114,9 +124,18 @@ async fn a_node_gets_a_lease_and_its_device() {
     let status = overlay.status();
     for kind in ConditionType::ALL {
         let condition = status.condition(kind).expect("each type is there");
-        assert_eq!(condition.status, ConditionStatus::True, "{condition} {}", condition.message);
+        assert_eq!(
+            condition.status,
+            ConditionStatus::True,
+            "{condition} {}",
+            condition.message
+        );
     }
-    assert_eq!(status.mtu, Some(1430), "VXLAN over IPv6 takes 70 bytes of 1500");
+    assert_eq!(
+        status.mtu,
+        Some(1430),
+        "VXLAN over IPv6 takes 70 bytes of 1500"
+    );
     for (name, family) in [("flannel.1", Family::V4), ("flannel-v6.1", Family::V6)] {
         let Some(Object::Link(link)) = kernel.get(&ObjectKey::Link(dev(name))) else {
             panic!("{name} is not there");
@@ -144,7 +163,9 @@ async fn two_nodes_have_whole_paths_to_each_other() {
             let mut needs = Object::Route(route).needs();
             let mut seen = 0;
             while let Some(key) = needs.pop() {
-                let object = kernel.get(&key).unwrap_or_else(|| panic!("{key} is missing"));
+                let object = kernel
+                    .get(&key)
+                    .unwrap_or_else(|| panic!("{key} is missing"));
                 seen += 1;
                 needs.extend(object.needs());
             }
@@ -161,7 +182,9 @@ async fn every_kind_of_object_that_is_deleted_comes_back() {
         .objects()
         .into_iter()
         .filter(|(_, object)| {
-            object.dev().is_some_and(|dev| dev.as_str().starts_with("flannel"))
+            object
+                .dev()
+                .is_some_and(|dev| dev.as_str().starts_with("flannel"))
                 || matches!(object, Object::Route(r) if r.protocol == RouteProtocol::OURS)
         })
         .collect();
@@ -179,7 +202,11 @@ async fn every_kind_of_object_that_is_deleted_comes_back() {
         .await;
         settle(overlay).await;
         let now = kernel.objects();
-        assert!(ours.iter().all(|(key, object)| now.get(key) == Some(object)), "after {key}");
+        assert!(
+            ours.iter()
+                .all(|(key, object)| now.get(key) == Some(object)),
+            "after {key}"
+        );
     }
     assert!(overlay.status().repairs >= ours.len() as u64 - 4);
 }
@@ -192,7 +219,9 @@ async fn every_kind_of_object_that_is_altered_is_put_right() {
     let mut altered = 0;
     for (key, object) in &before {
         let Some(other) = alter(object) else { continue };
-        kernel.external(&Op::Change(other)).unwrap_or_else(|error| panic!("{key}: {error}"));
+        kernel
+            .external(&Op::Change(other))
+            .unwrap_or_else(|error| panic!("{key}: {error}"));
         until(Duration::from_secs(1), &format!("{key} is right"), || {
             kernel.get(key).as_ref() == Some(object)
         })
@@ -247,7 +276,10 @@ async fn a_restart_changes_nothing_that_is_right() {
     settle(&a).await;
     assert_eq!(kernels[0].take_log(), [], "no op at all");
     assert_eq!(kernels[0].objects(), before);
-    assert_eq!(a.status().lease.as_ref().map(|l| l.subnet), lease.map(|l| l.subnet));
+    assert_eq!(
+        a.status().lease.as_ref().map(|l| l.subnet),
+        lease.map(|l| l.subnet)
+    );
     drop(b);
 }
 
@@ -286,7 +318,10 @@ async fn a_dry_run_of_a_converged_overlay_is_empty() {
     kernels[0].delete(&route_to(&kernels[0], dst).expect("it is there").key());
     let plan = overlays[0].plan().await.expect("a plan");
     assert_eq!(plan.steps.len(), 1, "{plan:?}");
-    assert!(route_to(&kernels[0], dst).is_none(), "a dry run changes nothing");
+    assert!(
+        route_to(&kernels[0], dst).is_none(),
+        "a dry run changes nothing"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -296,8 +331,10 @@ async fn lost_hints_are_made_good_by_the_timer() {
     kernels[0].fail_next(FaultKind::HintsLost);
     kernels[0].delete(&route_to(&kernels[0], dst).expect("it is there").key());
     kernels[0].assert_faults_consumed();
-    until(Duration::from_secs(70), "the route is back", || route_to(&kernels[0], dst).is_some())
-        .await;
+    until(Duration::from_secs(70), "the route is back", || {
+        route_to(&kernels[0], dst).is_some()
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -313,7 +350,10 @@ async fn a_peer_that_leaves_is_removed_and_one_that_moves_is_followed() {
 
     let mut moved = first.clone();
     moved.attrs.public_ip = PublicIp::v4([192, 0, 2, 77].into());
-    let data = VxlanData { vni: 1, vtep_mac: MacAddr([0x0e, 0, 0, 0, 2, 7]) };
+    let data = VxlanData {
+        vni: 1,
+        vtep_mac: MacAddr([0x0e, 0, 0, 0, 2, 7]),
+    };
     moved.attrs.backend_data = DualStack::v4(data.encode().expect("valid"));
     manager.put_raw(moved).await;
     settle(&a).await;
@@ -325,13 +365,21 @@ async fn a_peer_that_leaves_is_removed_and_one_that_moves_is_followed() {
             _ => None,
         })
         .collect();
-    assert_eq!(fdbs, [(data.vtep_mac, IpAddr::from([192, 0, 2, 77]))], "no stale entry");
+    assert_eq!(
+        fdbs,
+        [(data.vtep_mac, IpAddr::from([192, 0, 2, 77]))],
+        "no stale entry"
+    );
 
     manager.remove(&first.key).await;
     settle(&a).await;
     assert!(route_to(&kernel, dst).is_none());
     let left = kernel.objects().into_keys().filter(|key| key.rank() >= 4);
-    assert!(left.filter(|key| key.to_string().contains("10.42.99")).next().is_none());
+    assert!(
+        left.filter(|key| key.to_string().contains("10.42.99"))
+            .next()
+            .is_none()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -358,7 +406,10 @@ async fn hostile_records_harm_nobody_and_are_reported() {
     no_mac.attrs.backend_data = DualStack::default();
     bad.push(no_mac);
     let mut other_vni = peer(28, "10.42.28.0/24");
-    let data = VxlanData { vni: 7, vtep_mac: MacAddr([0x0e, 0, 0, 0, 1, 28]) };
+    let data = VxlanData {
+        vni: 7,
+        vtep_mac: MacAddr([0x0e, 0, 0, 0, 1, 28]),
+    };
     other_vni.attrs.backend_data = DualStack::v4(data.encode().expect("valid"));
     bad.push(other_vni);
     let good = peer(30, "10.42.30.0/24");
@@ -376,12 +427,16 @@ async fn hostile_records_harm_nobody_and_are_reported() {
     let status = a.status();
     let reported: BTreeSet<&str> = status.rejected.iter().map(|r| r.key.as_str()).collect();
     assert_eq!(reported.len(), bad.len(), "{:?}", status.rejected);
-    let routes = kernel.objects().into_values().filter(|object| {
-        matches!(object, Object::Route(route) if route.protocol == RouteProtocol::OURS)
-    });
+    let routes = kernel.objects().into_values().filter(
+        |object| matches!(object, Object::Route(route) if route.protocol == RouteProtocol::OURS),
+    );
     assert_eq!(routes.count(), 1, "only the good one");
     let now = kernel.objects();
-    assert!(foreign_before.iter().all(|(key, object)| now.get(key) == Some(object)));
+    assert!(
+        foreign_before
+            .iter()
+            .all(|(key, object)| now.get(key) == Some(object))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -390,23 +445,38 @@ async fn a_refused_object_never_delays_other_peers() {
     let kernel = FakeKernel::node(1);
     let a = start("a", &manager, &kernel).await;
     let bad = MacAddr([0x0e, 0, 0, 0, 1, 40]);
-    let key = ObjectKey::Fdb { dev: dev("flannel.1"), mac: bad };
+    let key = ObjectKey::Fdb {
+        dev: dev("flannel.1"),
+        mac: bad,
+    };
     kernel.refuse(key.clone(), Failure::Rejected);
     manager.put_raw(peer(40, "10.42.40.0/24")).await;
     manager.put_raw(peer(41, "10.42.41.0/24")).await;
-    let (bad, good) =
-        ("10.42.40.0/24".parse().expect("a subnet"), "10.42.41.0/24".parse().expect("a subnet"));
+    let (bad, good) = (
+        "10.42.40.0/24".parse().expect("a subnet"),
+        "10.42.41.0/24".parse().expect("a subnet"),
+    );
     until(Duration::from_millis(50), "the good peer is there", || {
         route_to(&kernel, good).is_some()
     })
     .await;
     tokio::time::sleep(Duration::from_secs(5)).await;
-    assert!(route_to(&kernel, bad).is_none(), "no route without its forwarding entry");
+    assert!(
+        route_to(&kernel, bad).is_none(),
+        "no route without its forwarding entry"
+    );
     let failing = a.status().failing.clone();
     assert_eq!(failing.len(), 1, "{failing:?}");
-    assert!(failing[0].attempts < 20, "tries are spaced: {}", failing[0].attempts);
+    assert!(
+        failing[0].attempts < 20,
+        "tries are spaced: {}",
+        failing[0].attempts
+    );
     kernel.accept(&key);
-    until(Duration::from_secs(31), "the bad peer heals", || route_to(&kernel, bad).is_some()).await;
+    until(Duration::from_secs(31), "the bad peer heals", || {
+        route_to(&kernel, bad).is_some()
+    })
+    .await;
     settle(&a).await;
     assert!(a.status().failing.is_empty());
 }
@@ -449,19 +519,41 @@ async fn underlay_changes_are_followed_and_published() {
     let Some(Object::Link(link)) = kernels[0].get(&ObjectKey::Link(eth0)) else {
         panic!("eth0 is there");
     };
-    kernels[0].external(&Op::Change(Object::Link(Link { mtu: Some(9000), ..link }))).expect("ok");
-    a.wait_for(|status| status.mtu == Some(8930)).await.expect("running");
+    kernels[0]
+        .external(&Op::Change(Object::Link(Link {
+            mtu: Some(9000),
+            ..link
+        })))
+        .expect("ok");
+    a.wait_for(|status| status.mtu == Some(8930))
+        .await
+        .expect("running");
     settle(&a).await;
     assert!(matches!(
         kernels[0].get(&ObjectKey::Link(dev("flannel.1"))),
-        Some(Object::Link(Link { mtu: Some(8950), .. }))
+        Some(Object::Link(Link {
+            mtu: Some(8950),
+            ..
+        }))
     ));
 
     let new: IpAddr = [192, 0, 2, 201].into();
-    let add = Address { dev: eth0, ip: new, prefix_len: 24 };
-    let old = Address { dev: eth0, ip: [192, 0, 2, 1].into(), prefix_len: 24 };
-    kernels[0].external(&Op::Create(Object::Address(add))).expect("ok");
-    kernels[0].external(&Op::Delete(Object::Address(old))).expect("ok");
+    let add = Address {
+        dev: eth0,
+        ip: new,
+        prefix_len: 24,
+    };
+    let old = Address {
+        dev: eth0,
+        ip: [192, 0, 2, 1].into(),
+        prefix_len: 24,
+    };
+    kernels[0]
+        .external(&Op::Create(Object::Address(add)))
+        .expect("ok");
+    kernels[0]
+        .external(&Op::Delete(Object::Address(old)))
+        .expect("ok");
     // The default route went with the address; someone puts it back, as a DHCP client would.
     let route = Route {
         table: MAIN_TABLE,
@@ -476,7 +568,10 @@ async fn underlay_changes_are_followed_and_published() {
     };
     kernels[0].external(&Op::Create(Object::Route(route))).ok();
     a.wait_for(|status| {
-        status.lease.as_ref().is_some_and(|l| l.public_ip.ip(Family::V4) == Some(new))
+        status
+            .lease
+            .as_ref()
+            .is_some_and(|l| l.public_ip.ip(Family::V4) == Some(new))
     })
     .await
     .expect("running");
@@ -495,42 +590,78 @@ async fn underlay_changes_are_followed_and_published() {
 #[tokio::test(start_paused = true)]
 async fn wrong_configs_are_clear_errors_and_leave_nothing() {
     let cases = [
-        (r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#, "Backend.VNI"),
-        (r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan","MTU":500}}"#, "Backend.MTU"),
+        (
+            r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#,
+            "Backend.VNI",
+        ),
+        (
+            r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan","MTU":500}}"#,
+            "Backend.MTU",
+        ),
         (
             r#"{"Network":"10.42.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48",
                 "Backend":{"Type":"vxlan","VNI":10000}}"#,
             "at most 9999",
         ),
-        (r#"{"Network":"10.42.0.0/16","Backend":{"Type":"wireguard"}}"#, "no such backend"),
+        (
+            r#"{"Network":"10.42.0.0/16","Backend":{"Type":"wireguard"}}"#,
+            "no such backend",
+        ),
     ];
     for (text, expected) in cases {
         let kernel = FakeKernel::node(1);
         let before = kernel.objects();
         let manager = MemoryManager::new(config(text));
-        let overlay = builder("a", &manager, &kernel).start().await.expect("all parts are there");
-        let error = overlay.ready().await.expect_err("it cannot work").to_string();
+        let overlay = builder("a", &manager, &kernel)
+            .start()
+            .await
+            .expect("all parts are there");
+        let error = overlay
+            .ready()
+            .await
+            .expect_err("it cannot work")
+            .to_string();
         assert!(error.contains(expected), "{error}");
         drop(overlay);
         assert_eq!(kernel.objects(), before, "{text}");
-        assert!(manager.export().leases.is_empty(), "no lease was taken: {text}");
+        assert!(
+            manager.export().leases.is_empty(),
+            "no lease was taken: {text}"
+        );
     }
     let small = NetworkConfig::from_json(r#"{"Network":"10.42.0.0/29"}"#, PoolMode::Allocated);
-    assert!(small.expect_err("too small").to_string().contains("Network"));
+    assert!(
+        small
+            .expect_err("too small")
+            .to_string()
+            .contains("Network")
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_interface_is_a_clear_error_and_heals() {
     let kernel = FakeKernel::empty();
-    let manager = MemoryManager::new(config(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#));
-    let overlay = builder("a", &manager, &kernel).start().await.expect("all parts are there");
-    let error = overlay.ready().await.expect_err("there is no default route").to_string();
+    let manager = MemoryManager::new(config(
+        r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#,
+    ));
+    let overlay = builder("a", &manager, &kernel)
+        .start()
+        .await
+        .expect("all parts are there");
+    let error = overlay
+        .ready()
+        .await
+        .expect_err("there is no default route")
+        .to_string();
     assert!(error.contains("default route"), "{error}");
     let _ = kernel
         .clone()
         .with_link("eth0", 1500, &[([192, 0, 2, 1].into(), 24)])
         .with_default_route("eth0", [192, 0, 2, 254].into());
-    overlay.wait_for(|status| status.ready).await.expect("it goes on trying");
+    overlay
+        .wait_for(|status| status.ready)
+        .await
+        .expect("it goes on trying");
 }
 
 #[tokio::test(start_paused = true)]
@@ -547,16 +678,24 @@ async fn a_config_change_is_applied_while_running() {
     .await;
     let before = subnet_of(&a, Family::V4);
     assert!(before.to_string().starts_with("10.42."));
-    manager.set_config(config(&text.replace("10.42.0.0/16", "10.43.0.0/16"))).await;
+    manager
+        .set_config(config(&text.replace("10.42.0.0/16", "10.43.0.0/16")))
+        .await;
     a.wait_for(|status| {
         status.lease.as_ref().is_some_and(|lease| {
-            lease.subnet.v4.is_some_and(|subnet| subnet.to_string().starts_with("10.43."))
+            lease
+                .subnet
+                .v4
+                .is_some_and(|subnet| subnet.to_string().starts_with("10.43."))
         })
     })
     .await
     .expect("a lease of the new network");
     settle(&a).await;
-    let stale = kernel.objects().into_keys().filter(|key| key.to_string().contains("10.42."));
+    let stale = kernel
+        .objects()
+        .into_keys()
+        .filter(|key| key.to_string().contains("10.42."));
     assert_eq!(stale.count(), 0, "nothing of the old network is left");
 }
 
@@ -584,7 +723,11 @@ struct Flaky {
 
 impl Flaky {
     fn check(&self) -> manager::Result<()> {
-        if *self.up.borrow() { Ok(()) } else { Err(manager::Error::unavailable("it is down")) }
+        if *self.up.borrow() {
+            Ok(())
+        } else {
+            Err(manager::Error::unavailable("it is down"))
+        }
     }
 }
 
@@ -638,7 +781,11 @@ async fn a_node_boots_while_the_store_is_down() {
     let inner = MemoryManager::new(config(DUAL));
     let state = Memory::default();
     let kernel = FakeKernel::node(1);
-    let first = builder("a", &inner, &kernel).state(state.clone()).start().await.expect("parts");
+    let first = builder("a", &inner, &kernel)
+        .state(state.clone())
+        .start()
+        .await
+        .expect("parts");
     first.ready().await.expect("ready");
     let subnet = subnet_of(&first, Family::V4);
     first.stop().await.expect("it was running");
@@ -646,7 +793,10 @@ async fn a_node_boots_while_the_store_is_down() {
     // After a reboot the kernel is empty, and the store does not answer.
     let kernel = FakeKernel::node(1);
     let (up, rx) = tokio::sync::watch::channel(false);
-    let manager = Flaky { inner: inner.clone(), up: rx };
+    let manager = Flaky {
+        inner: inner.clone(),
+        up: rx,
+    };
     let overlay = Overlay::builder(node("a"))
         .manager(manager)
         .backend(VxlanBackend::new())
@@ -655,7 +805,10 @@ async fn a_node_boots_while_the_store_is_down() {
         .start()
         .await
         .expect("parts");
-    overlay.ready().await.expect("the remembered lease is enough");
+    overlay
+        .ready()
+        .await
+        .expect("the remembered lease is enough");
     assert_eq!(subnet_of(&overlay, Family::V4), subnet);
     assert!(kernel.get(&ObjectKey::Link(dev("flannel.1"))).is_some());
     assert!(!overlay.status().is_true(ConditionType::Store));
@@ -677,7 +830,10 @@ async fn a_store_that_is_down_withdraws_nothing() {
     let kernel = FakeKernel::node(1);
     let (up, rx) = tokio::sync::watch::channel(true);
     let a = Overlay::builder(node("a"))
-        .manager(Flaky { inner: inner.clone(), up: rx })
+        .manager(Flaky {
+            inner: inner.clone(),
+            up: rx,
+        })
         .backend(VxlanBackend::new())
         .kernel(kernel.clone())
         .start()
@@ -695,7 +851,11 @@ async fn a_store_that_is_down_withdraws_nothing() {
 async fn lose_lease(policy: LossPolicy) -> (MemoryManager, FakeKernel, Overlay, Lease) {
     let manager = MemoryManager::new(config(DUAL));
     let kernel = FakeKernel::node(1);
-    let a = builder("a", &manager, &kernel).on_lease_lost(policy).start().await.expect("parts");
+    let a = builder("a", &manager, &kernel)
+        .on_lease_lost(policy)
+        .start()
+        .await
+        .expect("parts");
     a.ready().await.expect("ready");
     let lease = manager.export().leases.into_iter().next().expect("ours");
     let mut events = a.events();
@@ -711,10 +871,18 @@ async fn lose_lease(policy: LossPolicy) -> (MemoryManager, FakeKernel, Overlay, 
 #[tokio::test(start_paused = true)]
 async fn a_lost_lease_is_asked_for_again() {
     let (manager, _kernel, a, lease) = lose_lease(LossPolicy::Reacquire).await;
-    a.wait_for(|status| status.is_true(ConditionType::Lease)).await.expect("running");
+    a.wait_for(|status| status.is_true(ConditionType::Lease))
+        .await
+        .expect("running");
     let again = manager.export().leases.into_iter().next().expect("ours");
-    assert_eq!(again.subnet, lease.subnet, "the same subnet, as it was free");
-    assert!(again.created > lease.created, "a new record, not the old one revived");
+    assert_eq!(
+        again.subnet, lease.subnet,
+        "the same subnet, as it was free"
+    );
+    assert!(
+        again.created > lease.created,
+        "a new record, not the old one revived"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -726,15 +894,23 @@ async fn a_lost_lease_can_be_left_lost() {
     assert_eq!(kernel.objects(), before, "the data path stays");
     assert!(!a.status().is_true(ConditionType::Lease));
     a.reacquire().await.expect("running");
-    a.wait_for(|status| status.is_true(ConditionType::Lease)).await.expect("running");
+    a.wait_for(|status| status.is_true(ConditionType::Lease))
+        .await
+        .expect("running");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_lease_can_stop_the_overlay() {
     let (_, kernel, a, _) = lose_lease(LossPolicy::Stop).await;
     let error = a.stopped().await;
-    assert!(matches!(&error, Error::Stopped { reason } if reason.contains("lost")), "{error}");
-    assert!(kernel.get(&ObjectKey::Link(dev("flannel.1"))).is_some(), "packets keep flowing");
+    assert!(
+        matches!(&error, Error::Stopped { reason } if reason.contains("lost")),
+        "{error}"
+    );
+    assert!(
+        kernel.get(&ObjectKey::Link(dev("flannel.1"))).is_some(),
+        "packets keep flowing"
+    );
 }
 
 /// A clock that can jump ahead, as that of a machine that slept.
@@ -753,7 +929,10 @@ impl Clock for Sleepy {
 #[tokio::test(start_paused = true)]
 async fn a_suspended_node_wakes_to_a_lost_lease_not_to_a_revived_one() {
     let manager = MemoryManager::new(config(DUAL)).with_ttl(Duration::from_secs(86_400));
-    let clock = Sleepy { tokio: TokioClock::new(), asleep: Arc::default() };
+    let clock = Sleepy {
+        tokio: TokioClock::new(),
+        asleep: Arc::default(),
+    };
     let kernel = FakeKernel::node(1);
     let a = builder("a", &manager, &kernel)
         .clock(clock.clone())
@@ -764,7 +943,9 @@ async fn a_suspended_node_wakes_to_a_lost_lease_not_to_a_revived_one() {
     a.ready().await.expect("ready");
     *clock.asleep.lock().expect("no panic inside") = Duration::from_secs(2 * 86_400);
     a.wait_for(|status| {
-        status.condition(ConditionType::Lease).is_some_and(|c| c.reason == "Lost")
+        status
+            .condition(ConditionType::Lease)
+            .is_some_and(|c| c.reason == "Lost")
     })
     .await
     .expect("running");
@@ -819,7 +1000,11 @@ impl Manager for Script {
         let revision = Revision(100);
         let own = self.inner.export().leases;
         let leases = leases.into_iter().chain(own).collect();
-        let snapshot = Snapshot { leases, unreadable: Vec::new(), revision };
+        let snapshot = Snapshot {
+            leases,
+            unreadable: Vec::new(),
+            revision,
+        };
         Box::pin(Once {
             event: Some(Event::Snapshot(snapshot)),
             end: Box::pin(tokio::time::sleep(Duration::from_secs(60))),
@@ -849,7 +1034,9 @@ use std::future::Future;
 
 #[tokio::test(start_paused = true)]
 async fn an_emptied_snapshot_is_confirmed_before_it_is_believed() {
-    let peers: Vec<Lease> = (1..=6).map(|n| peer(100 + n, &format!("10.42.{n}.0/24"))).collect();
+    let peers: Vec<Lease> = (1..=6)
+        .map(|n| peer(100 + n, &format!("10.42.{n}.0/24")))
+        .collect();
     let script = |snapshots: Vec<Vec<Lease>>| Script {
         inner: MemoryManager::new(config(
             r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.200.0","Backend":{"Type":"vxlan"}}"#,
@@ -870,18 +1057,31 @@ async fn an_emptied_snapshot_is_confirmed_before_it_is_believed() {
             .start()
             .await
             .expect("parts");
-        overlay.wait_for(|status| status.peers > 0).await.expect("running");
+        overlay
+            .wait_for(|status| status.peers > 0)
+            .await
+            .expect("running");
         overlay
     };
 
     // All known peers vanish; the second reading has them again: no route ever goes.
     let kernel = FakeKernel::node(1);
-    let a = run(script(vec![peers.clone(), Vec::new(), peers.clone(), peers.clone()]), kernel.clone()).await;
+    let a = run(
+        script(vec![
+            peers.clone(),
+            Vec::new(),
+            peers.clone(),
+            peers.clone(),
+        ]),
+        kernel.clone(),
+    )
+    .await;
     settle(&a).await;
     assert_eq!(routes(&kernel), 6);
     let mut held = a.events();
     loop {
-        if let OverlayEvent::WithdrawalHeld { withdrawn, known } = held.recv().await.expect("more") {
+        if let OverlayEvent::WithdrawalHeld { withdrawn, known } = held.recv().await.expect("more")
+        {
             assert_eq!((withdrawn, known), (6, 6));
             break;
         }
@@ -890,18 +1090,28 @@ async fn an_emptied_snapshot_is_confirmed_before_it_is_believed() {
         assert_eq!(routes(&kernel), 6, "nothing is withdrawn");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    assert!(a.status().is_true(ConditionType::Peers), "{:?}", a.status().conditions);
+    assert!(
+        a.status().is_true(ConditionType::Peers),
+        "{:?}",
+        a.status().conditions
+    );
     a.stop().await.expect("it was running");
 
     // A fresh process with the same kernel: the routes it finds count as known.
     let a = run(
-        Script { snapshots: Mutex::new(vec![vec![peers[0].clone()]; 3].into()), ..script(vec![]) },
+        Script {
+            snapshots: Mutex::new(vec![vec![peers[0].clone()]; 3].into()),
+            ..script(vec![])
+        },
         kernel.clone(),
     )
     .await;
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(routes(&kernel), 6, "not yet");
-    until(Duration::from_secs(30), "the confirmed withdrawal", || routes(&kernel) == 1).await;
+    until(Duration::from_secs(30), "the confirmed withdrawal", || {
+        routes(&kernel) == 1
+    })
+    .await;
     drop(a);
 }
 
@@ -910,8 +1120,14 @@ async fn draining_releases_first_and_removes_after_the_grace() {
     let (manager, kernels, [a, b]) = pair().await;
     let dst = subnet_of(&a, Family::V4);
     let drain = tokio::spawn(a.drain(Duration::from_secs(5)));
-    until(Duration::from_secs(1), "the peer drops it", || route_to(&kernels[1], dst).is_none()).await;
-    assert!(kernels[0].get(&ObjectKey::Link(dev("flannel.1"))).is_some(), "still forwarding");
+    until(Duration::from_secs(1), "the peer drops it", || {
+        route_to(&kernels[1], dst).is_none()
+    })
+    .await;
+    assert!(
+        kernels[0].get(&ObjectKey::Link(dev("flannel.1"))).is_some(),
+        "still forwarding"
+    );
     drain.await.expect("no panic").expect("drained");
     assert!(kernels[0].get(&ObjectKey::Link(dev("flannel.1"))).is_none());
     assert_eq!(manager.export().leases.len(), 1);
@@ -932,21 +1148,33 @@ async fn what_go_flannel_left_is_adopted_without_a_gap() {
     let kernel = FakeKernel::node(1);
     for object in model.objects().into_values() {
         let object = match object {
-            Object::Link(Link { kind: LinkKind::Vxlan(vxlan), name, mtu, mac, up, .. }) => {
+            Object::Link(Link {
+                kind: LinkKind::Vxlan(vxlan),
+                name,
+                mtu,
+                mac,
+                up,
+                ..
+            }) => {
                 let kind = LinkKind::Vxlan(vxlan);
-                Object::Link(Link { name, kind, mtu, mac, up, alias: None })
-            }
-            Object::Route(route) if route.protocol == RouteProtocol::OURS => {
-                Object::Route(Route {
-                    target: RouteTarget::Gateway {
-                        gateway: route.dst.address(),
-                        dev: dev("flannel.1"),
-                        onlink: true,
-                    },
-                    protocol: RouteProtocol::BOOT,
-                    ..route
+                Object::Link(Link {
+                    name,
+                    kind,
+                    mtu,
+                    mac,
+                    up,
+                    alias: None,
                 })
             }
+            Object::Route(route) if route.protocol == RouteProtocol::OURS => Object::Route(Route {
+                target: RouteTarget::Gateway {
+                    gateway: route.dst.address(),
+                    dev: dev("flannel.1"),
+                    onlink: true,
+                },
+                protocol: RouteProtocol::BOOT,
+                ..route
+            }),
             Object::Nexthop(_) => continue,
             other => other,
         };
@@ -958,7 +1186,11 @@ async fn what_go_flannel_left_is_adopted_without_a_gap() {
     let route = route_to(&kernel, "10.42.99.0/24".parse().expect("a subnet"));
     let a = start("a", &manager, &kernel).await;
     settle(&a).await;
-    assert_eq!(route_to(&kernel, "10.42.99.0/24".parse().expect("a subnet")), route, "untouched");
+    assert_eq!(
+        route_to(&kernel, "10.42.99.0/24".parse().expect("a subnet")),
+        route,
+        "untouched"
+    );
     for entry in kernel.take_log() {
         let harmless = match &entry.op {
             Op::Change(Object::Link(_)) => true, // the alias: our mark
@@ -973,7 +1205,10 @@ async fn what_go_flannel_left_is_adopted_without_a_gap() {
 #[tokio::test(start_paused = true)]
 async fn a_builder_without_a_part_says_which() {
     let manager = MemoryManager::new(config(DUAL));
-    let error = Overlay::builder(node("a")).start().await.expect_err("nothing is there");
+    let error = Overlay::builder(node("a"))
+        .start()
+        .await
+        .expect_err("nothing is there");
     assert!(matches!(error, Error::Missing { part: "manager" }));
     let error = Overlay::builder(node("a"))
         .manager(manager)
@@ -990,7 +1225,10 @@ async fn one_seed_replays_one_history() {
         let manager = MemoryManager::new(config(DUAL));
         let kernel = FakeKernel::node(1);
         kernel.refuse(
-            ObjectKey::Fdb { dev: dev("flannel.1"), mac: MacAddr([0x0e, 0, 0, 0, 1, 40]) },
+            ObjectKey::Fdb {
+                dev: dev("flannel.1"),
+                mac: MacAddr([0x0e, 0, 0, 0, 1, 40]),
+            },
             Failure::Busy,
         );
         let a = start("a", &manager, &kernel).await;
@@ -1004,13 +1242,19 @@ async fn one_seed_replays_one_history() {
 
 #[tokio::test(start_paused = true)]
 async fn an_underlay_that_is_named_is_used() {
-    let manager = MemoryManager::new(config(r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#));
+    let manager = MemoryManager::new(config(
+        r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#,
+    ));
     let kernel = FakeKernel::node(1).with_link("eth1", 9000, &[([198, 51, 100, 7].into(), 24)]);
     let options = UnderlayOptions {
         interfaces: vec![flannel_core::Interface::Name(dev("eth1"))],
         ..UnderlayOptions::default()
     };
-    let a = builder("a", &manager, &kernel).underlay(options).start().await.expect("parts");
+    let a = builder("a", &manager, &kernel)
+        .underlay(options)
+        .start()
+        .await
+        .expect("parts");
     a.ready().await.expect("ready");
     let external = a.status().external.clone().expect("chosen");
     assert_eq!((external.dev, a.status().mtu), (dev("eth1"), Some(8950)));

@@ -119,12 +119,8 @@ impl Ownership {
 
     fn nexthop_owner(&self, nexthop: &Nexthop) -> Owner {
         let ours = nexthop.protocol == self.protocol
-            && nexthop.id == nexthop_id(
-                    &self.overlay,
-                    nexthop.gateway,
-                    nexthop.dev,
-                    nexthop.onlink,
-                );
+            && nexthop.id
+                == nexthop_id(&self.overlay, nexthop.gateway, nexthop.dev, nexthop.onlink);
         if ours { Owner::Ours } else { Owner::Foreign }
     }
 

@@ -39,6 +39,7 @@ pub use lease::{
 };
 pub use lease_set::{LeaseDelta, LeaseSet, Peer};
 pub use manager::{Capabilities, LeaseRequest, Manager};
+pub use memory::{MemoryManager, MemoryState};
 pub use node::{NameError, NodeId, OverlayName};
 pub use object::{
     Address, Fdb, IfName, Link, LinkKind, MAIN_TABLE, MacAddr, MacError, Neighbour, Nexthop,

@@ -45,7 +45,7 @@ pub use lease::{
 };
 pub use lease_set::{Applied, Held, LeaseDelta, LeaseSet, Own, OwnChange, Peer, WithdrawalGuard};
 pub use manager::{Capabilities, LeaseRequest, Manager};
-// pub use memory::MemoryManager;
+pub use memory::{MemoryManager, MemoryState};
 pub use node::{NameError, NodeId, OverlayName};
 pub use object::{
     Address, Fdb, IfName, Link, LinkKind, MAIN_TABLE, MacAddr, MacError, Neighbour, Nexthop,

@@ -70,23 +70,27 @@ fn small_pool(family: Family) -> impl Strategy<Value = Pool> {
 
 /// Any subnet that may matter to a pool: around it, larger, smaller, nested, beside it.
 fn near(pool: &Pool) -> impl Strategy<Value = Subnet> + use<> {
-    let network = pool.network();
-    let len = pool.subnet_len().expect("allocated from");
-    let family = network.family();
-    let spread = u32::from(family.bits() - network.len()) + 1;
+    let (first, _) = pool.range().expect("allocated from");
+    let (family, len) = (first.family(), first.len());
     let lens = prop_oneof![
         3 => Just(len),
-        2 => network.len().saturating_sub(1)..=len,
-        2 => len..=family.bits(),
+        2 => pool.network().len().saturating_sub(1)..=len,
+        3 => len..=family.bits(),
         1 => 0..=family.bits(),
     ];
-    (any::<u128>(), lens, any::<bool>()).prop_map(move |(n, len, beside)| {
-        let first = match network.address() {
+    // How many bits of the place vary: two slots, the network, twice the network.
+    let network_bits = family.bits() - pool.network().len();
+    let reach = prop::sample::select(vec![
+        family.bits() - len + 1,
+        network_bits,
+        network_bits + 1,
+    ]);
+    (any::<u128>(), lens, reach).prop_map(move |(n, len, reach)| {
+        let place = match first.address() {
             IpAddr::V4(ip) => u128::from(ip.to_bits()),
             IpAddr::V6(ip) => ip.to_bits(),
         };
-        let reach = if beside { spread } else { spread - 1 };
-        let bits = first ^ (n & ((1u128 << reach.min(127)) - 1));
+        let bits = place ^ (n & ((1u128 << reach) - 1));
         let ip: IpAddr = match family {
             #[allow(
                 clippy::cast_possible_truncation,

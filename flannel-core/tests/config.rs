@@ -62,6 +62,15 @@ fn given_values_are_kept() {
     let pool = config.expect("valid").pools().v4.expect("IPv4 is on");
     assert_eq!(ends(&pool), (28, "10.3.5.0".into(), "10.3.8.0".into()));
 
+    let config =
+        parse(r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.5.0","SubnetMax":"10.3.5.0"}"#);
+    let pool = config
+        .expect("one subnet is enough")
+        .pools()
+        .v4
+        .expect("IPv4 is on");
+    assert_eq!(ends(&pool), (24, "10.3.5.0".into(), "10.3.5.0".into()));
+
     let config = parse(
         r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48","IPv6SubnetLen":124,
             "IPv6SubnetMin":"fc00:0:0:1::","IPv6SubnetMax":"fc00:0:0:f::"}"#,

@@ -1,0 +1,491 @@
+//! The store behind a [`MemoryManager`](super::MemoryManager): records, allocation, subscribers.
+//! Every call is complete in itself, so whoever holds the lock sees a whole state.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use crate::alloc::{Allocator, choose};
+use crate::clock::{Clock, Moment};
+use crate::config::NetworkConfig;
+use crate::event::{Event, Snapshot};
+use crate::family::DualStack;
+use crate::lease::{Lease, LeaseKey, Revision};
+use crate::manager::{Error, LeaseRequest, Result};
+use crate::node::NodeId;
+use crate::subnet::Subnet;
+
+/// How many events wait for a slow subscriber before a fresh snapshot takes their place.
+const MAX_QUEUE: usize = 1024;
+
+/// A record: the lease as it was written, and when its time runs out.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) lease: Lease,
+    pub(super) expires: Option<Moment>,
+}
+
+impl Record {
+    /// The lease with the time that is left.
+    pub(super) fn at(&self, now: Moment) -> Lease {
+        let mut lease = self.lease.clone();
+        lease.ttl = self.expires.map(|expires| expires.since(now));
+        lease
+    }
+}
+
+/// What one watch has not fetched yet.
+#[derive(Debug)]
+struct Subscriber {
+    /// The next event is a snapshot.
+    resync: bool,
+    queue: VecDeque<Event>,
+    waker: Option<Waker>,
+}
+
+#[derive(Debug)]
+pub(super) struct Store {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) ttl: Option<Duration>,
+    config: NetworkConfig,
+    revision: Revision,
+    records: BTreeMap<LeaseKey, Record>,
+    by_node: BTreeMap<NodeId, BTreeSet<LeaseKey>>,
+    by_expiry: BTreeSet<(Moment, LeaseKey)>,
+    reservations: BTreeMap<NodeId, DualStack<Subnet>>,
+    /// Every record and every reservation is marked as taken, once each.
+    allocators: DualStack<Allocator>,
+    subscribers: BTreeMap<u64, Subscriber>,
+    last_subscriber: u64,
+    wakers: Vec<Waker>,
+}
+
+impl Store {
+    pub(super) fn new(config: NetworkConfig, clock: Arc<dyn Clock>) -> Self {
+        let mut store = Self {
+            clock,
+            ttl: None,
+            allocators: DualStack::default(),
+            config,
+            revision: Revision(0),
+            records: BTreeMap::new(),
+            by_node: BTreeMap::new(),
+            by_expiry: BTreeSet::new(),
+            reservations: BTreeMap::new(),
+            subscribers: BTreeMap::new(),
+            last_subscriber: 0,
+            wakers: Vec::new(),
+        };
+        store.rebuild_allocators();
+        store
+    }
+
+    pub(super) const fn config(&self) -> &NetworkConfig {
+        &self.config
+    }
+
+    pub(super) const fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub(super) const fn records(&self) -> &BTreeMap<LeaseKey, Record> {
+        &self.records
+    }
+
+    pub(super) const fn reservations(&self) -> &BTreeMap<NodeId, DualStack<Subnet>> {
+        &self.reservations
+    }
+
+    pub(super) fn set_config(&mut self, config: NetworkConfig) {
+        self.next_revision();
+        self.config = config;
+        self.rebuild_allocators();
+        self.publish(&Event::Config(self.config.clone()));
+    }
+
+    /// Replaces everything; watches start again.
+    pub(super) fn replace(
+        &mut self,
+        config: NetworkConfig,
+        revision: Revision,
+        records: Vec<Record>,
+        reservations: BTreeMap<NodeId, DualStack<Subnet>>,
+    ) {
+        let mut fresh = Self::new(config, Arc::clone(&self.clock));
+        fresh.ttl = self.ttl;
+        fresh.reservations = reservations;
+        records.into_iter().for_each(|record| fresh.insert(record));
+        fresh.rebuild_allocators();
+        fresh.revision = Revision(revision.max(self.revision).0.saturating_add(1));
+        fresh.last_subscriber = self.last_subscriber;
+        fresh.wakers = std::mem::take(&mut self.wakers);
+        fresh.subscribers = std::mem::take(&mut self.subscribers);
+        *self = fresh;
+        for subscriber in self.subscribers.values_mut() {
+            subscriber.resync = true;
+            self.wakers.extend(subscriber.waker.take());
+        }
+    }
+
+    // Leases
+
+    pub(super) fn acquire(&mut self, now: Moment, request: &LeaseRequest) -> Result<Lease> {
+        let node = &request.node;
+        check_families(&request.previous)?;
+        if !self.allocators.same_families(self.config.pools()) {
+            return Err(Error::Invalid {
+                reason: "the network config was read with PoolMode::Assigned, which leaves no \
+                         subnets to give out: read it with PoolMode::Allocated"
+                    .to_owned(),
+            });
+        }
+        let own = self.own_records(node);
+        let kept = own.iter().find(|lease| self.fits(&lease.subnet));
+        let (key, subnet) = match kept {
+            Some(lease) => (lease.key.clone(), lease.subnet),
+            None => {
+                let subnet = self.choose(request, &own)?;
+                let key = subnet_key(&subnet);
+                // Only a raw write leaves a record under a key that is not that of its subnets.
+                if self.records.contains_key(&key) && own.iter().all(|lease| lease.key != key) {
+                    return Err(Error::Conflict {
+                        reason: format!("the record {key} is there and names other subnets"),
+                    });
+                }
+                for lease in &own {
+                    self.delete(&lease.key);
+                }
+                (key, subnet)
+            }
+        };
+        let lease = Lease {
+            ttl: self.ttl_of(node, &subnet),
+            key,
+            node: node.clone(),
+            subnet,
+            attrs: request.attrs.clone(),
+            created: Revision::default(),
+            revision: Revision::default(),
+        };
+        Ok(self.write(now, lease))
+    }
+
+    /// Subnets for a node that has to move from its own records, or has none.
+    fn choose(&mut self, request: &LeaseRequest, own: &[Lease]) -> Result<DualStack<Subnet>> {
+        let reserved = self.reservations.get(&request.node).copied();
+        let held: Vec<DualStack<Subnet>> = own.iter().map(|lease| lease.subnet).collect();
+        let held = || held.iter().chain(&reserved);
+        held().for_each(|subnets| self.allocators.release(subnets));
+        let allocators = DualStack::new(self.allocators.v4.as_ref(), self.allocators.v6.as_ref());
+        let wanted = reserved.unwrap_or(request.previous);
+        let chosen = choose(&allocators, &request.node, &wanted);
+        held().for_each(|subnets| self.allocators.take(subnets));
+        Ok(chosen?)
+    }
+
+    pub(super) fn renew(&mut self, now: Moment, lease: &Lease) -> Result<Lease> {
+        let mut renewed = match self.find_ours(lease)? {
+            Some(record) => record.lease.clone(),
+            None => return Err(lost(lease, "the record is gone")),
+        };
+        renewed.attrs = lease.attrs.clone();
+        renewed.ttl = self.ttl_of(&renewed.node, &renewed.subnet);
+        Ok(self.write(now, renewed))
+    }
+
+    pub(super) fn release(&mut self, lease: &Lease) -> Result<()> {
+        if self.find_ours(lease)?.is_some() {
+            self.delete(&lease.key);
+        }
+        Ok(())
+    }
+
+    /// The record of a lease; an error if it was written since, by whomever.
+    fn find_ours(&self, lease: &Lease) -> Result<Option<&Record>> {
+        let Some(record) = self.records.get(&lease.key) else {
+            return Ok(None);
+        };
+        let found = &record.lease;
+        if found.node != lease.node {
+            return Err(lost(
+                lease,
+                &format!("it belongs to node {} now", found.node),
+            ));
+        }
+        if found.revision != lease.revision {
+            let (found, held) = (found.revision, lease.revision);
+            let reason = format!("it was written at revision {found}, after our {held}");
+            return Err(lost(lease, &reason));
+        }
+        Ok(Some(record))
+    }
+
+    pub(super) fn put_raw(&mut self, now: Moment, lease: Lease) -> Result<Lease> {
+        check_families(&lease.subnet)?;
+        Ok(self.write(now, lease))
+    }
+
+    /// The records of a node, the oldest claim first.
+    fn own_records(&self, node: &NodeId) -> Vec<Lease> {
+        let keys = self.by_node.get(node).into_iter().flatten();
+        let records = keys.filter_map(|key| self.records.get(key));
+        let mut leases: Vec<Lease> = records.map(|record| record.lease.clone()).collect();
+        leases.sort_by_key(Lease::seniority);
+        leases
+    }
+
+    /// Whether the config allows a node these subnets.
+    fn fits(&self, subnets: &DualStack<Subnet>) -> bool {
+        let pools = self.config.pools();
+        let fits = |(family, subnet)| pools.get(family).is_some_and(|pool| pool.fits(subnet));
+        subnets.same_families(pools) && subnets.iter().all(fits)
+    }
+
+    /// How long a node's lease lasts: for ever, if it is of what was reserved for it.
+    fn ttl_of(&self, node: &NodeId, subnets: &DualStack<Subnet>) -> Option<Duration> {
+        self.ttl
+            .filter(|_| self.reservations.get(node) != Some(subnets))
+    }
+
+    // Reservations
+
+    pub(super) fn reserve(&mut self, node: &NodeId, subnets: DualStack<Subnet>) -> Result<()> {
+        let invalid = |reason: String| Err(Error::Invalid { reason });
+        check_families(&subnets)?;
+        if !self.fits(&subnets) {
+            return invalid(format!(
+                "{subnets} is not what the network config gives a node"
+            ));
+        }
+        let own = self.own_records(node);
+        if let Some(lease) = own.iter().find(|lease| lease.subnet != subnets) {
+            let held = lease.subnet;
+            return invalid(format!("node {node} holds {held}: release that first"));
+        }
+        let taken = self
+            .records
+            .values()
+            .find(|record| record.lease.node != *node && record.lease.subnet.overlaps(&subnets));
+        if let Some(record) = taken {
+            let Lease { node, subnet, .. } = &record.lease;
+            return invalid(format!(
+                "{subnets} overlaps {subnet}, which node {node} holds"
+            ));
+        }
+        let mut reserved = self.reservations.iter();
+        if let Some((other, theirs)) =
+            reserved.find(|(other, theirs)| *other != node && theirs.overlaps(&subnets))
+        {
+            return invalid(format!(
+                "{subnets} overlaps {theirs}, reserved for node {other}"
+            ));
+        }
+        self.unreserve(node);
+        self.allocators.take(&subnets);
+        self.reservations.insert(node.clone(), subnets);
+        Ok(())
+    }
+
+    pub(super) fn unreserve(&mut self, node: &NodeId) -> bool {
+        let reserved = self.reservations.remove(node);
+        reserved
+            .iter()
+            .for_each(|subnets| self.allocators.release(subnets));
+        reserved.is_some()
+    }
+
+    // Records
+
+    /// Writes a record under the next revision; the claim is as old as the record.
+    fn write(&mut self, now: Moment, mut lease: Lease) -> Lease {
+        lease.revision = self.next_revision();
+        lease.created = lease.revision;
+        if let Some(old) = self.take_out(&lease.key) {
+            lease.created = old.lease.created;
+        }
+        let expires = lease.ttl.map(|ttl| now + ttl);
+        self.allocators.take(&lease.subnet);
+        self.publish(&Event::Put(lease.clone()));
+        self.insert(Record {
+            lease: lease.clone(),
+            expires,
+        });
+        lease
+    }
+
+    pub(super) fn delete(&mut self, key: &LeaseKey) -> bool {
+        let found = self.take_out(key).is_some();
+        if found {
+            let revision = self.next_revision();
+            self.publish(&Event::Delete {
+                key: key.clone(),
+                revision,
+            });
+        }
+        found
+    }
+
+    /// Deletes the records whose time has run out.
+    pub(super) fn expire(&mut self, now: Moment) {
+        while let Some((expires, key)) = self.by_expiry.first().cloned() {
+            if expires > now {
+                break;
+            }
+            self.delete(&key);
+        }
+    }
+
+    /// The time until the next record expires.
+    pub(super) fn next_expiry(&self, now: Moment) -> Option<Duration> {
+        self.by_expiry
+            .first()
+            .map(|(expires, _)| expires.since(now))
+    }
+
+    fn insert(&mut self, record: Record) {
+        let Lease { key, node, .. } = &record.lease;
+        let keys = self.by_node.entry(node.clone()).or_default();
+        keys.insert(key.clone());
+        if let Some(expires) = record.expires {
+            self.by_expiry.insert((expires, key.clone()));
+        }
+        self.records.insert(key.clone(), record);
+    }
+
+    fn take_out(&mut self, key: &LeaseKey) -> Option<Record> {
+        let record = self.records.remove(key)?;
+        if let Some(keys) = self.by_node.get_mut(&record.lease.node) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_node.remove(&record.lease.node);
+            }
+        }
+        if let Some(expires) = record.expires {
+            self.by_expiry.remove(&(expires, key.clone()));
+        }
+        self.allocators.release(&record.lease.subnet);
+        Some(record)
+    }
+
+    fn next_revision(&mut self) -> Revision {
+        self.revision = Revision(self.revision.0.saturating_add(1));
+        self.revision
+    }
+
+    fn rebuild_allocators(&mut self) {
+        let pools = self.config.pools();
+        self.allocators = DualStack::new(
+            pools.v4.as_ref().and_then(Allocator::new),
+            pools.v6.as_ref().and_then(Allocator::new),
+        );
+        for record in self.records.values() {
+            self.allocators.take(&record.lease.subnet);
+        }
+        for subnets in self.reservations.values() {
+            self.allocators.take(subnets);
+        }
+    }
+
+    // Watching
+
+    pub(super) fn snapshot(&self, now: Moment) -> Snapshot {
+        Snapshot {
+            leases: self.records.values().map(|record| record.at(now)).collect(),
+            unreadable: Vec::new(),
+            revision: self.revision,
+        }
+    }
+
+    pub(super) fn subscribe(&mut self) -> u64 {
+        self.last_subscriber += 1;
+        let subscriber = Subscriber {
+            resync: true,
+            queue: VecDeque::new(),
+            waker: None,
+        };
+        self.subscribers.insert(self.last_subscriber, subscriber);
+        self.last_subscriber
+    }
+
+    pub(super) fn unsubscribe(&mut self, id: u64) {
+        self.subscribers.remove(&id);
+    }
+
+    /// The next event for a subscriber; if there is none, it will be woken when there is.
+    pub(super) fn next_event(&mut self, id: u64, now: Moment, waker: &Waker) -> Option<Event> {
+        let snapshot = match self.subscribers.get(&id) {
+            Some(Subscriber { resync: true, .. }) => Some(self.snapshot(now)),
+            _ => None,
+        };
+        let subscriber = self.subscribers.get_mut(&id)?;
+        if let Some(snapshot) = snapshot {
+            subscriber.resync = false;
+            subscriber.queue = VecDeque::from([Event::Config(self.config.clone())]);
+            return Some(Event::Snapshot(snapshot));
+        }
+        let event = subscriber.queue.pop_front();
+        if event.is_none() {
+            subscriber.waker = Some(waker.clone());
+        }
+        event
+    }
+
+    fn publish(&mut self, event: &Event) {
+        for subscriber in self.subscribers.values_mut() {
+            if subscriber.queue.len() >= MAX_QUEUE {
+                subscriber.resync = true;
+            }
+            if subscriber.resync {
+                subscriber.queue = VecDeque::new();
+            } else {
+                subscriber.queue.push_back(event.clone());
+            }
+            self.wakers.extend(subscriber.waker.take());
+        }
+    }
+
+    pub(super) fn take_wakers(&mut self) -> Vec<Waker> {
+        std::mem::take(&mut self.wakers)
+    }
+}
+
+impl DualStack<Allocator> {
+    fn take(&mut self, subnets: &DualStack<Subnet>) {
+        for (family, subnet) in subnets.iter() {
+            if let Some(allocator) = self.get_mut(family) {
+                allocator.take(subnet);
+            }
+        }
+    }
+
+    fn release(&mut self, subnets: &DualStack<Subnet>) {
+        for (family, subnet) in subnets.iter() {
+            if let Some(allocator) = self.get_mut(family) {
+                allocator.release(subnet);
+            }
+        }
+    }
+}
+
+/// Flannel's key for these subnets, also where it has none (IPv6 alone).
+fn subnet_key(subnets: &DualStack<Subnet>) -> LeaseKey {
+    let parts: Vec<String> = subnets
+        .values()
+        .map(|subnet| format!("{}-{}", subnet.address(), subnet.len()))
+        .collect();
+    LeaseKey::new(parts.join("&"))
+}
+
+pub(super) fn check_families(subnets: &DualStack<Subnet>) -> Result<()> {
+    subnets.check_families().map_err(|error| Error::Invalid {
+        reason: error.to_string(),
+    })
+}
+
+fn lost(lease: &Lease, reason: &str) -> Error {
+    Error::LeaseLost {
+        key: lease.key.clone(),
+        reason: reason.to_owned(),
+    }
+}

@@ -3,10 +3,13 @@
 
 pub mod conformance;
 pub mod fake_kernel;
-#[cfg(feature = "lab")]
+#[cfg(all(feature = "lab", target_os = "linux"))]
 pub mod netns;
 pub mod permute;
-#[cfg(feature = "lab")]
+#[cfg(all(feature = "lab", target_os = "linux"))]
 pub mod prober;
+mod skipping;
 #[cfg(feature = "proptest")]
 pub mod strategies;
+
+pub use skipping::{SKIPS_VARIABLE, in_ci, require, require_tool, skip};

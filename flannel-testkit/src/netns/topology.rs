@@ -1,0 +1,217 @@
+//! Ready-made topologies: nodes on an underlay of one or more subnets, and pods behind nodes.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use flannel_core::{DualStack, Family, IfName, PublicIp, Subnet};
+
+use super::{Error, Lab, Ns, Result, links};
+
+/// The MTU of an underlay's links, in bytes.
+const UNDERLAY_MTU: u32 = 1500;
+
+/// The most nodes of one underlay subnet; the addresses behind them are the router's.
+const MAX_NODES: usize = 250;
+
+/// The IPv4 networks of underlay subnets: those for documentation (RFC 5737).
+const SEGMENTS: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(192, 0, 2, 0),
+    Ipv4Addr::new(198, 51, 100, 0),
+    Ipv4Addr::new(203, 0, 113, 0),
+];
+
+/// A namespace with one device to the outside: a node on the underlay, or a pod.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// The namespace.
+    pub ns: Ns,
+    /// Its device to the outside.
+    pub dev: IfName,
+    /// The device's addresses.
+    pub ips: PublicIp,
+}
+
+/// A subnet of the underlay: a bridge in the router's namespace.
+#[derive(Debug, Clone)]
+pub struct Segment {
+    /// The bridge, on which the router has the gateway's addresses.
+    pub bridge: IfName,
+    /// The addresses of the subnet.
+    pub subnets: DualStack<Subnet>,
+    /// The router's addresses in it, to which its nodes' default routes lead.
+    pub gateways: PublicIp,
+}
+
+/// Nodes that reach one another in both families, as machines in a data centre do.
+#[derive(Debug, Clone)]
+pub struct Underlay {
+    /// The namespace of the router, with one bridge for each subnet.
+    pub router: Ns,
+    /// The subnets.
+    pub segments: Vec<Segment>,
+    /// The nodes, `node-1` first, those of one subnet next to one another. Each has `eth0` with
+    /// an address of each family, default routes to the router, and forwards packets.
+    pub nodes: Vec<Host>,
+}
+
+impl Lab {
+    /// An underlay of one subnet (192.0.2.0/24 and 2001:db8:1::/64, MTU 1500) with `n` nodes.
+    ///
+    /// # Errors
+    /// If a namespace or an object cannot be made, or more than 250 nodes are asked for.
+    pub fn underlay(&self, n: usize) -> Result<Underlay> {
+        self.routed_underlay(&[n])
+    }
+
+    /// An underlay of up to three subnets, each with so many nodes, and a router between them.
+    ///
+    /// # Errors
+    /// If a namespace or an object cannot be made, or too many subnets or nodes are asked for.
+    pub fn routed_underlay(&self, nodes: &[usize]) -> Result<Underlay> {
+        if nodes.len() > SEGMENTS.len() || nodes.iter().any(|n| *n > MAX_NODES) {
+            return Err(Error::Address {
+                what: "the underlay".to_owned(),
+                reason: format!(
+                    "it has at most {} subnets of at most {MAX_NODES} nodes",
+                    SEGMENTS.len()
+                ),
+            });
+        }
+        let router = self.namespace("underlay")?;
+        router.set_forwarding(true)?;
+        let mut underlay = Underlay {
+            router,
+            segments: Vec::new(),
+            nodes: Vec::new(),
+        };
+        for (index, count) in nodes.iter().enumerate() {
+            let segment = Segment::build(&underlay.router, index)?;
+            for host in 1..=*count {
+                let number = underlay.nodes.len() + 1;
+                let ns = self.namespace(&format!("node-{number}"))?;
+                let port = format!("node{number}");
+                let node = segment.attach(&underlay.router, ns, &port, host as u128)?;
+                node.ns.set_forwarding(true)?;
+                underlay.nodes.push(node);
+            }
+            underlay.segments.push(segment);
+        }
+        Ok(underlay)
+    }
+
+    /// A pod named `NAME` on a node: a namespace with `eth0` behind the bridge `cni0`, which the
+    /// node gets with the first host address of each subnet; the pod gets the second, and default
+    /// routes to the first.
+    ///
+    /// # Errors
+    /// If a namespace or an object cannot be made, such as `cni0` a second time, or a subnet has
+    /// no two host addresses.
+    pub fn pod(
+        &self,
+        name: &str,
+        node: &Ns,
+        subnets: &DualStack<Subnet>,
+        mtu: u32,
+    ) -> Result<Host> {
+        let gateways = nth_ips(node, subnets, 1)?;
+        let ips = nth_ips(node, subnets, 2)?;
+        let ns = self.namespace(name)?;
+        node.add_bridge("cni0", mtu)?;
+        for (family, subnet) in subnets.iter() {
+            if let Some(ip) = gateways.ip(family) {
+                node.add_address("cni0", ip, subnet.len())?;
+            }
+        }
+        connect(node, "cni0", "veth-pod", &ns, mtu)?;
+        configure(ns, subnets, ips, gateways)
+    }
+}
+
+impl Segment {
+    fn build(router: &Ns, index: usize) -> Result<Self> {
+        let third = u16::try_from(index + 1).unwrap_or(u16::MAX);
+        let v6 = Ipv6Addr::new(0x2001, 0xdb8, third, 0, 0, 0, 0, 0);
+        let subnets = DualStack::both(subnet(SEGMENTS[index], 24)?, subnet(v6, 64)?);
+        let bridge = format!("br{index}");
+        router.add_bridge(&bridge, UNDERLAY_MTU)?;
+        let gateways = nth_ips(router, &subnets, 254)?;
+        for (family, subnet) in subnets.iter() {
+            if let Some(ip) = gateways.ip(family) {
+                router.add_address(&bridge, ip, subnet.len())?;
+            }
+        }
+        Ok(Self {
+            bridge: links::name(&bridge)?,
+            subnets,
+            gateways,
+        })
+    }
+
+    /// Connects a node, whose addresses are the `host`-th of the subnet.
+    fn attach(&self, router: &Ns, ns: Ns, port: &str, host: u128) -> Result<Host> {
+        connect(router, self.bridge.as_str(), port, &ns, UNDERLAY_MTU)?;
+        let ips = nth_ips(&ns, &self.subnets, host)?;
+        configure(ns, &self.subnets, ips, self.gateways)
+    }
+}
+
+/// A pair of devices: `port` on a bridge, `eth0` in another namespace; both up.
+fn connect(bridge_ns: &Ns, bridge: &str, port: &str, ns: &Ns, mtu: u32) -> Result<()> {
+    bridge_ns.add_veth(port, ns, "eth0", mtu)?;
+    bridge_ns.set_master(port, Some(bridge))?;
+    bridge_ns.set_up(port)?;
+    ns.set_up("eth0")
+}
+
+/// Gives `eth0` its addresses and the namespace its default routes.
+fn configure(
+    ns: Ns,
+    subnets: &DualStack<Subnet>,
+    ips: PublicIp,
+    gateways: PublicIp,
+) -> Result<Host> {
+    for (family, subnet) in subnets.iter() {
+        if let Some(ip) = ips.ip(family) {
+            ns.add_address("eth0", ip, subnet.len())?;
+        }
+        if let Some(gateway) = gateways.ip(family) {
+            ns.add_route(whole(family)?, gateway, "eth0")?;
+        }
+    }
+    Ok(Host {
+        dev: links::name("eth0")?,
+        ns,
+        ips,
+    })
+}
+
+/// The `n`-th address of each subnet.
+fn nth_ips(ns: &Ns, subnets: &DualStack<Subnet>, n: u128) -> Result<PublicIp> {
+    let mut ips = PublicIp::default();
+    for subnet in subnets.values() {
+        // The last address of an IPv4 subnet is its broadcast address.
+        let ip = subnet
+            .nth(n)
+            .filter(|ip| subnet.family() == Family::V6 || *ip != subnet.last_address());
+        let ip = ip.ok_or_else(|| Error::Address {
+            what: format!("namespace {}", ns.name()),
+            reason: format!("{subnet} has no host address number {n}"),
+        })?;
+        ips.set_ip(ip);
+    }
+    Ok(ips)
+}
+
+fn subnet(ip: impl Into<IpAddr>, len: u8) -> Result<Subnet> {
+    Subnet::new(ip, len).map_err(|error| Error::Address {
+        what: "the lab".to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+/// All addresses of a family.
+fn whole(family: Family) -> Result<Subnet> {
+    match family {
+        Family::V4 => subnet(Ipv4Addr::UNSPECIFIED, 0),
+        Family::V6 => subnet(Ipv6Addr::UNSPECIFIED, 0),
+    }
+}

@@ -1,0 +1,180 @@
+//! Runs every example as the README shows it.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::metadata::{Example, Workspace};
+use crate::run::{Outcome, cargo, in_ci, is_root, line, run as run_command};
+use crate::suite::Skips;
+
+/// How an example is run.
+struct Run {
+    name: &'static str,
+    args: &'static [&'static str],
+    exit: i32,
+    needs_root: bool,
+}
+
+/// Every example of the workspace, once for each way it is run; one that is not here is an error.
+const RUNS: &[Run] = &[
+    Run {
+        name: "mesh",
+        args: &["--nodes", "3", "--json"],
+        exit: 0,
+        needs_root: true,
+    },
+    Run {
+        name: "host",
+        args: &[],
+        exit: 0,
+        needs_root: true,
+    },
+    Run {
+        name: "plan",
+        args: &[],
+        exit: 0,
+        needs_root: false,
+    },
+    Run {
+        name: "custom_manager",
+        args: &[],
+        exit: 0,
+        needs_root: false,
+    },
+    Run {
+        name: "custom_backend",
+        args: &[],
+        exit: 0,
+        needs_root: false,
+    },
+];
+
+/// An example that takes longer hangs.
+const LIMIT: Duration = Duration::from_secs(120);
+
+pub(crate) fn run(names: &[String]) -> Outcome {
+    if names.is_empty() {
+        return run_all(None);
+    }
+    let unknown = names
+        .iter()
+        .find(|name| RUNS.iter().all(|run| run.name != **name));
+    match unknown {
+        Some(name) => Err(format!("there is no example {name}")),
+        None => run_where(None, |run| names.iter().any(|name| name == run.name)),
+    }
+}
+
+/// Runs all; what has to be skipped is counted if there is a count.
+pub(crate) fn run_all(skips: Option<&Skips>) -> Outcome {
+    run_where(skips, |_| true)
+}
+
+fn run_where(skips: Option<&Skips>, wanted: impl Fn(&Run) -> bool) -> Outcome {
+    let workspace = Workspace::load()?;
+    let examples: Vec<&Example> = workspace
+        .members()
+        .flat_map(|package| &package.examples)
+        .collect();
+    check_table(&examples)?;
+    let logs = workspace.target_directory.join("example-logs");
+    fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))?;
+    for run in RUNS.iter().filter(|run| wanted(run)) {
+        if run.needs_root && !is_root() {
+            let reason = "it makes network namespaces and needs root (sudo)";
+            match skips {
+                _ if in_ci() => return Err(format!("example {}: {reason}", run.name)),
+                Some(skips) => skips.add(&format!("example {}", run.name), reason)?,
+                None => println!("example {} skipped: {reason}", run.name),
+            }
+            continue;
+        }
+        let required = examples
+            .iter()
+            .find(|example| example.name == run.name)
+            .map(|example| example.required_features.join(","))
+            .unwrap_or_default();
+        run_one(run, &required, &logs)?;
+    }
+    Ok(())
+}
+
+/// The table and the workspace must name the same examples, so that none goes untested.
+fn check_table(examples: &[&Example]) -> Outcome {
+    let untested = examples
+        .iter()
+        .find(|example| RUNS.iter().all(|run| run.name != example.name));
+    if let Some(example) = untested {
+        return Err(format!(
+            "the example {} is not in the table of xtask/src/examples.rs",
+            example.name
+        ));
+    }
+    let gone = RUNS
+        .iter()
+        .find(|run| examples.iter().all(|example| example.name != run.name));
+    match gone {
+        Some(run) => Err(format!(
+            "the example {} is in the table of xtask/src/examples.rs, but not in the workspace",
+            run.name
+        )),
+        None => Ok(()),
+    }
+}
+
+fn run_one(run: &Run, required: &str, logs: &Path) -> Outcome {
+    let mut select = vec!["--quiet", "--example", run.name];
+    if !required.is_empty() {
+        select.extend(["--features", required]);
+    }
+    // First built, so that the limit is on the run alone.
+    run_command(&mut cargo([&["build"], &select[..]].concat()))?;
+    let mut command = cargo([&["run"], &select[..]].concat());
+    if !run.args.is_empty() {
+        command.arg("--").args(run.args);
+    }
+    println!("$ {}", line(&command));
+    let log = logs.join(format!("{}.txt", run.name));
+    let start = Instant::now();
+    let problem = match exit_code(&mut command, &log)? {
+        Some(code) if code == run.exit => None,
+        Some(code) => Some(format!("exit code {code}, not {}", run.exit)),
+        None => Some(format!(
+            "no exit code after {:.0} s: killed",
+            start.elapsed().as_secs_f64()
+        )),
+    };
+    let Some(problem) = problem else {
+        println!("  ok after {:.1} s", start.elapsed().as_secs_f64());
+        return Ok(());
+    };
+    match fs::read(&log) {
+        Ok(text) => println!("{}", String::from_utf8_lossy(&text)),
+        Err(error) => println!("{}: {error}", log.display()),
+    }
+    Err(format!("`{}`: {problem}", line(&command)))
+}
+
+/// Runs a command with its output in a file; `None` if a signal ended it, ours after the limit or
+/// another.
+fn exit_code(command: &mut Command, log: &Path) -> Outcome<Option<i32>> {
+    let failed = |error: std::io::Error| format!("{}: {error}", log.display());
+    let file = File::create(log).map_err(failed)?;
+    let again = file.try_clone().map_err(failed)?;
+    let mut child = command.stdout(file).stderr(again).spawn().map_err(failed)?;
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().map_err(failed)? {
+            return Ok(status.code());
+        }
+        if start.elapsed() > LIMIT {
+            // Cargo became the example by exec, so this reaches the example itself.
+            child.kill().and_then(|()| child.wait()).map_err(failed)?;
+            return Ok(None);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}

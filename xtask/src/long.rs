@@ -1,0 +1,22 @@
+//! Work that takes too long for every run.
+
+use crate::run::{Outcome, cargo, run};
+
+pub(crate) fn bench(args: &[String]) -> Outcome {
+    let mut command = cargo(["bench", "--workspace", "--all-features"]);
+    run(command.args(args))
+}
+
+pub(crate) fn proptest(args: &[String]) -> Outcome {
+    let cases = match args {
+        [] => 20_000,
+        [cases] => cases
+            .parse::<u32>()
+            .ok()
+            .filter(|cases| *cases > 0)
+            .ok_or_else(|| format!("{cases:?} is no number of cases"))?,
+        _ => return Err("the only argument is the number of cases".to_owned()),
+    };
+    let mut command = cargo(["test", "--workspace", "--all-features", "--release"]);
+    run(command.env("PROPTEST_CASES", cases.to_string()))
+}

@@ -158,7 +158,7 @@ async fn work_out(
     let network = backend.register_network(&cx, own.clone()).await?;
 
     let mut set = LeaseSet::new(WithdrawalGuard::default());
-    set.set_backend(&backend.backend_type());
+    set.set_backend(backend.backend_type());
     set.set_pools(*config.pools());
     set.set_own(Own {
         node: own.node.clone(),

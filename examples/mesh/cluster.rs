@@ -34,7 +34,8 @@ impl Cluster {
         let underlay = tokio::task::block_in_place(|| lab.underlay(usize::from(flags.nodes)))?;
         let mut starting = Vec::new();
         for (i, host) in underlay.nodes.into_iter().enumerate() {
-            let (name, manager, flags) = (format!("node-{}", i + 1), manager.clone(), flags.clone());
+            let (name, manager, flags) =
+                (format!("node-{}", i + 1), manager.clone(), flags.clone());
             starting.push(tokio::spawn(start_node(name, host.ns, manager, flags)));
         }
         let mut nodes = Vec::new();
@@ -44,7 +45,9 @@ impl Cluster {
         for node in &nodes {
             // Every node knows every other before the first ping.
             let others = nodes.len() - 1;
-            node.overlay.wait_for(|status| status.peers == others).await?;
+            node.overlay
+                .wait_for(|status| status.peers == others)
+                .await?;
             node.overlay.converged().await?;
         }
         let pods = tokio::task::block_in_place(|| {
@@ -53,7 +56,11 @@ impl Cluster {
             });
             pods.collect::<Result<Vec<_>, _>>()
         })?;
-        Ok(Self { manager, nodes, pods })
+        Ok(Self {
+            manager,
+            nodes,
+            pods,
+        })
     }
 
     /// One ping for every ordered pair of pods and every family.
@@ -64,18 +71,20 @@ impl Cluster {
     /// Stops the first node's overlay and starts it anew, as an upgrade does, while numbered
     /// packets flow between its pod and the second one's.
     pub(crate) async fn restart_first(&mut self, flags: &Flags) -> Result<Probed, Error> {
-        let options = Options { rate: 2_000, packets: 5_000, ..Options::default() };
+        let options = Options {
+            rate: 2_000,
+            packets: 5_000,
+            ..Options::default()
+        };
         let (a, b) = (&self.pods[0], &self.pods[1]);
         let ip = |host: &Host| host.ips.ips().next().ok_or("a pod has no address");
         let prober = Prober::start((&a.ns, ip(a)?), (&b.ns, ip(b)?), options)?;
-        let flowing = tokio::task::block_in_place(|| {
-            prober.wait_received(1_000, Duration::from_secs(5))
-        });
+        let flowing =
+            tokio::task::block_in_place(|| prober.wait_received(1_000, Duration::from_secs(5)));
         if flowing {
             let node = self.nodes.remove(0);
             node.overlay.stop().await?;
-            let again =
-                start_node(node.name, node.ns, self.manager.clone(), flags.clone()).await?;
+            let again = start_node(node.name, node.ns, self.manager.clone(), flags.clone()).await?;
             self.nodes.insert(0, again);
         }
         Ok(tokio::task::block_in_place(|| prober.finish()))
@@ -96,27 +105,46 @@ async fn start_node(
     flags: Flags,
 ) -> Result<Node, Error> {
     let kernel = NetlinkKernel::in_namespace_fd(ns.fd().try_clone_to_owned()?)?;
-    let builder = Overlay::builder(NodeId::new(&name)?).manager(manager).kernel(kernel);
+    let builder = Overlay::builder(NodeId::new(&name)?)
+        .manager(manager)
+        .kernel(kernel);
     let builder = match flags.backend {
         Backend::Vxlan => builder.backend(VxlanBackend::new()),
     };
     let overlay = builder.start().await?;
     overlay.ready().await?;
     let status = overlay.status();
-    let Status { lease: Some(lease), mtu: Some(mtu), .. } = &*status else {
+    let Status {
+        lease: Some(lease),
+        mtu: Some(mtu),
+        ..
+    } = &*status
+    else {
         return Err(format!("{name} is ready without a lease").into());
     };
     let (subnets, mtu) = (lease.subnet, *mtu);
-    Ok(Node { name, ns, overlay, subnets, mtu })
+    Ok(Node {
+        name,
+        ns,
+        overlay,
+        subnets,
+        mtu,
+    })
 }
 
 fn config_text(flags: &Flags) -> String {
     let v4 = format!(r#""Network": "{}""#, flags.network);
-    let v6 = format!(r#""EnableIPv6": true, "IPv6Network": "{}""#, flags.ipv6_network);
+    let v6 = format!(
+        r#""EnableIPv6": true, "IPv6Network": "{}""#,
+        flags.ipv6_network
+    );
     let networks = match flags.family {
         Families::V4 => v4,
         Families::V6 => format!(r#""EnableIPv4": false, {v6}"#),
         Families::Dual => format!("{v4}, {v6}"),
     };
-    format!(r#"{{ {networks}, "Backend": {{ "Type": "{}" }} }}"#, flags.backend.name())
+    format!(
+        r#"{{ {networks}, "Backend": {{ "Type": "{}" }} }}"#,
+        flags.backend.name()
+    )
 }

@@ -91,7 +91,11 @@ async fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    let lab = match if flags.keep { Lab::named("mesh") } else { Lab::new("mesh") } {
+    let lab = match if flags.keep {
+        Lab::named("mesh")
+    } else {
+        Lab::new("mesh")
+    } {
         Ok(lab) => Arc::new(lab),
         Err(error) => return fail(&error),
     };

@@ -68,8 +68,20 @@ fn breakages(object: &Object) -> Vec<(Op, &'static str)> {
         Object::Link(link) => {
             let mtu = link.mtu.map(|mtu| mtu - 100);
             vec![
-                (Op::Change(Object::Link(Link { mtu, ..link.clone() })), "mtu changed"),
-                (Op::Change(Object::Link(Link { up: false, ..link.clone() })), "set down"),
+                (
+                    Op::Change(Object::Link(Link {
+                        mtu,
+                        ..link.clone()
+                    })),
+                    "mtu changed",
+                ),
+                (
+                    Op::Change(Object::Link(Link {
+                        up: false,
+                        ..link.clone()
+                    })),
+                    "set down",
+                ),
                 (Op::Delete(object.clone()), "deleted"),
             ]
         }
@@ -90,7 +102,10 @@ async fn time(
     let start = Instant::now();
     while start.elapsed() < LIMIT {
         let now = ours(hand, scope).await?;
-        if right.iter().all(|(key, object)| now.get(key) == Some(object)) {
+        if right
+            .iter()
+            .all(|(key, object)| now.get(key) == Some(object))
+        {
             return Ok(Some(start.elapsed().as_secs_f64() * 1000.0));
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -99,7 +114,9 @@ async fn time(
 }
 
 async fn settle(node: &Node) -> Result<(), Error> {
-    tokio::time::timeout(LIMIT, node.overlay.converged()).await.map_or(Ok(()), |done| done)?;
+    tokio::time::timeout(LIMIT, node.overlay.converged())
+        .await
+        .map_or(Ok(()), |done| done)?;
     Ok(())
 }
 

@@ -73,7 +73,11 @@ impl Report {
     pub(crate) fn pings(&mut self, pings: &[Pinged]) {
         let received = pings.iter().filter(|ping| ping.result.is_ok()).count() as u64;
         let first = self.pings.sent == 0;
-        self.pings.received = if first { received } else { received.min(self.pings.received) };
+        self.pings.received = if first {
+            received
+        } else {
+            received.min(self.pings.received)
+        };
         self.pings.sent = pings.len() as u64;
     }
 
@@ -82,7 +86,10 @@ impl Report {
     }
 
     pub(crate) fn restart(&mut self, probed: &Probed) {
-        self.restart = Count { sent: probed.sent().into(), received: probed.received().into() };
+        self.restart = Count {
+            sent: probed.sent().into(),
+            received: probed.received().into(),
+        };
     }
 
     pub(crate) fn finish(mut self, elapsed: Duration, json: bool) -> Result<Outcome, Error> {
@@ -106,7 +113,9 @@ impl Report {
             Outcome::Problem(format!("not repaired in time: {}", unrepaired.join(", ")))
         } else if lost(&self.restart) > 0 || self.restart.sent == 0 {
             let (lost, sent) = (lost(&self.restart), self.restart.sent);
-            Outcome::Problem(format!("{lost} of {sent} packets were lost over the restart"))
+            Outcome::Problem(format!(
+                "{lost} of {sent} packets were lost over the restart"
+            ))
         } else {
             Outcome::Good
         })
@@ -114,16 +123,22 @@ impl Report {
 }
 
 pub(crate) fn show_nodes(cluster: &Cluster) {
-    println!("{:<8} {:<18} {:<24} {:>5} {:>7}  external", "node", "subnet", "ipv6 subnet", "mtu", "objects");
+    println!(
+        "{:<8} {:<18} {:<24} {:>5} {:>7}  external",
+        "node", "subnet", "ipv6 subnet", "mtu", "objects"
+    );
     for node in &cluster.nodes {
         let status = node.overlay.status();
         let text = |subnet: Option<flannel::Subnet>| {
             subnet.map_or_else(|| "-".to_owned(), |subnet| subnet.to_string())
         };
-        let external = status.external.as_ref().map_or_else(String::new, |external| {
-            let ips: Vec<String> = external.public.ips().map(|ip| ip.to_string()).collect();
-            format!("{} {}", external.dev, ips.join(" "))
-        });
+        let external = status
+            .external
+            .as_ref()
+            .map_or_else(String::new, |external| {
+                let ips: Vec<String> = external.public.ips().map(|ip| ip.to_string()).collect();
+                format!("{} {}", external.dev, ips.join(" "))
+            });
         println!(
             "{:<8} {:<18} {:<24} {:>5} {:>7}  {external}",
             node.name,
@@ -154,7 +169,10 @@ pub(crate) fn show_pings(cluster: &Cluster, pings: &[Pinged]) {
             continue;
         }
         let answered = cells.values().filter(|cell| *cell != "LOST").count();
-        println!("{family}: {answered} of {} pings answered, times in ms", cells.len());
+        println!(
+            "{family}: {answered} of {} pings answered, times in ms",
+            cells.len()
+        );
         if cluster.nodes.len() <= 16 {
             print!("{:>10}", "from \\ to");
             for to in 0..cluster.nodes.len() {
@@ -174,13 +192,19 @@ pub(crate) fn show_pings(cluster: &Cluster, pings: &[Pinged]) {
 }
 
 pub(crate) fn show_repairs(repairs: &[Repair]) {
-    println!("{:<8} {:<58} {:<12} {:>12}", "node", "object", "was", "right again");
+    println!(
+        "{:<8} {:<58} {:<12} {:>12}",
+        "node", "object", "was", "right again"
+    );
     for repair in repairs {
         let time = match repair.repaired_ms {
             Some(ms) => format!("{ms:.1} ms"),
             None => "NOT IN 5 s".to_owned(),
         };
-        println!("{:<8} {:<58} {:<12} {time:>12}", repair.node, repair.object, repair.action);
+        println!(
+            "{:<8} {:<58} {:<12} {time:>12}",
+            repair.node, repair.object, repair.action
+        );
     }
     println!();
 }
@@ -191,7 +215,12 @@ pub(crate) fn show_restart(probed: &Probed) {
         probed.sent(),
         probed.received(),
         probed.lost(),
-        probed.forth.longest_gap.max(probed.back.longest_gap).as_secs_f64() * 1000.0,
+        probed
+            .forth
+            .longest_gap
+            .max(probed.back.longest_gap)
+            .as_secs_f64()
+            * 1000.0,
     );
 }
 
@@ -200,5 +229,8 @@ pub(crate) fn how_to_look(namespaces: &[String]) {
     println!("look:   ip netns exec mesh-node-1 ip -d link show type vxlan");
     println!("        ip netns exec mesh-node-1 ip route; ip netns exec mesh-node-1 ip nexthop");
     println!("        ip netns exec mesh-node-1 bridge fdb show dev flannel.1");
-    println!("remove: for ns in {}; do ip netns del $ns; done", namespaces.join(" "));
+    println!(
+        "remove: for ns in {}; do ip netns del $ns; done",
+        namespaces.join(" ")
+    );
 }

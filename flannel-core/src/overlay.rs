@@ -85,7 +85,7 @@ pub(crate) struct Options {
     pub(crate) keeper: KeeperOptions,
     pub(crate) guard: WithdrawalGuard,
     pub(crate) withdrawal_grace: Duration,
-    pub(crate) resync: Duration,
+    pub(crate) resync: Option<Duration>,
     pub(crate) call_timeout: Duration,
 }
 
@@ -122,7 +122,7 @@ impl OverlayBuilder {
                 keeper: KeeperOptions::default(),
                 guard: WithdrawalGuard::default(),
                 withdrawal_grace: Duration::from_secs(10),
-                resync: Duration::from_secs(60),
+                resync: None,
                 call_timeout: Duration::from_secs(30),
             },
         }
@@ -220,11 +220,11 @@ impl OverlayBuilder {
         self
     }
 
-    /// How often the kernel is read and compared without any hint, give or take a tenth; default
-    /// 60 s, at least 1 s.
+    /// How often the kernel is read and compared without any hint, give or take a tenth; at least
+    /// 1 s. By default 200 times as long as a reading takes, within 2 and 60 s.
     #[must_use]
     pub fn resync_every(mut self, interval: Duration) -> Self {
-        self.options.resync = interval.max(Duration::from_secs(1));
+        self.options.resync = Some(interval.max(Duration::from_secs(1)));
         self
     }
 

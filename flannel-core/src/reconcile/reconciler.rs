@@ -51,7 +51,7 @@ pub(crate) struct Reconciler {
     /// When the kernel is to be read; `None` while what was read last is trusted.
     read_at: Option<Moment>,
     last_read: Moment,
-    read_gap: Duration,
+    read_cost: Duration,
     read_failures: u32,
     read_error: Option<String>,
     /// Keys whose desired object changed since the last plan.
@@ -85,7 +85,7 @@ impl Reconciler {
             scope: Scope::default(),
             read_at: Some(now),
             last_read: now,
-            read_gap: Duration::ZERO,
+            read_cost: Duration::ZERO,
             read_failures: 0,
             read_error: None,
             dirty: BTreeSet::new(),
@@ -100,6 +100,11 @@ impl Reconciler {
 
     pub(crate) const fn observed(&self) -> Option<&Arc<Observed>> {
         self.observed.as_ref()
+    }
+
+    /// How long the last reading took.
+    pub(crate) const fn read_cost(&self) -> Duration {
+        self.read_cost
     }
 
     pub(crate) const fn converged(&self) -> bool {
@@ -150,7 +155,7 @@ impl Reconciler {
 
     /// Reads the kernel no later than this moment, unless it was read a very short while ago.
     fn read_by(&mut self, at: Moment) {
-        let at = at.max(self.last_read + self.read_gap);
+        let at = at.max(self.last_read + READ_GAP.max(self.read_cost * 4));
         self.read_at = Some(self.read_at.map_or(at, |before| before.min(at)));
     }
 
@@ -207,7 +212,7 @@ impl Reconciler {
                 self.scope = scope;
                 self.read_at = None;
                 self.last_read = done;
-                self.read_gap = READ_GAP.max(done.since(now) * 4);
+                self.read_cost = done.since(now);
                 self.read_failures = 0;
                 self.read_error = None;
                 self.replan = true;
@@ -275,6 +280,11 @@ impl Reconciler {
         let Some(observed) = &self.observed else {
             return false;
         };
+        if scope_of(desired) != self.scope {
+            // What was read does not cover what is wanted.
+            self.read_at.get_or_insert(self.clock.now());
+            return self.read_failures == 0;
+        }
         let whole = self.replan;
         let plan = if whole {
             plan(observed, desired, ownership)

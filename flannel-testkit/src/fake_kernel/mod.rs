@@ -478,7 +478,7 @@ impl Kernel for FakeKernel {
 
     fn changes(&self) -> ChangeStream {
         let (sender, receiver) = mpsc::unbounded_channel();
-        drop(sender.send(Change::All));
+        sender.send(Change::All).ok();
         self.state().watchers.push(sender);
         Box::pin(Hints {
             receiver,

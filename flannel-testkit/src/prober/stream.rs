@@ -206,10 +206,11 @@ impl Prober {
         let [from_a, from_b] = [open(a)?, open(b)?];
         let stop = Arc::new(AtomicBool::new(false));
         let forth = Direction::start(&from_a, &from_b, b.0, 0, options, &stop)?;
-        let back = Direction::start(&from_b, &from_a, a.0, 1, options, &stop).inspect_err(|_| {
-            // The threads of the other direction end soon, and nobody waits for them.
-            stop.store(true, Ordering::Relaxed);
-        })?;
+        let back =
+            Direction::start(&from_b, &from_a, a.0, 1, options, &stop).inspect_err(|_| {
+                // The threads of the other direction end soon, and nobody waits for them.
+                stop.store(true, Ordering::Relaxed);
+            })?;
         Ok(Self {
             directions: [forth, back],
             stop,
@@ -328,7 +329,10 @@ impl Direction {
     }
 
     fn finish(self) -> Flow {
-        let sent = self.sender.join().unwrap_or_else(|panic| resume_unwind(panic));
+        let sent = self
+            .sender
+            .join()
+            .unwrap_or_else(|panic| resume_unwind(panic));
         let got = self
             .receiver
             .join()
@@ -340,7 +344,10 @@ impl Direction {
             .max(edge(sent.first_at, got.first_at.unwrap_or(sent.last_at)))
             .max(edge(got.last_at.unwrap_or(sent.first_at), sent.last_at));
         let lost = lost(&got.seen, tried);
-        let missing: u32 = lost.iter().map(|range| range.end() - range.start() + 1).sum();
+        let missing: u32 = lost
+            .iter()
+            .map(|range| range.end() - range.start() + 1)
+            .sum();
         Flow {
             sent: tried,
             refused: sent.refused,

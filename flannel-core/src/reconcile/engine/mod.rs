@@ -179,7 +179,7 @@ impl Engine {
             confirming: false,
             confirm_at: None,
             adopted: false,
-            resync_at: now + options.resync,
+            resync_at: now,
             resyncs: Vec::new(),
             stopping: None,
             config_poll_at: None,
@@ -300,8 +300,12 @@ impl Engine {
         self.stopping.take()
     }
 
+    /// Not everything that changes is hinted at (a setting under `/proc/sys` is not), so the timer
+    /// is short where reading is cheap: it spends half a percent of a processor at most.
     fn schedule_resync(&mut self) {
-        let interval = self.parts.options.resync;
+        let affordable = self.reconciler.read_cost() * 200;
+        let adapted = affordable.clamp(Duration::from_secs(2), Duration::from_secs(60));
+        let interval = self.parts.options.resync.unwrap_or(adapted);
         let jitter = self.parts.rng.below(interval / 5);
         self.resync_at = self.now() + (interval - interval / 10 + jitter);
     }

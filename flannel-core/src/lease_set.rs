@@ -58,7 +58,8 @@ impl LeaseDelta {
 pub enum OwnChange {
     /// It was written in our name: by us, or by someone who changed it for us.
     Written(Lease),
-    /// It is gone. Not meant is a lease that was written after this revision.
+    /// It is gone; every believed snapshot that lacks it says so. Not meant is a lease that was
+    /// written after this revision.
     Deleted {
         /// The record.
         key: LeaseKey,
@@ -685,5 +686,24 @@ impl Tombstones {
     fn clear(&mut self) {
         self.by_key.clear();
         self.by_age.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_deletes_forgets_the_oldest() {
+        let mut tombstones = Tombstones::default();
+        let key = |n: usize| LeaseKey::new(format!("{n}"));
+        for n in 0..=MAX_TOMBSTONES {
+            tombstones.insert(key(n), Revision(n as u64 / 2));
+            tombstones.insert(key(n), Revision(n as u64));
+        }
+        assert_eq!(tombstones.by_key.len(), MAX_TOMBSTONES);
+        assert_eq!(tombstones.by_age.len(), MAX_TOMBSTONES);
+        assert_eq!(tombstones.get(&key(0)), None);
+        assert_eq!(tombstones.get(&key(1)), Some(Revision(1)));
     }
 }

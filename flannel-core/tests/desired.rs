@@ -137,6 +137,11 @@ impl Network for Toy {
                 prefix_len: family.bits(),
             }));
         }
+        objects.push(Object::Fdb(Fdb {
+            dev: dev("toy"),
+            mac: mac(40),
+            remote: Ipv4Addr::new(192, 0, 2, 40).into(),
+        }));
         objects
     }
 

@@ -245,8 +245,14 @@ fn honest() -> impl Strategy<Value = Lease> {
     ))
 }
 
+/// Much is claimed of the whole network, and much around our own subnets.
 fn any_lease() -> impl Strategy<Value = Lease> {
-    prop_oneof![3 => honest(), 2 => leases::hostile_lease(networks())]
+    let around_ours = DualStack::both(net("10.5.0.0/22"), net("fd00:5::/62"));
+    prop_oneof![
+        3 => honest(),
+        2 => leases::hostile_lease(networks()),
+        1 => leases::hostile_lease(around_ours),
+    ]
 }
 
 /// Events without any order or reason, as no store would send them.
@@ -462,6 +468,43 @@ fn a_family_that_we_do_not_run_is_not_considered() {
     assert!(both.subnets.has(Family::V4) && both.rejected.is_empty());
     let v6_only = &set.peers()[&key("peer2")];
     assert_eq!(v6_only.rejected, DualStack::v4(Rejection::NoSubnet));
+}
+
+#[test]
+fn a_subnet_that_is_not_the_peers_to_have_is_refused_with_the_reason() {
+    let refused = |v4: &str| {
+        let mut set = empty(WithdrawalGuard::default());
+        let mut lease = peer(1, 1);
+        lease.subnet.v4 = Some(net(v4));
+        set.apply(Event::Put(lease));
+        let peer = &set.peers()[&key("peer1")];
+        assert!(peer.subnets.has(Family::V6));
+        peer.rejected.v4.clone()
+    };
+    let (network, own) = (net("10.5.0.0/16"), net("10.5.0.0/24"));
+    for ours in ["10.5.0.0/24", "10.5.0.128/25", "10.5.0.7/32", "10.5.0.0/18"] {
+        let subnet = net(ours);
+        assert_eq!(refused(ours), Some(Rejection::OverlapsOwn { subnet, own }));
+    }
+    for outside in [
+        "0.0.0.0/0",
+        "10.5.0.0/16",
+        "10.5.128.0/17",
+        "10.6.0.0/24",
+        "192.0.2.0/24",
+    ] {
+        let subnet = net(outside);
+        assert_eq!(
+            refused(outside),
+            Some(Rejection::OutsideNetwork { subnet, network })
+        );
+    }
+    let (family, subnet) = (Family::V4, net("fd00:5:0:9::/64"));
+    assert_eq!(
+        refused("fd00:5:0:9::/64"),
+        Some(Rejection::WrongFamily { family, subnet })
+    );
+    assert_eq!(refused("10.5.64.0/18"), None);
 }
 
 #[test]

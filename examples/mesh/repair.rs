@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use flannel::{
-    Kernel, Link, NetlinkKernel, Object, ObjectKey, Objects, Op, OverlayName, RouteProtocol, Scope,
+    Family, Kernel, Link, NetlinkKernel, Object, ObjectKey, Objects, Op, OverlayName,
+    RouteProtocol, Scope,
 };
 use serde::Serialize;
 
@@ -31,9 +32,9 @@ pub(crate) async fn demonstrate(cluster: &Cluster) -> Result<Vec<Repair>, Error>
     let hand = NetlinkKernel::in_namespace_fd(node.ns.fd().try_clone_to_owned()?)?;
     let scope = scope(&hand).await?;
     let right = ours(&hand, &scope).await?;
-    let mut firsts: BTreeMap<u8, &Object> = BTreeMap::new();
+    let mut firsts: BTreeMap<(u8, bool), &Object> = BTreeMap::new();
     for (key, object) in &right {
-        firsts.entry(key.rank()).or_insert(object);
+        firsts.entry((key.rank(), is_v6(object))).or_insert(object);
     }
     let mut repairs = Vec::new();
     // From the top down: a device takes all that is on it along, so it comes last.
@@ -50,6 +51,17 @@ pub(crate) async fn demonstrate(cluster: &Cluster) -> Result<Vec<Repair>, Error>
         }
     }
     Ok(repairs)
+}
+
+/// Whether an object serves the IPv6 overlay.
+fn is_v6(object: &Object) -> bool {
+    match object {
+        Object::Route(route) => route.dst.family() == Family::V6,
+        Object::Nexthop(nexthop) => nexthop.gateway.is_ipv6(),
+        other => other
+            .dev()
+            .is_some_and(|dev| dev.as_str().starts_with("flannel-v6")),
+    }
 }
 
 /// The ways to break an object.
@@ -96,10 +108,11 @@ async fn time(
     right: &Objects,
     op: &Op,
 ) -> Result<Option<f64>, Error> {
+    // Removing a device takes the kernel a while, and others see it gone before the call returns.
+    let start = Instant::now();
     for result in hand.apply(std::slice::from_ref(op)).await {
         result?;
     }
-    let start = Instant::now();
     while start.elapsed() < LIMIT {
         let now = ours(hand, scope).await?;
         if right
@@ -130,7 +143,7 @@ async fn scope(hand: &NetlinkKernel) -> Result<Scope, Error> {
                 scope.devices.insert(link.name);
                 scope.settings.insert(ObjectKey::Sysctl {
                     dev: link.name,
-                    family: flannel::Family::V6,
+                    family: Family::V6,
                     name: "accept_ra".to_owned(),
                 });
             }

@@ -85,11 +85,10 @@ impl VxlanNetwork {
                 found: "missing".to_owned(),
                 reason: format!("the {family} overlay is carried over {family}"),
             })?;
-        if self.config.direct_routing {
-            if let Reach::OnLink(dev) = self.underlay.reach(remote) {
+        if self.config.direct_routing
+            && let Reach::OnLink(dev) = self.underlay.reach(remote) {
                 return Ok(self.route(subnet, remote, dev, false));
             }
-        }
         let data = peer
             .attrs
             .backend_data

@@ -104,7 +104,9 @@ pub enum Error {
         name: IfName,
     },
     /// No interface has the address.
-    #[error("no interface has the address {ip}: name the interface as well if the address is behind NAT")]
+    #[error(
+        "no interface has the address {ip}: name the interface as well if the address is behind NAT"
+    )]
     NoSuchAddress {
         /// The address given.
         ip: IpAddr,
@@ -130,7 +132,9 @@ pub enum Error {
         ip: IpAddr,
     },
     /// The interface has no address that can be used.
-    #[error("interface {dev} has no usable {family} address: give it one, or set the public address")]
+    #[error(
+        "interface {dev} has no usable {family} address: give it one, or set the public address"
+    )]
     NoAddress {
         /// The interface.
         dev: IfName,
@@ -210,8 +214,8 @@ impl Underlay {
             .filter(|route| !networks.iter().any(|network| network.contains(&route.dst)))
             .filter_map(|route| {
                 let mut route = route.clone();
-                if let RouteTarget::Nexthop(id) = route.target {
-                    if let Some(Object::Nexthop(nexthop)) =
+                if let RouteTarget::Nexthop(id) = route.target
+                    && let Some(Object::Nexthop(nexthop)) =
                         observed.objects.get(&ObjectKey::Nexthop(id))
                     {
                         route.target = RouteTarget::Gateway {
@@ -220,13 +224,22 @@ impl Underlay {
                             onlink: nexthop.onlink,
                         };
                     }
-                }
                 let dev = Object::Route(route.clone()).dev();
                 (!dev.is_some_and(&own_dev)).then_some(route)
             });
         Self {
-            links: observed.links.iter().filter(|link| !own_dev(link.name)).cloned().collect(),
-            addresses: observed.addresses.iter().filter(|a| !own_dev(a.dev)).cloned().collect(),
+            links: observed
+                .links
+                .iter()
+                .filter(|link| !own_dev(link.name))
+                .cloned()
+                .collect(),
+            addresses: observed
+                .addresses
+                .iter()
+                .filter(|a| !own_dev(a.dev))
+                .cloned()
+                .collect(),
             routes: routes.collect(),
         }
     }
@@ -254,11 +267,16 @@ impl Underlay {
     }
 
     fn has_address(&self, dev: IfName, ip: IpAddr) -> bool {
-        self.addresses.iter().any(|address| address.dev == dev && address.ip == ip)
+        self.addresses
+            .iter()
+            .any(|address| address.dev == dev && address.ip == ip)
     }
 
     fn dev_of_address(&self, ip: IpAddr) -> Option<IfName> {
-        self.addresses.iter().find(|address| address.ip == ip).map(|address| address.dev)
+        self.addresses
+            .iter()
+            .find(|address| address.ip == ip)
+            .map(|address| address.dev)
     }
 
     /// The best usable address of a device: global before link-local, lasting before passing, in
@@ -268,7 +286,13 @@ impl Underlay {
             .iter()
             .filter(|address| address.dev == dev && Family::of(&address.ip) == family)
             .filter(|address| !address.deprecated && !address.tentative && usable(address.ip))
-            .min_by_key(|address| (is_link_local(address.ip), !address.permanent, address.temporary))
+            .min_by_key(|address| {
+                (
+                    is_link_local(address.ip),
+                    !address.permanent,
+                    address.temporary,
+                )
+            })
             .map(|address| address.ip)
     }
 
@@ -340,11 +364,14 @@ impl Underlay {
         let mut local = PublicIp::default();
         let (dev, reason) = match interface {
             Interface::Name(name) => {
-                self.link(*name).ok_or(Error::NoSuchInterface { name: *name })?;
+                self.link(*name)
+                    .ok_or(Error::NoSuchInterface { name: *name })?;
                 (*name, "it is the one named".to_owned())
             }
             Interface::Address(ip) => {
-                let dev = self.dev_of_address(*ip).ok_or(Error::NoSuchAddress { ip: *ip })?;
+                let dev = self
+                    .dev_of_address(*ip)
+                    .ok_or(Error::NoSuchAddress { ip: *ip })?;
                 local.set_ip(*ip);
                 (dev, format!("it has the address {ip}"))
             }
@@ -352,7 +379,10 @@ impl Underlay {
             Interface::Reaching(ip) => {
                 let route = self.route_to(*ip).ok_or(Error::Unreachable { ip: *ip })?;
                 let dev = Object::Route(route.clone()).dev();
-                (dev.ok_or(Error::Unreachable { ip: *ip })?, format!("{ip} is reached through it"))
+                (
+                    dev.ok_or(Error::Unreachable { ip: *ip })?,
+                    format!("{ip} is reached through it"),
+                )
             }
         };
         self.external(dev, local, options, families, reason)
@@ -392,7 +422,9 @@ impl Underlay {
             .iter()
             .find(|link| regex.is_match(link.name.as_str()))
             .map(|link| (link.name, format!("its name matches {pattern:?}")))
-            .ok_or_else(|| Error::NoMatch { pattern: pattern.to_owned() })
+            .ok_or_else(|| Error::NoMatch {
+                pattern: pattern.to_owned(),
+            })
     }
 
     fn external(
@@ -420,10 +452,22 @@ impl Underlay {
             }
             match told.or(own) {
                 Some(ip) => public.set_ip(ip),
-                None => return Err(Error::NoAddress { dev, family: *family }),
+                None => {
+                    return Err(Error::NoAddress {
+                        dev,
+                        family: *family,
+                    });
+                }
             }
         }
-        Ok(External { dev, index: link.index, mtu: link.mtu, local, public, reason })
+        Ok(External {
+            dev,
+            index: link.index,
+            mtu: link.mtu,
+            local,
+            public,
+            reason,
+        })
     }
 }
 

@@ -195,7 +195,10 @@ pub fn nexthop_id(overlay: &OverlayName, gateway: IpAddr, dev: IfName, onlink: b
     }
     let folded = u32::try_from(folded).unwrap_or_default();
     let salt = stable_hash(format!("{overlay}/{dev}").as_bytes());
-    #[allow(clippy::cast_possible_truncation, reason = "any 29 bits of the hash will do")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "any 29 bits of the hash will do"
+    )]
     let mut id = (folded ^ salt as u32) & MASK;
     // Odd factors and exclusive shifts can be undone, so different inputs stay different.
     id = id.wrapping_mul(0x0d16_8aab) & MASK;

@@ -1,0 +1,2 @@
+//! The SDK whole, on a real kernel.
+#![forbid(unsafe_code)]

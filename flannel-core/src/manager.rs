@@ -181,16 +181,20 @@ impl Capabilities {
 /// `flannel_testkit::conformance::manager` that checks it:
 ///
 /// - [`acquire_lease`](Self::acquire_lease) is idempotent per node id: the same node gets the same
-///   subnet, unless the config no longer allows it (`acquire_is_idempotent_per_node`).
+///   subnet (`acquire_is_idempotent_per_node`), unless the config no longer allows it
+///   (`a_lease_that_no_longer_fits_is_replaced`).
 /// - Two nodes never hold one subnet, whatever the race (`no_two_nodes_share_a_subnet`); a pool
 ///   serves exactly as many nodes as it has subnets, then says
-///   [`Error::PoolExhausted`] (`pool_is_used_to_the_last_subnet`).
+///   [`Error::PoolExhausted`] (`pool_is_used_to_the_last_subnet`). What a foreign record covers,
+///   however long its subnet is, counts as taken (`records_of_any_length_are_respected`).
 /// - The previous subnet is honoured when free (`previous_subnet_is_honoured`) and not when
-///   another holds it (`taken_previous_subnet_is_not_given`).
+///   another holds it (`taken_previous_subnet_is_not_given`). A reserved subnet goes to its node
+///   alone and does not expire, where [`Capabilities::reserves`] says so
+///   (`reserved_subnet_is_kept`).
 /// - [`renew_lease`](Self::renew_lease) publishes the lease's attributes and extends it only while
 ///   its revision is current, else [`Error::LeaseLost`]; it never creates a record
-///   (`renew_publishes_attributes`, `renewal_never_revives_a_lost_lease`,
-///   `stale_renewal_is_refused`).
+///   (`renew_publishes_attributes`, `renewal_extends_the_lease`,
+///   `renewal_never_revives_a_lost_lease`, `stale_renewal_is_refused`).
 /// - [`release_lease`](Self::release_lease) of a lease that is gone is `Ok`, of one that is no
 ///   longer ours [`Error::LeaseLost`] and changes nothing (`release_frees_the_subnet`,
 ///   `release_is_idempotent`, `release_of_anothers_lease_changes_nothing`).
@@ -252,7 +256,8 @@ pub trait Manager: Debug + Send + Sync + 'static {
     /// - The first successful lease item is a [`Snapshot`](crate::Event::Snapshot), complete or
     ///   not sent at all (`watch_starts_with_a_snapshot`); after any gap the next one is a
     ///   snapshot too.
-    /// - Puts and deletes follow (`watch_delivers_puts_and_deletes`), every change of any field
+    /// - Puts and deletes follow (`watch_delivers_puts_and_deletes`), a delete also when a lease
+    ///   runs out (`expiry_is_delivered`), every change of any field
     ///   (`every_field_change_is_delivered`), our own lease included.
     /// - Revisions never go back, except when the store itself was restored; per key the order is
     ///   the store's. Repeats are allowed (`revisions_never_go_back`).

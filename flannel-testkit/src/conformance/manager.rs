@@ -1,1 +1,220 @@
-//! Being written.
+//! What every [`Manager`] promises, as tests that any implementation can run.
+//!
+//! Bring a [`ManagerFixture`] that makes fresh stores, then either show what holds, one line per
+//! promise ([`all`]), or get one `#[test]` per promise:
+//!
+//! ```ignore
+//! flannel_testkit::manager_conformance!(MyFixture::new(), tokio::runtime::Runtime::new().unwrap());
+//! ```
+//!
+//! The manager's own [`Capabilities`](flannel_core::Capabilities) and the fixture's hooks decide
+//! which promises can be tried; the others are reported as skipped, with the reason.
+
+mod leases;
+mod tools;
+mod watch;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use flannel_core::{DualStack, Lease, Manager, NetworkConfig, NodeId, Subnet};
+
+use leases::*;
+use watch::*;
+
+/// Makes stores for the suite: one per promise.
+#[async_trait]
+pub trait ManagerFixture: Send + Sync {
+    /// A new store without leases that holds this network config.
+    async fn store(&self, config: NetworkConfig) -> Box<dyn StoreFixture>;
+}
+
+/// One store under test, and what a test does to it beside using it.
+///
+/// A hook that says `false` is not supported by the fixture; promises that need it are skipped.
+#[async_trait]
+pub trait StoreFixture: Send + Sync {
+    /// A handle onto the store, as another process would have its own.
+    async fn manager(&self) -> Arc<dyn Manager>;
+
+    /// Prepares the store for a node, where it must know its nodes (Kubernetes).
+    async fn add_node(&self, node: &NodeId) {
+        let _ = node;
+    }
+
+    /// Lets this much time pass for the leases. A trial has two minutes for up to three times to
+    /// live, so those of the stores under test should be short: some seconds.
+    async fn advance(&self, time: Duration) -> bool {
+        let _ = time;
+        false
+    }
+
+    /// Writes the network config.
+    async fn set_config(&self, config: NetworkConfig) -> bool {
+        let _ = config;
+        false
+    }
+
+    /// Writes a record of a node that asks nobody: as a faulty or foreign program would.
+    async fn write_raw(&self, lease: Lease) -> bool {
+        let _ = lease;
+        false
+    }
+
+    /// Reserves subnets for a node.
+    async fn reserve(&self, node: &NodeId, subnets: DualStack<Subnet>) -> bool {
+        let _ = (node, subnets);
+        false
+    }
+}
+
+/// How the trial of a promise ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The manager does as promised.
+    Kept,
+    /// The manager or its fixture has no means for it.
+    Skipped(&'static str),
+}
+
+/// How a promise was broken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Violation(pub String);
+
+/// The result of a promise's trial.
+pub type Outcome = Result<Verdict, Violation>;
+
+type Trial<'a> = Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
+
+/// One promise that a manager makes.
+#[derive(Debug, Clone, Copy)]
+pub struct Promise {
+    /// What is promised, as the documentation of [`Manager`] names it.
+    pub name: &'static str,
+    run: for<'a> fn(&'a dyn ManagerFixture) -> Trial<'a>,
+}
+
+impl Promise {
+    /// The longest that one promise may take to try.
+    const DEADLINE: Duration = Duration::from_secs(120);
+
+    /// Tries the promise on a fresh store.
+    ///
+    /// # Errors
+    /// The [`Violation`] that was found.
+    pub async fn check(&self, fixture: &dyn ManagerFixture) -> Outcome {
+        let trial = tokio::time::timeout(Self::DEADLINE, (self.run)(fixture));
+        trial.await.unwrap_or_else(|_| {
+            let deadline = Self::DEADLINE;
+            Err(Violation(format!(
+                "no end within {deadline:?}: a call hangs"
+            )))
+        })
+    }
+}
+
+/// A promise and what came of it; shown as one line.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The promise.
+    pub name: &'static str,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.outcome {
+            Ok(Verdict::Kept) => write!(f, "kept     {}", self.name),
+            Ok(Verdict::Skipped(reason)) => write!(f, "skipped  {}: {reason}", self.name),
+            Err(violation) => write!(f, "BROKEN   {}: {violation}", self.name),
+        }
+    }
+}
+
+/// Tries every promise, each on a store of its own.
+pub async fn all(fixture: &dyn ManagerFixture) -> Vec<Report> {
+    let mut reports = Vec::new();
+    for promise in PROMISES {
+        let outcome = promise.check(fixture).await;
+        let name = promise.name;
+        reports.push(Report { name, outcome });
+    }
+    reports
+}
+
+/// Tries one promise and panics if it is broken: the body of the tests that
+/// [`manager_conformance!`](crate::manager_conformance) makes.
+///
+/// # Panics
+/// If the promise is broken, or there is none of this name.
+#[allow(clippy::print_stderr, reason = "a test that cannot run says why")]
+pub async fn assert_kept(name: &str, fixture: &dyn ManagerFixture) {
+    let Some(promise) = PROMISES.iter().find(|promise| promise.name == name) else {
+        panic!("there is no promise {name}");
+    };
+    match promise.check(fixture).await {
+        Ok(Verdict::Kept) => {}
+        Ok(Verdict::Skipped(reason)) => eprintln!("SKIPPED: {name}: {reason}"),
+        Err(violation) => panic!("{violation}"),
+    }
+}
+
+/// The list of promises, and the macro that makes a test of each.
+macro_rules! promises {
+    ($d:tt $($name:ident)+) => {
+        /// Every promise, in the order of the documentation of [`Manager`].
+        pub const PROMISES: &[Promise] = &[$(Promise {
+            name: stringify!($name),
+            run: |fixture| Box::pin($name(fixture)),
+        }),+];
+
+        /// Makes one `#[test]` per promise of a manager: of a fixture, and of a tokio runtime to
+        /// run each in.
+        #[macro_export]
+        macro_rules! manager_conformance {
+            ($d fixture:expr, $d runtime:expr) => {
+                $(#[test]
+                fn $name() {
+                    let fixture = $d fixture;
+                    let trial = $d crate::conformance::manager::assert_kept(
+                        stringify!($name),
+                        &fixture,
+                    );
+                    $d runtime.block_on(trial);
+                })+
+            };
+        }
+    };
+}
+
+promises! { $
+    acquire_is_idempotent_per_node
+    a_lease_that_no_longer_fits_is_replaced
+    no_two_nodes_share_a_subnet
+    pool_is_used_to_the_last_subnet
+    records_of_any_length_are_respected
+    previous_subnet_is_honoured
+    taken_previous_subnet_is_not_given
+    reserved_subnet_is_kept
+    renew_publishes_attributes
+    renewal_extends_the_lease
+    renewal_never_revives_a_lost_lease
+    stale_renewal_is_refused
+    release_frees_the_subnet
+    release_is_idempotent
+    release_of_anothers_lease_changes_nothing
+    both_families_or_none
+    watch_starts_with_a_snapshot
+    watch_delivers_puts_and_deletes
+    expiry_is_delivered
+    every_field_change_is_delivered
+    revisions_never_go_back
+    watchers_are_independent
+    config_change_is_delivered
+}

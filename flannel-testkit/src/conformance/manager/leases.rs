@@ -1,0 +1,467 @@
+//! The promises about acquiring, renewing and releasing.
+
+use std::sync::Arc;
+
+use flannel_core::manager::Error;
+use flannel_core::{DualStack, Family, Lease, LeaseKey, Manager, Revision};
+
+use super::tools::*;
+use super::{ManagerFixture, Outcome, Verdict, Violation};
+
+pub(super) async fn acquire_is_idempotent_per_node(fixture: &dyn ManagerFixture) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_64).await?;
+    let first = acquire(&*store, &manager, &request(1)).await?;
+    // A program that starts again has another handle, and may have another address.
+    let mut again = request(1);
+    again.attrs = attrs(2);
+    let second = acquire(&*store, &store.manager().await, &again).await?;
+    ensure!(
+        (&first.subnet, &first.key) == (&second.subnet, &second.key),
+        "the node got {} and then {}",
+        first.subnet,
+        second.subnet
+    );
+    let records = records(&manager).await?;
+    ensure!(
+        records.len() == 1,
+        "one node holds {} records",
+        records.len()
+    );
+    Ok(Verdict::Kept)
+}
+
+pub(super) async fn a_lease_that_no_longer_fits_is_replaced(
+    fixture: &dyn ManagerFixture,
+) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_4).await?;
+    require!(manager.capabilities().allocates, "it does not allocate");
+    let old = acquire(&*store, &manager, &request(1)).await?;
+    let config = config(OTHER_POOL)?;
+    require!(
+        store.set_config(config.clone()).await,
+        "the fixture cannot change the config"
+    );
+    let new = acquire(&*store, &manager, &request(1)).await?;
+    let pool = config
+        .pools()
+        .v4
+        .or_violation("the suite's config has IPv4")?;
+    ensure!(
+        new.subnet.v4.is_some_and(|subnet| pool.fits(&subnet)),
+        "{} is given out, which the config does not allow",
+        new.subnet
+    );
+    let records = records(&manager).await?;
+    ensure!(
+        records.iter().map(|lease| &lease.key).eq([&new.key]),
+        "the record of {} stays beside that of {}",
+        old.subnet,
+        new.subnet
+    );
+    Ok(Verdict::Kept)
+}
+
+/// As many nodes as the pool has subnets ask at once, over several handles.
+async fn race(
+    fixture: &dyn ManagerFixture,
+    text: &str,
+) -> Result<(Arc<dyn Manager>, Vec<Result<Lease, Error>>), Violation> {
+    let (store, manager) = store(fixture, text).await?;
+    let mut tasks = tokio::task::JoinSet::new();
+    let start = Arc::new(tokio::sync::Barrier::new(64));
+    for n in 0..64 {
+        store.add_node(&node(n)).await;
+        let (manager, start) = (store.manager().await, Arc::clone(&start));
+        tasks.spawn(async move {
+            start.wait().await;
+            try_acquire(&manager, &request(n)).await
+        });
+    }
+    let mut results = Vec::new();
+    while let Some(result) = tasks.join_next().await {
+        results.push(result.or_violation("acquiring panicked")?);
+    }
+    Ok((manager, results))
+}
+
+pub(super) async fn no_two_nodes_share_a_subnet(fixture: &dyn ManagerFixture) -> Outcome {
+    for text in [POOL_OF_64, DUAL_POOL_OF_64] {
+        let (manager, results) = race(fixture, text).await?;
+        let leases: Vec<Lease> = results.into_iter().flatten().collect();
+        if let Some((a, b)) = overlap(&leases) {
+            return Err(Violation(format!(
+                "node {} was given {} and node {} {}",
+                a.node, a.subnet, b.node, b.subnet
+            )));
+        }
+        let stored = records(&manager).await?;
+        ensure!(overlap(&stored).is_none(), "records in the store overlap");
+        for lease in &leases {
+            ensure!(
+                stored.iter().any(|record| record.node == lease.node
+                    && record.subnet == lease.subnet
+                    && record.key == lease.key),
+                "the lease of node {} is not in the store",
+                lease.node
+            );
+        }
+    }
+    Ok(Verdict::Kept)
+}
+
+pub(super) async fn pool_is_used_to_the_last_subnet(fixture: &dyn ManagerFixture) -> Outcome {
+    {
+        let (_, manager) = store(fixture, POOL_OF_64).await?;
+        require!(manager.capabilities().allocates, "it does not allocate");
+    }
+    for text in [POOL_OF_64, DUAL_POOL_OF_64] {
+        let (manager, results) = race(fixture, text).await?;
+        for result in results {
+            result.or_violation("a pool of 64 does not serve 64 nodes")?;
+        }
+        match try_acquire(&manager, &request(64)).await {
+            Err(Error::PoolExhausted { family: Family::V4 }) => {}
+            other => {
+                let said = other.map(|lease| lease.subnet.to_string());
+                return Err(Violation(format!("the 65th node of 64 is told {said:?}")));
+            }
+        }
+        let stored = records(&manager).await?.len();
+        ensure!(stored == 64, "the store holds {stored} records of 64 nodes");
+    }
+    Ok(Verdict::Kept)
+}
+
+pub(super) async fn records_of_any_length_are_respected(fixture: &dyn ManagerFixture) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_4).await?;
+    require!(manager.capabilities().allocates, "it does not allocate");
+    // Half of the pool, and a part of one subnet of the other half.
+    for (n, text) in [(100, "10.5.0.0/25"), (101, "10.5.0.144/28")] {
+        let foreign = subnet(text)?;
+        let lease = Lease {
+            key: LeaseKey::new(text.replace('/', "-")),
+            node: node(n),
+            subnet: DualStack::v4(foreign),
+            attrs: attrs(n),
+            ttl: None,
+            created: Revision::default(),
+            revision: Revision::default(),
+        };
+        require!(
+            store.write_raw(lease).await,
+            "the fixture cannot write records of others"
+        );
+    }
+    let lease = acquire(&*store, &manager, &request(1)).await?;
+    ensure!(
+        lease.subnet == DualStack::v4(subnet("10.5.0.192/26")?),
+        "{} is given out, and only 10.5.0.192/26 is free",
+        lease.subnet
+    );
+    let next = try_acquire(&manager, &request(2)).await;
+    ensure!(
+        matches!(next, Err(Error::PoolExhausted { .. })),
+        "a subnet is given out of a full pool: {next:?}"
+    );
+    Ok(Verdict::Kept)
+}
+
+pub(super) async fn previous_subnet_is_honoured(fixture: &dyn ManagerFixture) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_4).await?;
+    require!(manager.capabilities().allocates, "it does not allocate");
+    // All of them in turn, so that none is met by chance.
+    for (n, text) in [
+        (1, "10.5.0.0/26"),
+        (2, "10.5.0.192/26"),
+        (3, "10.5.0.64/26"),
+    ] {
+        let mut wants = request(n);
+        wants.previous = DualStack::v4(subnet(text)?);
+        let lease = acquire(&*store, &manager, &wants).await?;
+        ensure!(
+            lease.subnet == wants.previous,
+            "{} is given out although {text} is free and wanted again",
+            lease.subnet
+        );
+    }
+    let mut wants = request(4);
+    wants.previous = DualStack::v4(subnet("10.6.0.0/26")?);
+    let lease = acquire(&*store, &manager, &wants).await?;
+    ensure!(
+        lease.subnet == DualStack::v4(subnet("10.5.0.128/26")?),
+        "{} is given out, which the config does not allow",
+        lease.subnet
+    );
+    Ok(Verdict::Kept)
+}
+
+pub(super) async fn taken_previous_subnet_is_not_given(fixture: &dyn ManagerFixture) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_64).await?;
+    require!(manager.capabilities().allocates, "it does not allocate");
+    let held = acquire(&*store, &manager, &request(1)).await?;
+    let mut wants = request(2);
+    wants.previous = held.subnet;
+    let lease = acquire(&*store, &manager, &wants).await?;
+    ensure!(
+        !lease.subnet.overlaps(&held.subnet),
+        "{} is given to a second node",
+        lease.subnet
+    );
+    Ok(Verdict::Kept)
+}
+
+pub(super) async fn reserved_subnet_is_kept(fixture: &dyn ManagerFixture) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_4).await?;
+    require!(manager.capabilities().reserves, "it has no reservations");
+    let kept = DualStack::v4(subnet("10.5.0.64/26")?);
+    require!(
+        store.reserve(&node(9), kept).await,
+        "the fixture cannot reserve"
+    );
+    for n in 1..=3 {
+        let mut wants = request(n);
+        wants.previous = kept;
+        let lease = acquire(&*store, &manager, &wants).await?;
+        ensure!(
+            lease.subnet != kept,
+            "a reserved subnet is given to another"
+        );
+    }
+    let fourth = try_acquire(&manager, &request(4)).await;
+    ensure!(
+        matches!(fourth, Err(Error::PoolExhausted { .. })),
+        "a reserved subnet is given to another: {fourth:?}"
+    );
+    for _ in 0..2 {
+        let lease = acquire(&*store, &manager, &request(9)).await?;
+        ensure!(
+            lease.subnet == kept,
+            "{} is not what was reserved",
+            lease.subnet
+        );
+        ensure!(lease.ttl.is_none(), "the lease of a reservation expires");
+        let renewed = manager.renew_lease(&lease).await;
+        let renewed = renewed.or_violation("a renewal is refused")?;
+        ensure!(renewed.ttl.is_none(), "the lease of a reservation expires");
+    }
+    Ok(Verdict::Kept)
+}
+
+pub(super) async fn renew_publishes_attributes(fixture: &dyn ManagerFixture) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_64).await?;
+    let lease = acquire(&*store, &manager, &request(1)).await?;
+    let mut changed = lease.clone();
+    changed.attrs = attrs(2);
+    let renewed = manager.renew_lease(&changed).await;
+    let renewed = renewed.or_violation("a renewal is refused")?;
+    ensure!(
+        renewed.attrs == attrs(2),
+        "renewing did not take the attributes"
+    );
+    ensure!(
+        renewed.revision > lease.revision && renewed.created == lease.created,
+        "renewing made of {lease:?} {renewed:?}"
+    );
+    let stored = records(&manager).await?;
+    ensure!(
+        stored.len() == 1 && stored.iter().all(|record| record.attrs == attrs(2)),
+        "the store holds {stored:?}"
+    );
+    let again = manager.renew_lease(&renewed).await;
+    again.or_violation("a second renewal is refused")?;
+    Ok(Verdict::Kept)
+}
+
+pub(super) async fn renewal_extends_the_lease(fixture: &dyn ManagerFixture) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_64).await?;
+    require!(manager.capabilities().expires, "its leases do not expire");
+    let mut lease = acquire(&*store, &manager, &request(1)).await?;
+    let ttl = lease.ttl.or_violation("a lease has no time to live")?;
+    for _ in 0..3 {
+        require!(
+            store.advance(ttl * 3 / 5).await,
+            "the fixture cannot let time pass"
+        );
+        lease = manager
+            .renew_lease(&lease)
+            .await
+            .or_violation("a renewal in time is refused")?;
+    }
+    store.advance(ttl * 3 / 5).await;
+    let stored = records(&manager).await?;
+    ensure!(
+        stored.len() == 1,
+        "the lease expired although it was renewed"
+    );
+    Ok(Verdict::Kept)
+}
+
+fn is_lost(result: &Result<Lease, Error>) -> bool {
+    matches!(result, Err(Error::LeaseLost { .. }))
+}
+
+pub(super) async fn renewal_never_revives_a_lost_lease(fixture: &dyn ManagerFixture) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_64).await?;
+    let lease = acquire(&*store, &manager, &request(1)).await?;
+    let released = manager.release_lease(&lease).await;
+    released.or_violation("releasing is refused")?;
+    let renewed = manager.renew_lease(&lease).await;
+    ensure!(
+        is_lost(&renewed),
+        "a released lease is renewed: {renewed:?}"
+    );
+    let stored = records(&manager).await?;
+    ensure!(stored.is_empty(), "a refused renewal left {stored:?}");
+
+    // The subnet has another holder now, perhaps under the same key.
+    let mut wants = request(2);
+    wants.previous = lease.subnet;
+    let other = acquire(&*store, &manager, &wants).await?;
+    let renewed = manager.renew_lease(&lease).await;
+    ensure!(is_lost(&renewed), "another's lease is renewed: {renewed:?}");
+    let stored = records(&manager).await?;
+    ensure!(
+        stored
+            .iter()
+            .map(|record| (&record.node, &record.attrs))
+            .eq([(&other.node, &other.attrs)]),
+        "a refused renewal left {stored:?}"
+    );
+
+    if manager.capabilities().expires {
+        let ttl = other.ttl.or_violation("a lease has no time to live")?;
+        if store.advance(ttl + ttl / 5).await {
+            let renewed = manager.renew_lease(&other).await;
+            ensure!(
+                is_lost(&renewed),
+                "an expired lease is renewed: {renewed:?}"
+            );
+        }
+    }
+    Ok(Verdict::Kept)
+}
+
+pub(super) async fn stale_renewal_is_refused(fixture: &dyn ManagerFixture) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_64).await?;
+    let old = acquire(&*store, &manager, &request(1)).await?;
+    let mut changed = old.clone();
+    changed.attrs = attrs(2);
+    let elsewhere = store.manager().await;
+    let current = elsewhere.renew_lease(&changed).await;
+    let current = current.or_violation("a renewal is refused")?;
+    let renewed = manager.renew_lease(&old).await;
+    ensure!(is_lost(&renewed), "a stale lease is renewed: {renewed:?}");
+    let stored = records(&manager).await?;
+    ensure!(
+        stored
+            .iter()
+            .map(|record| (&record.attrs, record.revision))
+            .eq([(&changed.attrs, current.revision)]),
+        "a refused renewal left {stored:?}"
+    );
+    Ok(Verdict::Kept)
+}
+
+pub(super) async fn release_frees_the_subnet(fixture: &dyn ManagerFixture) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_4).await?;
+    require!(manager.capabilities().allocates, "it does not allocate");
+    let mut leases = Vec::new();
+    for n in 1..=4 {
+        leases.push(acquire(&*store, &manager, &request(n)).await?);
+    }
+    for (n, lease) in (5..).zip(&leases) {
+        let released = manager.release_lease(lease).await;
+        released.or_violation("releasing is refused")?;
+        let next = acquire(&*store, &manager, &request(n)).await?;
+        ensure!(
+            next.subnet == lease.subnet,
+            "{} is given out, and only {} is free",
+            next.subnet,
+            lease.subnet
+        );
+    }
+    Ok(Verdict::Kept)
+}
+
+pub(super) async fn release_is_idempotent(fixture: &dyn ManagerFixture) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_64).await?;
+    let lease = acquire(&*store, &manager, &request(1)).await?;
+    let other = acquire(&*store, &manager, &request(2)).await?;
+    for manager in [&manager, &manager, &store.manager().await] {
+        let released = manager.release_lease(&lease).await;
+        released.or_violation("releasing a lease, or one that is gone, is refused")?;
+        let stored = records(manager).await?;
+        ensure!(
+            stored.iter().map(|record| &record.key).eq([&other.key]),
+            "releasing left {stored:?}"
+        );
+    }
+    Ok(Verdict::Kept)
+}
+
+pub(super) async fn release_of_anothers_lease_changes_nothing(
+    fixture: &dyn ManagerFixture,
+) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_64).await?;
+    let old = acquire(&*store, &manager, &request(1)).await?;
+    let current = manager.renew_lease(&old).await;
+    let current = current.or_violation("a renewal is refused")?;
+    let released = manager.release_lease(&old).await;
+    ensure!(
+        matches!(released, Err(Error::LeaseLost { .. })),
+        "releasing a lease that was written since is answered {released:?}"
+    );
+    let stored = records(&manager).await?;
+    ensure!(
+        stored
+            .iter()
+            .map(|record| record.revision)
+            .eq([current.revision]),
+        "a refused release left {stored:?}"
+    );
+
+    let released = manager.release_lease(&current).await;
+    released.or_violation("releasing is refused")?;
+    let mut wants = request(2);
+    wants.previous = current.subnet;
+    let other = acquire(&*store, &manager, &wants).await?;
+    match manager.release_lease(&current).await {
+        // The store may have another record for each node: then ours is gone.
+        Ok(()) if other.key != current.key => {}
+        Err(Error::LeaseLost { .. }) => {}
+        other => {
+            let reason = format!("releasing another's lease is answered {other:?}");
+            return Err(Violation(reason));
+        }
+    }
+    let renewed = manager.renew_lease(&other).await;
+    renewed.or_violation("the new holder cannot renew after the old one's release")?;
+    Ok(Verdict::Kept)
+}
+
+pub(super) async fn both_families_or_none(fixture: &dyn ManagerFixture) -> Outcome {
+    let (store, manager) = store(fixture, LOPSIDED_POOL).await?;
+    require!(manager.capabilities().allocates, "it does not allocate");
+    let mut leases = Vec::new();
+    for n in 1..=3 {
+        let lease = acquire(&*store, &manager, &request(n)).await?;
+        ensure!(
+            lease.subnet.v4.is_some() && lease.subnet.v6.is_some(),
+            "a dual-stack node got {}",
+            lease.subnet
+        );
+        leases.push(lease);
+    }
+    ensure!(overlap(&leases).is_none(), "two nodes share a subnet");
+    let fourth = try_acquire(&manager, &request(4)).await;
+    ensure!(
+        matches!(fourth, Err(Error::PoolExhausted { family: Family::V6 })),
+        "a node is told {fourth:?} when only IPv4 is free"
+    );
+    let stored = records(&manager).await?;
+    ensure!(
+        stored.len() == 3 && stored.iter().all(|lease| lease.subnet.v6.is_some()),
+        "a refused node left {stored:?}"
+    );
+    Ok(Verdict::Kept)
+}

@@ -24,7 +24,10 @@ fn what_is_made_is_seen() {
         }
         net.ok(&ops).await;
         eprintln!("{:?}", net.kernel.features().await);
-        eprintln!("{}", run("ip -d link show dev flannel.1").unwrap_or_default());
+        eprintln!(
+            "{}",
+            run("ip -d link show dev flannel.1").unwrap_or_default()
+        );
         eprintln!("{}", run("ip addr show dev flannel.1").unwrap_or_default());
         let deletes: Vec<_> = objects.iter().rev().cloned().map(Op::Delete).collect();
         net.ok(&deletes).await;

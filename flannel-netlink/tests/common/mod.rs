@@ -19,9 +19,7 @@ use nix::sched::{CloneFlags, unshare};
 
 /// Runs a test on a thread of its own in an anonymous network namespace of its own, which ends
 /// with the thread. Skipped, with the reason, where no namespace can be had.
-pub fn netns<T: Send + 'static>(
-    test: impl AsyncFnOnce(Net) -> T + Send + 'static,
-) -> Option<T> {
+pub fn netns<T: Send + 'static>(test: impl AsyncFnOnce(Net) -> T + Send + 'static) -> Option<T> {
     netns_with(NetlinkOptions::new(), test)
 }
 

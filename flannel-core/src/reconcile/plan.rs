@@ -417,9 +417,17 @@ impl<'a> Planner<'a> {
                     });
                 }
                 (Object::Link(_), _) | (_, Some(_)) => {}
+                // With its last address a device that has to stay would lose what it stays for.
+                (Object::Address(address), None) if !self.is_to_serve(address.dev) => {}
                 (_, None) => self.step(Op::Delete(object.clone()), Why::Orphan, None),
             }
         }
+    }
+
+    /// Whether a device is wanted and can be made what it should be.
+    fn is_to_serve(&self, dev: IfName) -> bool {
+        let key = ObjectKey::Link(dev);
+        self.desired.objects.contains_key(&key) && !self.held.contains(&key)
     }
 
     /// Keeps nexthop objects of ours that foreign routes use: those would go with them.

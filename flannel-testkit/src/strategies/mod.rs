@@ -1,0 +1,3 @@
+//! proptest strategies for the values of the SDK.
+
+pub mod objects;

@@ -370,9 +370,13 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Keeps what an object needs as far as it is not wanted anyway.
     fn keep_needs_of(&mut self, object: &Object) {
         let mut open = object.needs();
         while let Some(key) = open.pop() {
+            if self.desired.objects.contains_key(&key) {
+                continue;
+            }
             if let Some(object) = self.observed.objects.get(&key)
                 && self.kept.insert(key)
             {

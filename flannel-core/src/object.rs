@@ -674,7 +674,11 @@ impl fmt::Display for Object {
                 if let Some(mac) = o.mac {
                     write!(f, " address {mac}")?;
                 }
-                f.write_str(if o.up { " up" } else { " down" })
+                f.write_str(if o.up { " up" } else { " down" })?;
+                match &o.alias {
+                    Some(alias) => write!(f, " alias {alias:?}"),
+                    None => Ok(()),
+                }
             }
             Self::Sysctl(o) => write!(f, "{} = {}", self.key(), o.value),
             Self::Offload(o) => write!(f, "{} {}", self.key(), if o.on { "on" } else { "off" }),
@@ -685,23 +689,26 @@ impl fmt::Display for Object {
                 write!(f, "nexthop {} via {} dev {}", o.id, o.gateway, o.dev)?;
                 f.write_str(if o.onlink { " onlink" } else { "" })
             }
-            Self::Route(o) => {
-                fmt::Display::fmt(&self.key(), f)?;
-                match &o.target {
-                    RouteTarget::Gateway {
-                        gateway,
-                        dev,
-                        onlink,
-                    } => {
-                        write!(f, " via {gateway} dev {dev}")?;
-                        f.write_str(if *onlink { " onlink" } else { "" })
-                    }
-                    RouteTarget::Nexthop(id) => write!(f, " nhid {id}"),
-                    RouteTarget::Device(dev) => write!(f, " dev {dev}"),
-                    RouteTarget::Blackhole => f.write_str(" blackhole"),
-                    RouteTarget::Other(what) => write!(f, " {what}"),
-                }
+            Self::Route(o) => write!(f, "{} {}", self.key(), o.target),
+        }
+    }
+}
+
+impl fmt::Display for RouteTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gateway {
+                gateway,
+                dev,
+                onlink,
+            } => {
+                write!(f, "via {gateway} dev {dev}")?;
+                f.write_str(if *onlink { " onlink" } else { "" })
             }
+            Self::Nexthop(id) => write!(f, "nhid {id}"),
+            Self::Device(dev) => write!(f, "dev {dev}"),
+            Self::Blackhole => f.write_str("blackhole"),
+            Self::Other(what) => f.write_str(what),
         }
     }
 }

@@ -370,9 +370,13 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Keeps what an object needs as far as it is not wanted anyway.
     fn keep_needs_of(&mut self, object: &Object) {
         let mut open = object.needs();
         while let Some(key) = open.pop() {
+            if self.desired.objects.contains_key(&key) {
+                continue;
+            }
             if let Some(object) = self.observed.objects.get(&key)
                 && self.kept.insert(key)
             {
@@ -417,9 +421,17 @@ impl<'a> Planner<'a> {
                     });
                 }
                 (Object::Link(_), _) | (_, Some(_)) => {}
+                // With its last address a device that has to stay would lose what it stays for.
+                (Object::Address(address), None) if !self.is_to_serve(address.dev) => {}
                 (_, None) => self.step(Op::Delete(object.clone()), Why::Orphan, None),
             }
         }
+    }
+
+    /// Whether a device is wanted and can be made what it should be.
+    fn is_to_serve(&self, dev: IfName) -> bool {
+        let key = ObjectKey::Link(dev);
+        self.desired.objects.contains_key(&key) && !self.held.contains(&key)
     }
 
     /// Keeps nexthop objects of ours that foreign routes use: those would go with them.

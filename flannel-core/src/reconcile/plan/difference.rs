@@ -43,13 +43,11 @@ pub fn difference(asked: &Object, found: &Object) -> Option<Difference> {
             fields.compare("onlink", &asked.onlink, &found.onlink);
             fields.compare("protocol", &asked.protocol.0, &found.protocol.0);
         }
-        (Object::Route(a), Object::Route(b)) => {
-            if a.target != b.target {
-                fields.differ("target", asked, found);
-            }
-            fields.compare("protocol", &a.protocol.0, &b.protocol.0);
+        (Object::Route(asked), Object::Route(found)) => {
+            fields.compare("target", &asked.target, &found.target);
+            fields.compare("protocol", &asked.protocol.0, &found.protocol.0);
         }
-        _ => fields.differ_fixed("key", asked.key(), found.key()),
+        _ => fields.add("key", asked.key(), found.key(), false),
     }
     fields.0
 }
@@ -75,7 +73,12 @@ fn link_difference(asked: &Link, found: &Link, fields: &mut Fields) {
         }
         (LinkKind::Veth { peer: None }, LinkKind::Veth { .. }) => {}
         (asked, found) if asked == found => {}
-        _ => fields.differ_fixed("kind", kind_name(&asked.kind), kind_name(&found.kind)),
+        _ => fields.add(
+            "kind",
+            kind_name(&asked.kind),
+            kind_name(&found.kind),
+            false,
+        ),
     }
     if let Some(mac) = &asked.mac {
         fields.compare("mac", &named(Some(mac)), &named(found.mac.as_ref()));
@@ -117,24 +120,18 @@ fn named(value: Option<&impl Display>) -> String {
 struct Fields(Option<Difference>);
 
 impl Fields {
+    /// Compares a field that can be changed in place.
     fn compare<T: PartialEq + Display + ?Sized>(&mut self, name: &str, asked: &T, found: &T) {
         if asked != found {
-            self.differ(name, asked, found);
+            self.add(name, asked, found, true);
         }
     }
 
+    /// Compares a field that cannot.
     fn fixed<T: PartialEq + Display + ?Sized>(&mut self, name: &str, asked: &T, found: &T) {
         if asked != found {
-            self.differ_fixed(name, asked, found);
+            self.add(name, asked, found, false);
         }
-    }
-
-    fn differ(&mut self, name: &str, asked: impl Display, found: impl Display) {
-        self.add(name, asked, found, true);
-    }
-
-    fn differ_fixed(&mut self, name: &str, asked: impl Display, found: impl Display) {
-        self.add(name, asked, found, false);
     }
 
     fn add(&mut self, name: &str, asked: impl Display, found: impl Display, in_place: bool) {

@@ -93,7 +93,11 @@ mod tests {
     #[test]
     fn every_skip_is_one_line() {
         let dir = env::temp_dir().join(format!("flannel-skips-{}", std::process::id()));
-        let line = format!("SKIPPED {}: {}\n", one_line("a test"), one_line("no\n root"));
+        let line = format!(
+            "SKIPPED {}: {}\n",
+            one_line("a test"),
+            one_line("no\n root")
+        );
         count(&dir, &line).expect("the temporary directory is writable");
         count(&dir, &line).expect("the temporary directory is writable");
         let text = std::fs::read_to_string(&dir).expect("the file was just written");

@@ -143,7 +143,10 @@ impl Drop for Lab {
 /// Checks that a text can be a file name under `/run/netns` and is easy to type.
 fn check_name(name: &str) -> Result<()> {
     let good = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    let first = name
+        .bytes()
+        .next()
+        .is_some_and(|b| b.is_ascii_alphanumeric());
     if first && name.len() <= 64 && name.bytes().all(good) {
         Ok(())
     } else {

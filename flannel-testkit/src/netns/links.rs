@@ -6,8 +6,8 @@ use std::path::Path;
 
 use flannel_core::kernel::{self, Kernel};
 use flannel_core::{
-    Address, IfName, Link, LinkKind, MAIN_TABLE, Object, Observed, Op, Route, RouteProtocol, RouteTarget,
-    Scope, Subnet, Vxlan,
+    Address, IfName, Link, LinkKind, MAIN_TABLE, Object, Observed, Op, Route, RouteProtocol,
+    RouteTarget, Scope, Subnet, Vxlan,
 };
 use flannel_netlink::NetlinkKernel;
 
@@ -39,7 +39,11 @@ impl Ns {
         for op in ops {
             let what = format!("{} {}", op.verb(), op.object());
             self.with_kernel(&what, async |kernel| {
-                kernel.apply(std::slice::from_ref(op)).await.into_iter().collect()
+                kernel
+                    .apply(std::slice::from_ref(op))
+                    .await
+                    .into_iter()
+                    .collect::<kernel::Result<()>>()
             })?;
         }
         Ok(())
@@ -151,10 +155,13 @@ impl Ns {
     fn link(&self, dev: &str) -> Result<Link> {
         let dev = name(dev)?;
         let observed = self.observe(&Scope::default())?;
-        let found = observed.objects.into_values().find_map(|object| match object {
-            Object::Link(link) if link.name == dev => Some(link),
-            _ => None,
-        });
+        let found = observed
+            .objects
+            .into_values()
+            .find_map(|object| match object {
+                Object::Link(link) if link.name == dev => Some(link),
+                _ => None,
+            });
         found.ok_or_else(|| Error::NoSuchDevice {
             dev,
             ns: self.name().to_owned(),

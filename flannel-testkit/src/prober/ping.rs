@@ -55,8 +55,8 @@ pub enum Error {
     },
 }
 
-/// The result of one echo request: the time until the answer.
-pub type Result<T = Duration> = std::result::Result<T, Error>;
+/// The time until the answer, or why there was none.
+type Result<T = Duration> = std::result::Result<T, Error>;
 
 /// Sends one echo request from a namespace and waits for the answer. Without `from` the kernel
 /// chooses the source address.
@@ -72,12 +72,7 @@ pub fn ping(ns: &Ns, from: Option<IpAddr>, to: IpAddr, timeout: Duration) -> Res
 
 /// Sends an echo request to each destination at once; the results are in the same order. Takes no
 /// longer than `timeout`, however many do not answer.
-pub fn ping_each(
-    ns: &Ns,
-    from: Option<IpAddr>,
-    to: &[IpAddr],
-    timeout: Duration,
-) -> Vec<Result> {
+pub fn ping_each(ns: &Ns, from: Option<IpAddr>, to: &[IpAddr], timeout: Duration) -> Vec<Result> {
     let mut results: Vec<Result> = to
         .iter()
         .map(|&to| Err(Error::NoAnswer { to, timeout }))
@@ -190,12 +185,7 @@ fn fail_all(round: Vec<(IpAddr, &mut Result)>, error: Error) {
     clippy::disallowed_methods,
     reason = "a prober measures real time between real packets"
 )]
-fn echo(
-    socket: &Socket,
-    family: Family,
-    round: &mut [(IpAddr, &mut Result)],
-    timeout: Duration,
-) {
+fn echo(socket: &Socket, family: Family, round: &mut [(IpAddr, &mut Result)], timeout: Duration) {
     let token = token();
     let start = Instant::now();
     let mut waiting = 0_usize;

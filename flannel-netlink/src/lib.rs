@@ -1,2 +1,203 @@
 //! The Linux kernel of the flannel overlay SDK.
 #![forbid(unsafe_code)]
+
+mod address;
+mod apply;
+mod clock;
+#[doc(hidden)]
+pub mod codec;
+mod connection;
+mod error;
+mod features;
+mod lab;
+mod link;
+mod names;
+mod neighbour;
+mod nexthop;
+mod observe;
+mod offload;
+mod route;
+mod sysctl;
+mod watch;
+mod wire;
+mod worker;
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use flannel_core::kernel::{Error, Result};
+use flannel_core::{ChangeStream, Clock, Features, Kernel, Observed, Op, Scope};
+
+pub use clock::BootClock;
+use worker::{Handle, Namespace};
+
+/// `NLM_F_REPLACE`.
+const REPLACE: u16 = 0x100;
+/// `NLM_F_EXCL`.
+const EXCL: u16 = 0x200;
+/// `NLM_F_CREATE`.
+const CREATE: u16 = 0x400;
+
+/// How a [`NetlinkKernel`] works. The defaults are right for nearly everybody.
+#[derive(Debug, Clone)]
+pub struct NetlinkOptions {
+    deadline: Duration,
+    receive_buffer: usize,
+    watch_buffer: usize,
+}
+
+impl Default for NetlinkOptions {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(5),
+            receive_buffer: 4 * 1024 * 1024,
+            watch_buffer: 4 * 1024 * 1024,
+        }
+    }
+}
+
+impl NetlinkOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The longest silence of the kernel in the middle of a request; at least a millisecond.
+    /// Default: 5 seconds.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline.max(Duration::from_millis(1));
+        self
+    }
+
+    /// The receive buffer of the request sockets in bytes. The kernel cuts it to
+    /// `net.core.rmem_max` if the process may not go beyond. Default: 4 MiB.
+    #[must_use]
+    pub const fn receive_buffer(mut self, bytes: usize) -> Self {
+        self.receive_buffer = bytes;
+        self
+    }
+
+    /// The receive buffer of the socket that hints at changes, in bytes; what does not fit is told
+    /// as [`flannel_core::Change::All`]. Default: 4 MiB.
+    #[must_use]
+    pub const fn watch_buffer(mut self, bytes: usize) -> Self {
+        self.watch_buffer = bytes;
+        self
+    }
+
+    /// A kernel on the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// As [`NetlinkKernel::new`].
+    pub fn open(self) -> Result<NetlinkKernel> {
+        NetlinkKernel::start(Namespace::Current, self)
+    }
+
+    /// A kernel on the network namespace of a file such as `/run/netns/blue`.
+    ///
+    /// # Errors
+    /// As [`NetlinkKernel::in_namespace`].
+    pub fn open_in(self, path: impl AsRef<Path>) -> Result<NetlinkKernel> {
+        NetlinkKernel::start(Namespace::open(path.as_ref())?, self)
+    }
+
+    /// A kernel on the network namespace of an open file.
+    ///
+    /// # Errors
+    /// As [`NetlinkKernel::in_namespace_fd`].
+    pub fn open_in_fd(self, namespace: OwnedFd) -> Result<NetlinkKernel> {
+        NetlinkKernel::start(Namespace::File(namespace), self)
+    }
+}
+
+/// The network configuration of one Linux network namespace.
+///
+/// It has a thread of its own in the namespace, which ends when it is dropped; until then the
+/// namespace stays, even if its file is removed.
+#[derive(Debug)]
+pub struct NetlinkKernel {
+    worker: Handle,
+}
+
+impl NetlinkKernel {
+    /// The namespace of the calling thread.
+    ///
+    /// # Errors
+    /// [`Error::Connection`] if no thread or no socket can be had.
+    pub fn new() -> Result<Self> {
+        NetlinkOptions::new().open()
+    }
+
+    /// The namespace of a file such as `/run/netns/blue` or `/proc/<pid>/ns/net`.
+    ///
+    /// # Errors
+    /// As [`NetlinkKernel::new`]; [`Error::NotFound`] if there is no such file;
+    /// [`Error::NotPermitted`] if the process may not enter the namespace, which needs
+    /// `CAP_SYS_ADMIN`.
+    pub fn in_namespace(path: impl AsRef<Path>) -> Result<Self> {
+        NetlinkOptions::new().open_in(path)
+    }
+
+    /// The namespace of an open file.
+    ///
+    /// # Errors
+    /// As [`NetlinkKernel::in_namespace`].
+    pub fn in_namespace_fd(namespace: OwnedFd) -> Result<Self> {
+        NetlinkOptions::new().open_in_fd(namespace)
+    }
+
+    fn start(namespace: Namespace, options: NetlinkOptions) -> Result<Self> {
+        let worker = worker::start(namespace, options)?;
+        Ok(Self { worker })
+    }
+}
+
+#[async_trait]
+impl Kernel for NetlinkKernel {
+    async fn features(&self) -> Result<Features> {
+        self.worker
+            .call(|worker, _| features::probe(worker))
+            .await?
+            .map_err(|failure| failure.meaning(None, || "probing".to_owned()))
+    }
+
+    async fn observe(&self, scope: &Scope) -> Result<Observed> {
+        let scope = scope.clone();
+        self.worker
+            .call(move |worker, _| observe::observe(worker, &scope))
+            .await?
+    }
+
+    async fn apply(&self, ops: &[Op]) -> Vec<Result<()>> {
+        let count = ops.len();
+        let ops = ops.to_vec();
+        let answer = self
+            .worker
+            .call(move |worker, abandoned| apply::apply(worker, &ops, abandoned))
+            .await;
+        match answer {
+            Ok(results) => results,
+            Err(Error::TimedOut) => (0..count).map(|_| Err(Error::TimedOut)).collect(),
+            Err(error) => (0..count)
+                .map(|_| {
+                    Err(Error::Connection {
+                        reason: error.to_string(),
+                        source: None,
+                    })
+                })
+                .collect(),
+        }
+    }
+
+    fn changes(&self) -> ChangeStream {
+        watch::watch(&self.worker)
+    }
+
+    fn clock(&self) -> Option<Arc<dyn Clock>> {
+        Some(Arc::new(BootClock::new()))
+    }
+}

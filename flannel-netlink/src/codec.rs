@@ -1,0 +1,134 @@
+//! From an op to a request and from a message to an object, without a kernel.
+//!
+//! Not for use by others: it is public for the crate's own tests and benchmarks.
+
+use std::collections::BTreeMap;
+
+use flannel_core::kernel::{Error, Result};
+use flannel_core::{IfName, Object, Op};
+
+use crate::names::{Named, Names};
+use crate::wire::Messages;
+pub use crate::wire::{Batch, Malformed};
+use crate::{CREATE, EXCL, REPLACE, address, link, neighbour, nexthop, offload, route};
+
+/// Appends the request that carries out an op. `index` gives the index of a device; `flags`
+/// replace those that the verb of a making has.
+///
+/// # Errors
+/// Those of `index`; [`Error::Unsupported`] for what is not done in one request.
+pub fn encode(
+    op: &Op,
+    flags: Option<u16>,
+    index: impl Fn(IfName) -> Result<u32>,
+    batch: &mut Batch,
+) -> Result<()> {
+    let (deletes, flags) = match op {
+        Op::Create(_) => (false, flags.unwrap_or(CREATE | EXCL)),
+        // With CREATE: what went away a moment ago is to be as given, too.
+        Op::Change(_) => (false, flags.unwrap_or(CREATE | REPLACE)),
+        Op::Delete(_) => (true, 0),
+    };
+    let kind = |make: u16, remove: u16| if deletes { remove } else { make };
+    match op.object() {
+        Object::Address(o) => batch.push(
+            kind(address::RTM_NEWADDR, address::RTM_DELADDR),
+            flags,
+            &address::message(o, index(o.dev)?),
+        ),
+        Object::Fdb(o) => batch.push(
+            kind(neighbour::RTM_NEWNEIGH, neighbour::RTM_DELNEIGH),
+            flags,
+            &neighbour::fdb_message(o, index(o.dev)?),
+        ),
+        Object::Neighbour(o) => batch.push(
+            kind(neighbour::RTM_NEWNEIGH, neighbour::RTM_DELNEIGH),
+            flags,
+            &neighbour::neighbour_message(o, index(o.dev)?),
+        ),
+        Object::Nexthop(o) if deletes => {
+            batch.push(nexthop::RTM_DELNEXTHOP, flags, &nexthop::reference(o.id));
+        }
+        Object::Nexthop(o) => batch.push(
+            nexthop::RTM_NEWNEXTHOP,
+            flags,
+            &nexthop::message(o, index(o.dev)?),
+        ),
+        Object::Route(o) if deletes => batch.push(
+            route::RTM_DELROUTE,
+            flags,
+            &route::removal(&route::normal(o.clone()), index)?,
+        ),
+        Object::Route(o) => batch.push(route::RTM_NEWROUTE, flags, &route::message(o, index)?),
+        Object::Link(o) if matches!(op, Op::Create(_)) => {
+            let message = link::creation(o, link::underlay(o).map(index).transpose()?)?;
+            batch.push(link::RTM_NEWLINK, flags, &message);
+        }
+        other => {
+            return Err(Error::Unsupported {
+                what: format!("{} {} in one request", op.verb(), other.key().kind()),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The objects that the messages of a datagram stand for, given the devices by index. What no
+/// object can stand for is left out.
+///
+/// # Errors
+/// [`Malformed`] if it is no datagram of netlink messages or a message is cut.
+pub fn decode(
+    datagram: &[u8],
+    devices: &BTreeMap<u32, IfName>,
+) -> std::result::Result<Vec<Object>, Malformed> {
+    let names = Names::from_map(devices);
+    let mut objects = Vec::new();
+    for message in Messages(datagram) {
+        let message = message?;
+        let object = match message.kind {
+            link::RTM_NEWLINK => link::decode(message.body)?.object(&names).map(Object::Link),
+            address::RTM_NEWADDR => address::decode(message.body)?
+                .and_then(|entry| Some(entry.object(names.get(entry.index)?)))
+                .map(Object::Address),
+            neighbour::RTM_NEWNEIGH => {
+                let entry = neighbour::decode(message.body)?;
+                names.get(entry.index).and_then(|dev| {
+                    let fdb = entry.fdb(dev).map(Object::Fdb);
+                    fdb.or_else(|| entry.neighbour(dev).map(Object::Neighbour))
+                })
+            }
+            nexthop::RTM_NEWNEXTHOP => nexthop::decode(message.body)?
+                .and_then(|entry| entry.object(names.get(entry.path?.0)?))
+                .map(Object::Nexthop),
+            route::RTM_NEWROUTE => route::decode(message.body)?
+                .and_then(|entry| entry.object(&names).map_err(|_: Named| ()).ok())
+                .map(Object::Route),
+            _ => None,
+        };
+        objects.extend(object);
+    }
+    Ok(objects)
+}
+
+/// The features of a device, as an answer of ethtool tells of them: whether each is on.
+///
+/// # Errors
+/// [`Malformed`] if the answer is cut.
+pub fn decode_features(body: &[u8]) -> std::result::Result<BTreeMap<String, bool>, Malformed> {
+    offload::decode(body)
+}
+
+/// Reads an acknowledgement: the kernel's number and text, if it is none.
+///
+/// # Errors
+/// [`Malformed`] if it is cut.
+pub fn decode_answer(
+    flags: u16,
+    body: &[u8],
+) -> std::result::Result<Option<(i32, Option<String>)>, Malformed> {
+    Ok(match crate::error::read_answer(flags, body)? {
+        Some(crate::error::Failure::Refused { errno, text }) => Some((errno as i32, text)),
+        _ => None,
+    })
+}

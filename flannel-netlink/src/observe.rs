@@ -1,0 +1,181 @@
+//! Reading the state: one dump per kind, put together.
+
+use flannel_core::kernel::{Error, Result};
+use flannel_core::{
+    Family, IfName, MAIN_TABLE, Object, ObjectKey, Objects, Observed, Offload, Scope,
+};
+use nix::errno::Errno;
+
+use crate::error::Failure;
+use crate::names::{Named, Names};
+use crate::worker::Worker;
+use crate::{address, link, neighbour, nexthop, route, sysctl};
+
+/// How often the state is read if devices come while it is read.
+const TRIES: usize = 5;
+
+/// Why a reading is of no use.
+enum Torn {
+    /// An object is on a device that the dump of the devices did not show.
+    NewDevice,
+    Failed(Failure),
+}
+
+impl From<Failure> for Torn {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// Reads everything in the scope.
+pub(crate) fn observe(worker: &mut Worker, scope: &Scope) -> Result<Observed> {
+    for _ in 0..TRIES {
+        match observe_once(worker, scope) {
+            Ok(observed) => return Ok(observed),
+            Err(Torn::NewDevice) => {}
+            Err(Torn::Failed(failure)) => {
+                return Err(failure.meaning(None, || "reading the state".to_owned()));
+            }
+        }
+    }
+    Err(Error::Interrupted)
+}
+
+/// The name of the device that an object is on; `None`: it cannot be written.
+fn on(names: &Names, index: u32) -> Result<Option<IfName>, Torn> {
+    known(names.name(index))
+}
+
+const fn known(named: Named) -> Result<Option<IfName>, Torn> {
+    match named {
+        Named::Device(name) => Ok(Some(name)),
+        Named::Unspeakable => Ok(None),
+        Named::Unknown => Err(Torn::NewDevice),
+    }
+}
+
+fn add(objects: &mut Vec<(ObjectKey, Object)>, object: Object) {
+    objects.push((object.key(), object));
+}
+
+fn observe_once(worker: &mut Worker, scope: &Scope) -> Result<Observed, Torn> {
+    let connection = &mut worker.route;
+    let devices = link::dump(connection)?;
+    let names = Names::of(&devices);
+    let mut observed = Observed {
+        links: devices.iter().filter_map(|d| d.info(&names)).collect(),
+        ..Observed::default()
+    };
+    let mut objects = Vec::new();
+    for device in &devices {
+        if let Some(link) = device.object(&names) {
+            add(&mut objects, Object::Link(link));
+        }
+    }
+    for entry in address::dump(connection)? {
+        if let Some(dev) = on(&names, entry.index)? {
+            observed.addresses.push(entry.info(dev));
+            add(&mut objects, Object::Address(entry.object(dev)));
+        }
+    }
+    for dev in &scope.devices {
+        let Ok(index) = names.index(*dev) else {
+            continue;
+        };
+        for entry in gone_is_empty(neighbour::dump_fdb(connection, index))? {
+            objects.extend(entry.fdb(*dev).map(|fdb| keyed(Object::Fdb(fdb))));
+        }
+        for entry in gone_is_empty(neighbour::dump(connection, index))? {
+            objects.extend(
+                entry
+                    .neighbour(*dev)
+                    .map(|neighbour| keyed(Object::Neighbour(neighbour))),
+            );
+        }
+    }
+    for entry in unsupported_is_empty(nexthop::dump(connection))? {
+        let Some((index, _)) = entry.path else {
+            continue;
+        };
+        if let Some(object) = on(&names, index)?.and_then(|dev| entry.object(dev)) {
+            add(&mut objects, Object::Nexthop(object));
+        }
+    }
+    for family in Family::ALL {
+        for entry in route::dump(connection, family, MAIN_TABLE)? {
+            match entry.object(&names) {
+                Ok(route) => add(&mut objects, Object::Route(route)),
+                Err(named) => drop(known(named)?),
+            }
+        }
+    }
+    settings(worker, scope, &names, &mut objects)?;
+    // The first of several under one key is the one that the kernel uses: a map built from the
+    // reversed list keeps it. Sorting once is quicker than inserting one by one.
+    objects.reverse();
+    observed.objects = objects.into_iter().collect::<Objects>();
+    Ok(observed)
+}
+
+fn keyed(object: Object) -> (ObjectKey, Object) {
+    (object.key(), object)
+}
+
+/// A device that was deleted after the devices were read has nothing on it any more.
+fn gone_is_empty<T>(answer: Result<Vec<T>, Failure>) -> Result<Vec<T>, Failure> {
+    match answer {
+        Err(failure) if failure.errno() == Some(Errno::ENODEV) => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+/// A kernel without nexthop objects has none.
+fn unsupported_is_empty<T>(answer: Result<Vec<T>, Failure>) -> Result<Vec<T>, Failure> {
+    match answer {
+        Err(failure) if failure.errno() == Some(Errno::EOPNOTSUPP) => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+/// Reads the settings and offloads of the scope. One that does not exist is left out.
+fn settings(
+    worker: &mut Worker,
+    scope: &Scope,
+    names: &Names,
+    objects: &mut Vec<(ObjectKey, Object)>,
+) -> Result<(), Torn> {
+    let mut features: Option<(IfName, Option<crate::offload::States>)> = None;
+    for key in &scope.settings {
+        match key {
+            ObjectKey::Sysctl { dev, family, name } => {
+                // One that cannot be read is left out: writing it will say why.
+                if names.index(*dev).is_ok()
+                    && let Ok(Some(found)) = sysctl::read(*dev, *family, name)
+                {
+                    add(objects, Object::Sysctl(found));
+                }
+            }
+            ObjectKey::Offload { dev, feature } => {
+                // The keys of one device stand together.
+                if features.as_ref().is_none_or(|(of, _)| of != dev) {
+                    features = Some((*dev, worker.ethtool.read(*dev)?));
+                }
+                let on = features
+                    .as_ref()
+                    .and_then(|(_, states)| states.as_ref()?.get(feature).copied());
+                if let Some(on) = on {
+                    add(
+                        objects,
+                        Object::Offload(Offload {
+                            dev: *dev,
+                            feature: feature.clone(),
+                            on,
+                        }),
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

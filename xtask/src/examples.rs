@@ -34,7 +34,14 @@ const RUNS: &[Run] = &[
     },
     Run {
         name: "plan",
-        args: &[],
+        args: &[
+            "--config",
+            "examples/data/net.json",
+            "--leases",
+            "examples/data/leases.json",
+            "--node",
+            "node-1",
+        ],
         exit: 0,
         needs_root: false,
     },

@@ -1,14 +1,25 @@
 //! Formatting, lints and documentation.
 
+use std::io::IsTerminal;
+
 use crate::metadata::Workspace;
 use crate::run::{Outcome, cargo, run};
 
 pub(crate) fn fmt(args: &[String]) -> Outcome {
     match args {
-        [] => run(&mut cargo(["fmt", "--all", "--check"]))
+        [] => run(&mut cargo(["fmt", "--all", "--check", "--", colour()]))
             .map_err(|reason| format!("{reason}; `cargo xtask fmt --fix` formats the code")),
         [fix] if fix == "--fix" => run(&mut cargo(["fmt", "--all"])),
         _ => Err("the only argument is --fix".to_owned()),
+    }
+}
+
+/// rustfmt colours its output wherever it goes, unless told otherwise.
+fn colour() -> &'static str {
+    if std::io::stdout().is_terminal() {
+        "--color=auto"
+    } else {
+        "--color=never"
     }
 }
 

@@ -109,6 +109,14 @@ pub enum Error {
         #[source]
         source: kernel::Error,
     },
+    /// The topology is made, but packets do not pass.
+    #[error("packets from namespace {ns} do not pass: {reason}")]
+    NotReady {
+        /// The namespace.
+        ns: String,
+        /// The last thing that went wrong.
+        reason: String,
+    },
     /// A device that should be there is not.
     #[error("there is no device {dev} in namespace {ns}")]
     NoSuchDevice {

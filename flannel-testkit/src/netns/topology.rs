@@ -1,10 +1,12 @@
 //! Ready-made topologies: nodes on an underlay of one or more subnets, and pods behind nodes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 use flannel_core::{DualStack, Family, IfName, PublicIp, Subnet};
 
 use super::{Error, Lab, Ns, Result, links};
+use crate::prober::ping_each;
 
 /// The MTU of an underlay's links, in bytes.
 const UNDERLAY_MTU: u32 = 1500;
@@ -95,6 +97,8 @@ impl Lab {
             }
             underlay.segments.push(segment);
         }
+        let ips = underlay.nodes.iter().flat_map(|node| node.ips.ips());
+        wait_answer(&underlay.router, &ips.collect::<Vec<_>>())?;
         Ok(underlay)
     }
 
@@ -116,13 +120,11 @@ impl Lab {
         let ips = nth_ips(node, subnets, 2)?;
         let ns = self.namespace(name)?;
         node.add_bridge("cni0", mtu)?;
-        for (family, subnet) in subnets.iter() {
-            if let Some(ip) = gateways.ip(family) {
-                node.add_address("cni0", ip, subnet.len())?;
-            }
-        }
+        address(node, "cni0", subnets, gateways)?;
         connect(node, "cni0", "veth-pod", &ns, mtu)?;
-        configure(ns, subnets, ips, gateways)
+        let pod = configure(ns, subnets, ips, gateways)?;
+        wait_answer(node, &ips.ips().collect::<Vec<_>>())?;
+        Ok(pod)
     }
 }
 
@@ -134,11 +136,7 @@ impl Segment {
         let bridge = format!("br{index}");
         router.add_bridge(&bridge, UNDERLAY_MTU)?;
         let gateways = nth_ips(router, &subnets, 254)?;
-        for (family, subnet) in subnets.iter() {
-            if let Some(ip) = gateways.ip(family) {
-                router.add_address(&bridge, ip, subnet.len())?;
-            }
-        }
+        address(router, &bridge, &subnets, gateways)?;
         Ok(Self {
             bridge: links::name(&bridge)?,
             subnets,
@@ -162,6 +160,24 @@ fn connect(bridge_ns: &Ns, bridge: &str, port: &str, ns: &Ns, mtu: u32) -> Resul
     ns.set_up("eth0")
 }
 
+/// Gives a device its addresses.
+///
+/// A device takes a moment to carry packets after it is set up. A request for a neighbour that
+/// falls into it is lost; the kernel would repeat it after a second, which is long for a lab.
+fn address(ns: &Ns, dev: &str, subnets: &DualStack<Subnet>, ips: PublicIp) -> Result<()> {
+    for (family, subnet) in subnets.iter() {
+        let tree = match family {
+            Family::V4 => "ipv4",
+            Family::V6 => "ipv6",
+        };
+        ns.set_sysctl(&format!("{tree}/neigh/{dev}/retrans_time_ms"), "50")?;
+        if let Some(ip) = ips.ip(family) {
+            ns.add_address(dev, ip, subnet.len())?;
+        }
+    }
+    Ok(())
+}
+
 /// Gives `eth0` its addresses and the namespace its default routes.
 fn configure(
     ns: Ns,
@@ -169,19 +185,48 @@ fn configure(
     ips: PublicIp,
     gateways: PublicIp,
 ) -> Result<Host> {
-    for (family, subnet) in subnets.iter() {
-        if let Some(ip) = ips.ip(family) {
-            ns.add_address("eth0", ip, subnet.len())?;
-        }
-        if let Some(gateway) = gateways.ip(family) {
-            ns.add_route(whole(family)?, gateway, "eth0")?;
-        }
+    address(&ns, "eth0", subnets, ips)?;
+    for gateway in gateways.ips() {
+        ns.add_route(whole(Family::of(&gateway))?, gateway, "eth0")?;
     }
     Ok(Host {
         dev: links::name("eth0")?,
         ns,
         ips,
     })
+}
+
+/// Waits until all addresses answer: the kernel says that a device is up before it carries packets.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "waits for a real kernel in real time"
+)]
+fn wait_answer(ns: &Ns, ips: &[IpAddr]) -> Result<()> {
+    const DEADLINE: Duration = Duration::from_secs(5);
+    const ROUND: Duration = Duration::from_millis(250);
+    let start = Instant::now();
+    let mut silent = ips.to_vec();
+    loop {
+        let answers = ping_each(ns, None, &silent, ROUND);
+        let mut failed = Vec::new();
+        let mut reason = String::new();
+        for (ip, answer) in silent.into_iter().zip(answers) {
+            if let Err(error) = answer {
+                failed.push(ip);
+                reason = error.to_string();
+            }
+        }
+        if failed.is_empty() {
+            return Ok(());
+        }
+        if start.elapsed() > DEADLINE {
+            return Err(Error::NotReady {
+                ns: ns.name().to_owned(),
+                reason,
+            });
+        }
+        silent = failed;
+    }
 }
 
 /// The `n`-th address of each subnet.

@@ -55,8 +55,8 @@ pub enum Error {
     },
 }
 
-/// The result of one echo request: the time until the answer.
-pub type Result<T = Duration> = std::result::Result<T, Error>;
+/// The time until the answer, or why there was none.
+type Result<T = Duration> = std::result::Result<T, Error>;
 
 /// Sends one echo request from a namespace and waits for the answer. Without `from` the kernel
 /// chooses the source address.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce, sockopt::SndBufForce};
 use socket2::{Domain, Socket, Type};
 
 use crate::netns::{Error, Ns, Result};
@@ -50,6 +50,9 @@ impl Default for Options {
 
 /// A stream of numbered UDP packets between two addresses, in both directions at once, that runs
 /// in the background while something is done to the path.
+///
+/// An outage shows as packets lost, except where the kernel holds them back meanwhile, as a sender
+/// does whose own device lost its carrier: that shows as a gap ([`Flow::longest_gap`]).
 ///
 /// Ends by itself, at the latest after three times the time that sending should take.
 #[derive(Debug)]
@@ -503,7 +506,8 @@ fn lost(seen: &[bool], sent: u32) -> Vec<RangeInclusive<u32>> {
     ranges
 }
 
-/// A socket with room for seconds of packets, so that a busy machine does not look like a loss.
+/// A socket with room for seconds of packets: a busy machine must not look like a loss, and the
+/// sender must not wait for packets that the kernel holds back, which would hide one.
 fn open((ns, ip): (&Ns, IpAddr)) -> Result<UdpSocket> {
     const BUFFER: usize = 16 << 20;
     ns.run(|| -> io::Result<UdpSocket> {
@@ -511,8 +515,9 @@ fn open((ns, ip): (&Ns, IpAddr)) -> Result<UdpSocket> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
         // Without CAP_NET_ADMIN on the host the usual buffer has to do; what it drops is counted.
         let _ = setsockopt(&socket, RcvBufForce, &BUFFER);
+        let _ = setsockopt(&socket, SndBufForce, &BUFFER);
         socket.set_read_timeout(Some(Duration::from_millis(10)))?;
-        socket.set_write_timeout(Some(Duration::from_millis(500)))?;
+        socket.set_write_timeout(Some(Duration::from_millis(1)))?;
         socket.bind(&address.into())?;
         Ok(socket.into())
     })?

@@ -12,6 +12,7 @@ use flannel::{
     Backend, BackendType, DualStack, Lease, LeaseAttrs, MAIN_TABLE, Network, NodeContext, Object,
     Reach, Rejection, Route, RouteProtocol, RouteTarget, Subnet, Underlay,
 };
+use flannel_testkit::conformance::backend::{Input, all};
 
 /// Plain routes: nothing is published, and nothing is built but routes.
 #[derive(Debug)]
@@ -102,8 +103,17 @@ impl Network for PlainNetwork {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
+    let config = r#"{ "Network": "10.42.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/48",
+                      "Backend": { "Type": "plain" } }"#;
+    let input = match Input::new(&Plain, config, 0) {
+        Ok(input) => input,
+        Err(error) => {
+            eprintln!("custom_backend: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let mut failed = false;
-    for (promise, result) in flannel_testkit::conformance::backend::all(&Plain).await {
+    for (promise, result) in all(&Plain, &input).await {
         match result {
             Ok(()) => println!("ok      {promise}"),
             Err(reason) => {

@@ -43,9 +43,12 @@ async fn run() -> Result<(), Box<dyn std::error::Error>> {
     overlay.ready().await?;
     let status = overlay.status();
     if let Some(lease) = &status.lease {
+        let ips: Vec<String> = lease.public_ip.ips().map(|ip| ip.to_string()).collect();
         println!(
-            "lease {} public {:?} mtu {:?}",
-            lease.subnet, lease.public_ip, status.mtu
+            "lease {} public {} mtu {}",
+            lease.subnet,
+            ips.join(","),
+            status.mtu.unwrap_or(0)
         );
     }
     for condition in &status.conditions {

@@ -86,9 +86,10 @@ impl VxlanNetwork {
                 reason: format!("the {family} overlay is carried over {family}"),
             })?;
         if self.config.direct_routing
-            && let Reach::OnLink(dev) = self.underlay.reach(remote) {
-                return Ok(self.route(subnet, remote, dev, false));
-            }
+            && let Reach::OnLink(dev) = self.underlay.reach(remote)
+        {
+            return Ok(self.route(subnet, remote, dev, false));
+        }
         let data = peer
             .attrs
             .backend_data

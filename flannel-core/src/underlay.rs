@@ -217,13 +217,13 @@ impl Underlay {
                 if let RouteTarget::Nexthop(id) = route.target
                     && let Some(Object::Nexthop(nexthop)) =
                         observed.objects.get(&ObjectKey::Nexthop(id))
-                    {
-                        route.target = RouteTarget::Gateway {
-                            gateway: nexthop.gateway,
-                            dev: nexthop.dev,
-                            onlink: nexthop.onlink,
-                        };
-                    }
+                {
+                    route.target = RouteTarget::Gateway {
+                        gateway: nexthop.gateway,
+                        dev: nexthop.dev,
+                        onlink: nexthop.onlink,
+                    };
+                }
                 let dev = Object::Route(route.clone()).dev();
                 (!dev.is_some_and(&own_dev)).then_some(route)
             });

@@ -146,9 +146,10 @@ impl Reconciler {
     /// Something may have changed in the kernel.
     pub(crate) fn hint(&mut self, change: Change) {
         if let Change::Neighbour(Some(dev)) = change
-            && !self.scope.devices.contains(&dev) {
-                return;
-            }
+            && !self.scope.devices.contains(&dev)
+        {
+            return;
+        }
         self.read_by(self.clock.now() + DEBOUNCE);
     }
 

@@ -173,7 +173,11 @@ fn befall(kernel: &FakeKernel, there: &[Object], mishap: &Mishap) {
         }
         Mishap::Altered(which) => {
             if let Some(object) = pick(which) {
-                let _ = kernel.external(&Op::Change(altered(object)));
+                let altered = altered(object);
+                if altered.key() != object.key() {
+                    kernel.delete(&object.key());
+                }
+                let _ = kernel.external(&Op::Change(altered));
             }
         }
         Mishap::Down(which, up) => {
@@ -261,6 +265,7 @@ proptest! {
         let (kernel, ownership, _) = world.build();
         let desired = world.after.desired();
         let plan = converge(&kernel, &desired, &ownership);
+        prop_assert!(!world.foreign.is_empty() || plan.foreign.is_empty(), "{:?}", plan.foreign);
         if plan.foreign.is_empty() {
             for (key, wanted) in &desired.objects {
                 let there = kernel.get(key).is_some();
@@ -458,6 +463,19 @@ proptest! {
     }
 
     #[test]
+    fn a_plan_of_a_route_makes_all_that_the_route_needs(spec in node_spec()) {
+        let (kernel, ownership, desired) = (FakeKernel::new(), ownership(false), spec.desired());
+        for dst in subnets().filter(|dst| desired.objects.contains_key(&route_key(*dst))) {
+            let observed = observe(&kernel, &desired);
+            for step in plan_keys(&observed, &desired, &ownership, &[route_key(dst)].into()).steps {
+                apply(&kernel, &step);
+            }
+            let hop = hop(&kernel.objects(), dst).1;
+            prop_assert!(matches!(hop, Hop::Direct(_) | Hop::Tunnel(..)), "{:?}", hop);
+        }
+    }
+
+    #[test]
     fn a_plan_of_no_keys_is_empty(world in world()) {
         let (kernel, ownership, _) = world.build();
         let desired = world.after.desired();
@@ -500,8 +518,13 @@ proptest! {
             }
         }
         let observed = observe(&kernel, &Desired::default());
+        let bound_to = IfName::new("flannel.1").ok();
+        let is_bound_to = foreign.values().any(|o| o.needs().iter().any(|need| {
+            Some(need) == bound_to.map(ObjectKey::Link).as_ref() && matches!(o, Object::Link(_))
+        }));
         for object in observed.objects.values() {
-            prop_assert_ne!(ownership.owner(object, &observed), Owner::Ours, "{} is left", object);
+            let ours = ownership.owner(object, &observed) == Owner::Ours;
+            prop_assert!(!ours || (is_bound_to && object.dev() == bound_to), "{} is left", object);
         }
     }
 
@@ -613,6 +636,27 @@ proptest! {
         prop_assert_ne!(id, nexthop_id(&other, v4, dev));
         prop_assert_ne!(id, nexthop_id(&name, v6, dev));
     }
+}
+
+#[test]
+fn a_device_that_something_wanted_is_on_is_not_removed() {
+    let spec = NodeSpec {
+        vni: 1,
+        port: 8472,
+        named_after_vni: true,
+        mtu: 1400,
+        mac: 1,
+        learning: false,
+        ipv6: true,
+        nexthops: true,
+        peers: BTreeMap::from([(2, (2, false))]),
+    };
+    let (kernel, ownership, mut desired) = (FakeKernel::new(), ownership(false), spec.desired());
+    converge(&kernel, &desired, &ownership);
+    desired
+        .objects
+        .remove(&ObjectKey::Link(spec.dev(Family::V4)));
+    assert_eq!(plan_now(&kernel, &desired, &ownership), Plan::default());
 }
 
 fn plain(desired: &Desired) -> Objects {

@@ -95,7 +95,7 @@ pub struct Plan {
 ///
 /// Pure and total: any input gives a plan, the same input the same plan. Objects that are right
 /// already are left alone, whoever made them; that is adoption. Nothing foreign is removed or
-/// altered, except that what is on a device of ours goes with the device.
+/// altered; but what others put on a device or nexthop object of ours goes with it.
 ///
 /// One thing is left to the next round: a device that loses its last IPv4 address, because none is
 /// wanted any more, loses its IPv4 routes and neighbours, and they are missing then.
@@ -139,7 +139,7 @@ struct Planner<'a> {
     foreign: Vec<Blocked>,
     /// Wanted keys that are blocked, or need what is blocked.
     held: BTreeSet<&'a ObjectKey>,
-    /// What is there and serves something foreign or held back: it is not removed as unwanted.
+    /// What is there and serves what is held back: it is not removed as unwanted.
     kept: BTreeSet<ObjectKey>,
     /// What is removed already because it is in the way.
     cleared: BTreeSet<ObjectKey>,
@@ -398,7 +398,6 @@ impl<'a> Planner<'a> {
 
     /// Removes what is ours and not wanted, last what is needed most.
     fn sweep(&mut self) {
-        self.keep_foreign_routes();
         let falling = self.falling_devices();
         let orphans = std::mem::take(&mut self.orphans);
         let mut fallen = BTreeSet::new();
@@ -434,37 +433,8 @@ impl<'a> Planner<'a> {
         self.desired.objects.contains_key(&key) && !self.held.contains(&key)
     }
 
-    /// Keeps nexthop objects of ours that foreign routes use: those would go with them.
-    fn keep_foreign_routes(&mut self) {
-        let ids: BTreeSet<u32> = self
-            .orphans
-            .iter()
-            .filter_map(|(key, _)| match key {
-                ObjectKey::Nexthop(id) => Some(*id),
-                _ => None,
-            })
-            .collect();
-        if ids.is_empty() {
-            return;
-        }
-        let observed = self.observed;
-        for object in observed
-            .objects
-            .range(ObjectKey::Nexthop(u32::MAX)..)
-            .map(|(_, object)| object)
-        {
-            if let Object::Route(route) = object
-                && let RouteTarget::Nexthop(id) = route.target
-                && ids.contains(&id)
-                && self.ownership.owner(object, observed) == Owner::Foreign
-            {
-                self.keep_needs_of(object);
-            }
-        }
-    }
-
     /// The devices that are removed as unwanted, with those that fall with them: not those on
-    /// which something wanted, foreign or held back depends.
+    /// which something wanted or held back depends, nor those that others bound theirs to.
     fn falling_devices(&self) -> BTreeSet<IfName> {
         let mut unwanted: BTreeSet<IfName> = self
             .orphans

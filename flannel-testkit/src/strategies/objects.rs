@@ -518,8 +518,7 @@ pub fn public_ip(family: Family, node: u8) -> IpAddr {
 pub enum Mishap {
     /// An object, chosen among all that are there, is deleted.
     Deleted(Index),
-    /// An object, chosen likewise, is altered: another remote, another hardware address, MTU or
-    /// value, a route to nowhere.
+    /// An object, chosen likewise, is replaced by what [`altered`] makes of it.
     Altered(Index),
     /// A device is set down; and up again, or not.
     Down(Index, bool),
@@ -534,7 +533,8 @@ pub fn mishap() -> impl Strategy<Value = Mishap> {
     ]
 }
 
-/// An object that is altered in one field other than its key.
+/// An object that is altered in one field: not in its key, except that an address gets another
+/// length.
 pub fn altered(object: &Object) -> Object {
     let mac = MacAddr([0x0e, 0xee, 0, 0, 0, 1]);
     match object.clone() {
@@ -551,6 +551,13 @@ pub fn altered(object: &Object) -> Object {
             ..o
         }),
         Object::Neighbour(o) => Object::Neighbour(Neighbour { mac, ..o }),
+        Object::Address(o) => Object::Address(Address {
+            prefix_len: match o.ip {
+                IpAddr::V4(_) => 24,
+                IpAddr::V6(_) => 64,
+            },
+            ..o
+        }),
         Object::Nexthop(o) => Object::Nexthop(Nexthop { onlink: false, ..o }),
         Object::Route(o) => Object::Route(Route {
             target: RouteTarget::Blackhole,
@@ -619,6 +626,18 @@ pub fn foreign() -> impl Strategy<Value = Vec<Object>> {
         route(slot_subnet(Family::V4, 9), via_other, 241),
         link("vx.rival", vxlan(1, 8472), None),
         link("fl4", LinkKind::Bridge, None),
+        link(
+            "vx.bound",
+            LinkKind::Vxlan(Vxlan {
+                vni: 9,
+                port: 9999,
+                underlay: IfName::new("flannel.1").ok(),
+                local: None,
+                learning: true,
+                gbp: false,
+            }),
+            None,
+        ),
         address("flannel.1", [169, 254, 7, 7], 16),
         route(slot_subnet(Family::V4, 2), via_eth0.clone(), 99),
         route(slot_subnet(Family::V4, 40), via_eth0.clone(), 3),
@@ -629,6 +648,13 @@ pub fn foreign() -> impl Strategy<Value = Vec<Object>> {
             dev: name("eth0"),
             onlink: true,
             protocol: RouteProtocol(99),
+        }),
+        Object::Nexthop(Nexthop {
+            id: 4711,
+            gateway,
+            dev,
+            onlink: true,
+            protocol: RouteProtocol::OURS,
         }),
         Object::Neighbour(Neighbour {
             dev: name("eth0"),

@@ -630,11 +630,28 @@ proptest! {
     ) {
         let name = OverlayName::default();
         let other = OverlayName::new("other").expect("a name");
-        let id = nexthop_id(&name, v4, dev);
-        prop_assert!(id > 0 && id <= 0x7fff_ffff);
-        prop_assert_eq!(id, nexthop_id(&name, v4, dev));
-        prop_assert_ne!(id, nexthop_id(&other, v4, dev));
-        prop_assert_ne!(id, nexthop_id(&name, v6, dev));
+        let id = nexthop_id(&name, v4, dev, true);
+        prop_assert!(id >= 1 << 31, "the lower half is left to others");
+        prop_assert_eq!(id, nexthop_id(&name, v4, dev, true));
+        prop_assert_ne!(id, nexthop_id(&other, v4, dev, true));
+        prop_assert_ne!(id, nexthop_id(&name, v6, dev, true));
+        prop_assert_ne!(id, nexthop_id(&name, v4, dev, false));
+    }
+
+    #[test]
+    fn no_two_subnets_of_a_pool_share_a_nexthop_id(
+        base in any::<u128>(),
+        shift in 0_u32..=99,
+        slots in (0_u32..1 << 29, 0_u32..1 << 29),
+        v4_slots in (0_u32..1 << 24, 0_u32..1 << 24),
+    ) {
+        let (name, dev) = (OverlayName::default(), IfName::new("flannel.1").expect("a name"));
+        let mask = ((1_u128 << 29) - 1) << shift;
+        let v6 = |slot: u32| IpAddr::from((base & !mask | u128::from(slot) << shift).to_be_bytes());
+        let v4 = |slot: u32| IpAddr::from((0x0a00_0000_u32 | slot).to_be_bytes());
+        let id = |gateway| nexthop_id(&name, gateway, dev, true);
+        prop_assert_eq!(id(v6(slots.0)) == id(v6(slots.1)), slots.0 == slots.1);
+        prop_assert_eq!(id(v4(v4_slots.0)) == id(v4(v4_slots.1)), v4_slots.0 == v4_slots.1);
     }
 }
 

@@ -254,7 +254,7 @@ pub fn any_object() -> impl Strategy<Value = Object> {
             |(id, gateway, dev, onlink, protocol)| {
                 Object::Nexthop(Nexthop {
                     id: if id == 0 {
-                        nexthop_id(&OverlayName::default(), gateway, dev)
+                        nexthop_id(&OverlayName::default(), gateway, dev, onlink)
                     } else {
                         id
                     },
@@ -450,7 +450,7 @@ impl NodeSpec {
             }),
         ];
         if self.nexthops {
-            let id = nexthop_id(&OverlayName::default(), gateway, dev);
+            let id = nexthop_id(&OverlayName::default(), gateway, dev, true);
             objects.push(Object::Nexthop(Nexthop {
                 id,
                 gateway,
@@ -643,7 +643,7 @@ pub fn foreign() -> impl Strategy<Value = Vec<Object>> {
         route(slot_subnet(Family::V4, 40), via_eth0.clone(), 3),
         route(slot_subnet(Family::V4, 77), via_eth0, 4),
         Object::Nexthop(Nexthop {
-            id: nexthop_id(&OverlayName::default(), gateway, dev),
+            id: nexthop_id(&OverlayName::default(), gateway, dev, true),
             gateway: IpAddr::from([192, 0, 2, 251]),
             dev: name("eth0"),
             onlink: true,

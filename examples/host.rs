@@ -2,6 +2,14 @@
 //!
 //! `sudo -E cargo run --example host`
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::exit,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a program for the terminal"
+)]
+
 use clap::Parser;
 use flannel::{
     ConditionType, MemoryManager, NetlinkKernel, NetworkConfig, NodeId, Overlay, PoolMode,

@@ -3,6 +3,14 @@
 //!
 //! `cargo run --example plan -- --config net.json --leases leases.json --node node-1`
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::exit,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a program for the terminal"
+)]
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -3,6 +3,14 @@
 //!
 //! `cargo run --example custom_manager`
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::exit,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a program for the terminal"
+)]
+
 mod kv;
 mod manager;
 

@@ -4,6 +4,14 @@
 //!
 //! `sudo -E cargo run --example mesh`
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::exit,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a program for the terminal"
+)]
+
 mod cluster;
 mod repair;
 mod report;

@@ -138,8 +138,8 @@ async fn scope(hand: &NetlinkKernel) -> Result<Scope, Error> {
     let alias = OverlayName::default().link_alias();
     let mut scope = Scope::default();
     for object in hand.observe(&Scope::default()).await?.objects.into_values() {
-        if let Object::Link(link) = object {
-            if link.alias.as_ref() == Some(&alias) {
+        if let Object::Link(link) = object
+            && link.alias.as_ref() == Some(&alias) {
                 scope.devices.insert(link.name);
                 scope.settings.insert(ObjectKey::Sysctl {
                     dev: link.name,
@@ -147,7 +147,6 @@ async fn scope(hand: &NetlinkKernel) -> Result<Scope, Error> {
                     name: "accept_ra".to_owned(),
                 });
             }
-        }
     }
     Ok(scope)
 }

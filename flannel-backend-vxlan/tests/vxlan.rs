@@ -240,7 +240,7 @@ fn the_lease_is_flannels() {
     };
     assert_eq!(
         value,
-        format!(r#"{{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendType":"vxlan","#)
+        r#"{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendType":"vxlan","#.to_string()
             + &format!(
                 r#""BackendData":{{"VNI":1,"VtepMAC":"{}"}},"BackendV6Data":{{"VNI":1,"VtepMAC":"{}"}},"#,
                 mac(Family::V4),
@@ -520,11 +520,10 @@ fn checksum_offload_follows_policy_and_kernel_with_the_reason() {
 proptest! {
     #[test]
     fn hostile_backend_data_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        if let Ok(text) = std::str::from_utf8(&bytes) {
-            if let Ok(data) = BackendData::from_json(text) {
+        if let Ok(text) = std::str::from_utf8(&bytes)
+            && let Ok(data) = BackendData::from_json(text) {
                 let _ = VxlanData::decode(&data);
             }
-        }
     }
 
     #[test]

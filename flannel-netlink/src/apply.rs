@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{Family, Object, ObjectKey, Op, Route, Subnet};
+use flannel_core::{Family, Object, ObjectKey, Op, Route, RouteProtocol, Subnet};
 use nix::errno::Errno;
 
 use crate::connection::{BATCH_BYTES, BATCH_REQUESTS};
@@ -274,8 +274,7 @@ impl Run<'_> {
     /// Takes out of a batch of removals what is gone already with its device, and what is not
     /// meant but which the kernel would take for it.
     ///
-    /// It removes a nexthop object by its number alone, whoever made it; and it takes the metric 0
-    /// of an IPv4 route for *any* metric.
+    /// It removes a nexthop object by its number alone, whoever made it.
     fn spare(&mut self, pending: Vec<usize>) -> Vec<usize> {
         let ops = self.ops;
         let mut queries = Batch::default();
@@ -302,19 +301,17 @@ impl Run<'_> {
                     queries.push(nexthop::RTM_GETNEXTHOP, 0, &nexthop::reference(nexthop.id));
                     asked.push((left.len(), nexthop.protocol));
                 }
-                Object::Route(route) if route.metric == 0 && route.dst.family() == Family::V4 => {
-                    match self.routes_under(route) {
-                        Ok(found) if found.iter().any(|f| f.protocol == route.protocol) => {}
-                        Ok(_) => {
-                            self.finish(at, Ok(()));
-                            continue;
-                        }
-                        Err(error) => {
-                            self.finish(at, Err(error));
-                            continue;
-                        }
+                Object::Route(route) if is_vague(route) => match self.routes_under(route) {
+                    Ok(found) if found.iter().any(|f| f.protocol == route.protocol) => {}
+                    Ok(_) => {
+                        self.finish(at, Ok(()));
+                        continue;
                     }
-                }
+                    Err(error) => {
+                        self.finish(at, Err(error));
+                        continue;
+                    }
+                },
                 _ => {}
             }
             left.push(at);
@@ -602,6 +599,13 @@ fn setting(op: &Op, right: Option<bool>, write: impl FnOnce() -> Result<()>) -> 
             ),
         }),
     }
+}
+
+/// Whether the kernel would take the request to remove a route for one of several: it reads the
+/// metric 0 of an IPv4 route as *any* metric, and the protocol 0 as *any* protocol.
+fn is_vague(route: &Route) -> bool {
+    (route.metric == 0 && route.dst.family() == Family::V4)
+        || route.protocol == RouteProtocol::UNSPEC
 }
 
 /// Whether a removal failed because there is nothing to remove.

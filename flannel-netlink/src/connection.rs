@@ -114,7 +114,6 @@ impl Connection {
             .seq
             .wrapping_add(u32::try_from(batch.len()).unwrap_or(u32::MAX));
         batch.number(first);
-        batch.acknowledge(false);
         let Some(socket) = &self.socket else {
             return Err(Failure::Broken("no netlink socket".to_owned()));
         };
@@ -173,6 +172,7 @@ impl Connection {
             return Vec::new();
         }
         let mut answers: Vec<Option<Result<(), Failure>>> = vec![None; batch.len()];
+        batch.acknowledge(false);
         let result = self
             .send(batch)
             .and_then(|first| self.collect(first, &mut answers, &mut data));

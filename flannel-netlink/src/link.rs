@@ -281,7 +281,7 @@ fn dress<T>(mut builder: LinkMessageBuilder<T>, link: &Link) -> LinkMessageBuild
 /// [`Error::Unsupported`] for a kind that is not made by netlink.
 pub(crate) fn creation(link: &Link, underlay: Option<u32>) -> Result<LinkMessage> {
     let name = link.name.as_str();
-    Ok(match &link.kind {
+    let mut message = match &link.kind {
         LinkKind::Vxlan(vxlan) => {
             let mut builder = LinkVxlan::new(name, vxlan.vni)
                 .port(vxlan.port)
@@ -317,7 +317,10 @@ pub(crate) fn creation(link: &Link, underlay: Option<u32>) -> Result<LinkMessage
                 what: format!("making a device of kind {kind:?}: make it with other means"),
             });
         }
-    })
+    };
+    // The builder of bridges makes them up.
+    message.header = LinkHeader::default();
+    Ok(message)
 }
 
 fn underlay_index(link: &Link, names: &Names) -> Result<Option<u32>> {

@@ -114,17 +114,29 @@ async fn pin_neighbours(nodes: &[Host]) -> Result<(), Error> {
         let kernel = NetlinkKernel::in_namespace_fd(node.ns.fd().try_clone_to_owned()?)?;
         let links = kernel.observe(&Scope::default()).await?.links;
         let link = links.iter().find(|link| link.name == node.dev);
-        let mac = link.and_then(|link| link.mac).ok_or("eth0 has no MAC address")?;
+        let mac = link
+            .and_then(|link| link.mac)
+            .ok_or("eth0 has no MAC address")?;
         known.extend(node.ips.ips().map(|ip| (ip, mac)));
         kernels.push((kernel, node));
     }
     for (kernel, node) in kernels {
-        let others = known.iter().filter(|(ip, _)| node.ips.ips().all(|own| own != *ip));
+        let others = known
+            .iter()
+            .filter(|(ip, _)| node.ips.ips().all(|own| own != *ip));
         let ops: Vec<Op> = others
-            .map(|(ip, mac)| Neighbour { dev: node.dev, ip: *ip, mac: *mac })
+            .map(|(ip, mac)| Neighbour {
+                dev: node.dev,
+                ip: *ip,
+                mac: *mac,
+            })
             .map(|neighbour| Op::Create(Object::Neighbour(neighbour)))
             .collect();
-        kernel.apply(&ops).await.into_iter().collect::<Result<Vec<()>, _>>()?;
+        kernel
+            .apply(&ops)
+            .await
+            .into_iter()
+            .collect::<Result<Vec<()>, _>>()?;
     }
     Ok(())
 }

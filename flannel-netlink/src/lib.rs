@@ -86,6 +86,7 @@ mod watch;
 mod wire;
 mod worker;
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -93,7 +94,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{ChangeStream, Clock, Features, Kernel, Observed, Op, Scope};
+use flannel_core::{
+    ChangeStream, Clock, Features, Kernel, ObjectKey, Objects, Observed, Op, Scope,
+};
 
 pub use clock::BootClock;
 use worker::{Handle, Namespace};
@@ -233,6 +236,13 @@ impl Kernel for NetlinkKernel {
         let scope = scope.clone();
         self.worker
             .call(move |worker, _| observe::observe(worker, &scope))
+            .await?
+    }
+
+    async fn settings(&self, keys: &BTreeSet<ObjectKey>) -> Result<Objects> {
+        let keys = keys.clone();
+        self.worker
+            .call(move |worker, _| observe::settings_alone(worker, &keys))
             .await?
     }
 

@@ -1,5 +1,7 @@
 //! Reading the state: one dump per kind, put together.
 
+use std::collections::BTreeSet;
+
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
     Family, IfName, MAIN_TABLE, Object, ObjectKey, Objects, Observed, Offload, Scope,
@@ -109,7 +111,9 @@ fn observe_once(worker: &mut Worker, scope: &Scope) -> Result<Observed, Torn> {
             }
         }
     }
-    settings(worker, scope, &names, &mut objects)?;
+    // `all` and `default` are folders beside those of the devices.
+    let is_device = |dev| names.index(dev).is_ok();
+    settings(worker, &scope.settings, is_device, &mut objects)?;
     // The first of several under one key is the one that the kernel uses: a map built from the
     // reversed list keeps it. Sorting once is quicker than inserting one by one.
     objects.reverse();
@@ -137,19 +141,28 @@ fn unsupported_is_empty<T>(answer: Result<Vec<T>, Failure>) -> Result<Vec<T>, Fa
     }
 }
 
+/// Reads settings and offloads and nothing else.
+pub(crate) fn settings_alone(worker: &mut Worker, keys: &BTreeSet<ObjectKey>) -> Result<Objects> {
+    let is_device = |dev: IfName| !matches!(dev.as_str(), "all" | "default");
+    let mut objects = Vec::new();
+    settings(worker, keys, is_device, &mut objects)
+        .map_err(|failure| failure.meaning(None, || "reading settings".to_owned()))?;
+    Ok(objects.into_iter().collect())
+}
+
 /// Reads the settings and offloads of the scope. One that does not exist is left out.
 fn settings(
     worker: &mut Worker,
-    scope: &Scope,
-    names: &Names,
+    keys: &BTreeSet<ObjectKey>,
+    is_device: impl Fn(IfName) -> bool,
     objects: &mut Vec<(ObjectKey, Object)>,
-) -> Result<(), Torn> {
+) -> Result<(), Failure> {
     let mut features: Option<(IfName, Option<crate::offload::States>)> = None;
-    for key in &scope.settings {
+    for key in keys {
         match key {
             ObjectKey::Sysctl { dev, family, name } => {
                 // One that cannot be read is left out: writing it will say why.
-                if names.index(*dev).is_ok()
+                if is_device(*dev)
                     && let Ok(Some(found)) = sysctl::read(*dev, *family, name)
                 {
                     add(objects, Object::Sysctl(found));

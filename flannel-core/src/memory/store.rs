@@ -237,9 +237,7 @@ impl Store {
 
     /// Whether the config allows a node these subnets.
     fn fits(&self, subnets: &DualStack<Subnet>) -> bool {
-        let pools = self.config.pools();
-        let fits = |(family, subnet)| pools.get(family).is_some_and(|pool| pool.fits(subnet));
-        subnets.same_families(pools) && subnets.iter().all(fits)
+        self.config.fits(subnets)
     }
 
     /// How long a node's lease lasts: for ever, if it is of what was reserved for it.

@@ -293,6 +293,25 @@ async fn raw_records_are_stored_as_they_are() {
 }
 
 #[tokio::test]
+async fn the_lease_of_another_node_is_not_ours() {
+    let manager = manager();
+    let held = manager.acquire_lease(&request("a")).await.expect("a lease");
+    let mut forged = held.clone();
+    forged.node = node("b");
+    let renewed = manager.renew_lease(&forged).await;
+    assert!(
+        matches!(renewed, Err(Error::LeaseLost { .. })),
+        "{renewed:?}"
+    );
+    let released = manager.release_lease(&forged).await;
+    assert!(
+        matches!(released, Err(Error::LeaseLost { .. })),
+        "{released:?}"
+    );
+    assert_eq!(manager.snapshot().leases, [held]);
+}
+
+#[tokio::test]
 async fn a_raw_record_under_the_key_of_a_subnet_is_not_overwritten() {
     let manager = manager();
     for subnet in ["10.5.0.64/26", "10.5.0.128/26", "10.5.0.192/26"] {

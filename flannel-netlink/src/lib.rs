@@ -71,6 +71,7 @@ mod clock;
 #[doc(hidden)]
 pub mod codec;
 mod connection;
+mod device;
 mod error;
 mod features;
 mod lab;

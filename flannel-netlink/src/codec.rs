@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{IfName, Object, Op, RouteTarget};
+use flannel_core::{Family, IfName, Object, Op, RouteProtocol, RouteTarget};
 
 use crate::names::{Named, Names};
 use crate::wire::Messages;
@@ -24,7 +24,7 @@ pub fn encode(
     index: impl Fn(IfName) -> Result<u32>,
     batch: &mut Batch,
 ) -> Result<()> {
-    check(op.object())?;
+    check(op)?;
     let (deletes, flags) = match op {
         Op::Create(_) => (false, flags.unwrap_or(CREATE | EXCL)),
         // With CREATE: what went away a moment ago is to be as given, too.
@@ -76,8 +76,9 @@ pub fn encode(
 }
 
 /// Refuses what the kernel would take for something else than what is meant.
-fn check(object: &Object) -> Result<()> {
-    let why = match object {
+fn check(op: &Op) -> Result<()> {
+    let deletes = matches!(op, Op::Delete(_));
+    let why = match op.object() {
         Object::Fdb(o) if !o.mac.is_unicast() => {
             "the hardware address is that of no one device, so it would be one of several remotes"
         }
@@ -86,6 +87,11 @@ fn check(object: &Object) -> Result<()> {
         }
         Object::Route(o) if o.table == 0 => {
             "the table of a route must not be 0: the kernel would take the main table"
+        }
+        Object::Route(o)
+            if o.protocol == RouteProtocol::UNSPEC && o.dst.family() == Family::V6 && !deletes =>
+        {
+            "the protocol of an IPv6 route must not be 0: the kernel would make it 3"
         }
         Object::Route(o) if o.target == RouteTarget::Nexthop(0) => {
             "the number of a nexthop must not be 0: the kernel would take it for none"

@@ -49,7 +49,9 @@
 //! | A nexthop object that is deleted takes all routes through it along, whoever made them. | Routes go first. |
 //! | A nexthop object is deleted by its number alone. | It is looked at before, and spared if its protocol is another. |
 //! | The metric 0 in the deletion of an IPv4 route means any metric; the protocol 0 means any. | The routes are looked at before. |
+//! | A dump of forwarding entries leaves out some that stay when others are removed meanwhile, and does not say so. | Removals are listened to, and the dump is repeated. |
 //! | An IPv6 route without a metric gets 1024. | A metric of 0 is taken for 1024. |
+//! | An IPv6 route without a protocol gets 3 (boot). | A protocol of 0 is rejected. |
 //! | An IPv6 on-link gateway is refused (`device mismatch`) while the main table has a route to it, other than a default or unreachable one, through **another** device. | A route that moves from one device to another, with its gateway inside its own destination, is deleted before the nexthop is made. |
 //! | In a namespace that never had an IPv4 address every IPv4 gateway is refused (`invalid gateway`). | Addresses go first. |
 //! | Of a VXLAN device MTU, hardware address, alias, learning, local address (within its family) and underlay device change in place; VNI, port and GBP do not. | [`Error::Unsupported`] |
@@ -71,6 +73,7 @@ mod clock;
 #[doc(hidden)]
 pub mod codec;
 mod connection;
+mod device;
 mod error;
 mod features;
 mod lab;
@@ -84,6 +87,7 @@ mod route;
 mod sysctl;
 mod watch;
 mod wire;
+mod witness;
 mod worker;
 
 use std::collections::BTreeSet;

@@ -195,6 +195,26 @@ fn requests_are_those_of_iproute2() {
     );
 }
 
+/// An IPv6 route without a protocol would be made with another.
+#[test]
+fn an_ipv6_route_needs_a_protocol() {
+    let route = Route {
+        table: 254,
+        dst: "fd00::/64".parse().expect("a subnet"),
+        metric: 1024,
+        target: RouteTarget::Blackhole,
+        protocol: RouteProtocol::UNSPEC,
+    };
+    for (op, fits) in [
+        (Op::Create(Object::Route(route.clone())), false),
+        (Op::Change(Object::Route(route.clone())), false),
+        (Op::Delete(Object::Route(route)), true),
+    ] {
+        let result = encode(&op, None, index, &mut Batch::default());
+        assert_eq!(result.is_ok(), fits, "{}", op.verb());
+    }
+}
+
 /// What the kernel would take for something else is refused before it is asked.
 #[test]
 fn what_the_kernel_would_misread_is_rejected() {

@@ -125,12 +125,16 @@ pub fn route() -> impl Strategy<Value = Object> {
             Family::V4 => any::<u32>().boxed(),
             Family::V6 => (1..=u32::MAX).boxed(),
         };
+        let protocol = match family {
+            Family::V4 => protocol().boxed(),
+            Family::V6 => (1..=u8::MAX).prop_map(RouteProtocol).boxed(),
+        };
         (
             table.clone(),
             subnet(family),
             metric,
             target(family),
-            protocol(),
+            protocol,
         )
             .prop_map(|(table, dst, metric, target, protocol)| {
                 Object::Route(Route {

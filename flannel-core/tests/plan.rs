@@ -10,8 +10,8 @@ use flannel_core::reconcile::desired::{Desired, Wanted};
 use flannel_core::reconcile::ownership::{Owner, Ownership, nexthop_id};
 use flannel_core::reconcile::plan::{Plan, Step, Why, difference, plan, plan_keys, teardown};
 use flannel_core::{
-    Family, IfName, Kernel, MAIN_TABLE, MacAddr, Object, ObjectKey, Objects, Observed, Op,
-    OverlayName, Route, RouteTarget, Scope, Subnet,
+    Family, IfName, Kernel, Link, LinkKind, MAIN_TABLE, MacAddr, Object, ObjectKey, Objects,
+    Observed, Op, OverlayName, Route, RouteProtocol, RouteTarget, Scope, Subnet,
 };
 use flannel_testkit::fake_kernel::{Failure, FakeKernel, FaultKind};
 use flannel_testkit::strategies::objects::{
@@ -157,10 +157,23 @@ impl World {
             .iter()
             .filter_map(|object| Some((object, kernel.get(&object.key())?)))
             .filter(|(object, found)| difference(object, found).is_none())
+            .filter(|(object, _)| !self.adopt_flannel || !is_like_go_flannels(object))
             .map(|(_, found)| (found.key(), found))
             .collect();
         (kernel, ownership, foreign)
     }
+}
+
+/// Whether an object may be taken for Go flannel's where that is adopted.
+fn is_like_go_flannels(object: &Object) -> bool {
+    matches!(
+        object,
+        Object::Route(Route {
+            protocol: RouteProtocol::BOOT,
+            target: RouteTarget::Gateway { onlink: true, .. },
+            ..
+        })
+    )
 }
 
 fn befall(kernel: &FakeKernel, there: &[Object], mishap: &Mishap) {
@@ -409,7 +422,8 @@ proptest! {
             apply(&kernel, step);
         }
         for (key, object) in &foreign {
-            if !dropped.contains(key) && !ownership.may_take_over(object) {
+            let goes_with_its_device = dropped.contains(key) && key.kind() != "link";
+            if !goes_with_its_device && !ownership.may_take_over(object) {
                 prop_assert_eq!(kernel.get(key), Some(object.clone()));
             }
         }
@@ -513,7 +527,7 @@ proptest! {
             apply(&kernel, step);
         }
         for (key, object) in &foreign {
-            if !dropped.contains(key) {
+            if !dropped.contains(key) || key.kind() == "link" {
                 prop_assert_eq!(kernel.get(key), Some(object.clone()));
             }
         }
@@ -638,9 +652,9 @@ proptest! {
     }
 }
 
-#[test]
-fn a_device_that_something_wanted_is_on_is_not_removed() {
-    let spec = NodeSpec {
+/// A node with one peer, in both families.
+fn one_peer() -> NodeSpec {
+    NodeSpec {
         vni: 1,
         port: 8472,
         named_after_vni: true,
@@ -650,13 +664,91 @@ fn a_device_that_something_wanted_is_on_is_not_removed() {
         ipv6: true,
         nexthops: true,
         peers: BTreeMap::from([(2, (2, false))]),
-    };
+    }
+}
+
+fn link_mut(desired: &mut Desired, dev: IfName) -> &mut Link {
+    match desired.objects.get_mut(&ObjectKey::Link(dev)) {
+        Some(Wanted {
+            object: Object::Link(link),
+            ..
+        }) => link,
+        other => unreachable!("{dev} is wanted: {other:?}"),
+    }
+}
+
+#[test]
+fn a_device_that_something_wanted_is_on_is_not_removed() {
+    let spec = one_peer();
     let (kernel, ownership, mut desired) = (FakeKernel::new(), ownership(false), spec.desired());
     converge(&kernel, &desired, &ownership);
     desired
         .objects
         .remove(&ObjectKey::Link(spec.dev(Family::V4)));
     assert_eq!(plan_now(&kernel, &desired, &ownership), Plan::default());
+}
+
+#[test]
+fn a_device_is_made_after_the_one_it_is_bound_to() {
+    let spec = one_peer();
+    let (kernel, ownership, mut desired) = (FakeKernel::new(), ownership(false), spec.desired());
+    let under = Link {
+        name: IfName::new("under0").expect("a device name"),
+        kind: LinkKind::Bridge,
+        mac: None,
+        mtu: Some(1500),
+        ..link_mut(&mut desired, spec.dev(Family::V4)).clone()
+    };
+    for family in Family::ALL {
+        if let LinkKind::Vxlan(vxlan) = &mut link_mut(&mut desired, spec.dev(family)).kind {
+            vxlan.underlay = Some(under.name);
+        }
+    }
+    let under = Wanted {
+        object: Object::Link(under),
+        peer: None,
+    };
+    desired.objects.insert(under.object.key(), under);
+    converge(&kernel, &desired, &ownership);
+    let observed = observe(&kernel, &Desired::default());
+    let plan = teardown(&observed, &ownership);
+    assert_eq!(
+        plan.steps.len(),
+        1,
+        "the bound devices go with it: {plan:#?}"
+    );
+    for step in &plan.steps {
+        apply(&kernel, step);
+    }
+    assert_eq!(
+        differing(&kernel.objects(), &FakeKernel::new().objects()),
+        BTreeSet::new()
+    );
+}
+
+#[test]
+fn what_a_device_set_down_loses_is_made_again_where_it_can_be() {
+    let spec = one_peer();
+    let (kernel, ownership, mut desired) = (FakeKernel::new(), ownership(false), spec.desired());
+    converge(&kernel, &desired, &ownership);
+    let dev = spec.dev(Family::V6);
+    link_mut(&mut desired, dev).up = false;
+    desired
+        .objects
+        .retain(|key, _| !matches!(key.kind(), "nexthop" | "route"));
+    let plan = converge(&kernel, &desired, &ownership);
+    let kinds: Vec<_> = plan
+        .steps
+        .iter()
+        .filter(|step| step.op.object().dev() == Some(dev))
+        .map(|step| (step.op.verb(), step.op.key().kind()))
+        .collect();
+    let expected = [
+        ("change", "link"),
+        ("create", "address"),
+        ("create", "neighbour"),
+    ];
+    assert_eq!(kinds, expected);
 }
 
 fn plain(desired: &Desired) -> Objects {

@@ -408,16 +408,10 @@ impl<'a> Planner<'a> {
             let on_falling = self.dev_of(object).filter(|dev| falling.contains(dev));
             match (object, on_falling) {
                 (Object::Link(link), Some(_)) if !fallen.contains(&link.name) => {
-                    let with_it = self.falls_with(link.name);
-                    let disrupts =
-                        self.keys_on(&with_it, |key| !self.desired.objects.contains_key(key));
-                    fallen.extend(with_it);
-                    self.steps.push(Step {
-                        op: Op::Delete(object.clone()),
-                        why: Why::Orphan,
-                        peer: None,
-                        disrupts,
-                    });
+                    let moved = |key: &_| self.desired.objects.contains_key(key);
+                    let step = self.removal(object, link.name, Why::Orphan, moved);
+                    self.steps.push(step);
+                    fallen.extend(self.falls_with(link.name));
                 }
                 (Object::Link(_), _) | (_, Some(_)) => {}
                 // With its last address a device that has to stay would lose what it stays for.

@@ -160,14 +160,22 @@ impl KernelFixture {
             .filter(move |family| *family == Family::V4 || ipv6)
     }
 
+    /// The name of the VXLAN device of a family.
+    fn dev(family: Family) -> IfName {
+        name(match family {
+            Family::V4 => DEV,
+            Family::V6 => DEV6,
+        })
+    }
+
     /// The VXLAN device of a family, up.
     fn vxlan(&self, family: Family) -> Object {
-        let (dev, local, mtu) = match family {
-            Family::V4 => (DEV, UNDERLAY_V4.0, 1450),
-            Family::V6 => (DEV6, UNDERLAY_V6.0, 1430),
+        let (local, mtu) = match family {
+            Family::V4 => (UNDERLAY_V4.0, 1450),
+            Family::V6 => (UNDERLAY_V6.0, 1430),
         };
         Object::Link(Link {
-            name: name(dev),
+            name: Self::dev(family),
             kind: LinkKind::Vxlan(Vxlan {
                 vni: 77,
                 port: 8472,
@@ -379,6 +387,7 @@ macro_rules! kernel_conformance {
             an_ipv6_address_has_one_length
             routes_need_a_device_that_is_up
             a_gateway_must_be_reachable
+            an_on_link_gateway_must_not_be_routed_elsewhere
         }
     };
     (@as tests $run:path; $($name:ident)*) => {
@@ -1018,6 +1027,53 @@ pub async fn a_gateway_must_be_reachable(fixture: &KernelFixture) -> Outcome {
     Ok(())
 }
 
+/// An IPv6 gateway is not taken as on-link while a route other than the default one leads to it
+/// through another device; a route to the gateway alone overrules that one. IPv4 takes it.
+pub async fn an_on_link_gateway_must_not_be_routed_elsewhere(fixture: &KernelFixture) -> Outcome {
+    for family in fixture.families() {
+        fixture.make(&[fixture.vxlan(family)]).await?;
+        let (net, gateway) = match family {
+            Family::V4 => ("10.77.2.0/24", ip("10.77.2.0")),
+            Family::V6 => ("fd77:2::/64", ip("fd77:2::")),
+        };
+        fixture
+            .make(&[route(net, RouteTarget::Device(fixture.underlay))])
+            .await?;
+        let Object::Route(alone) = route(net, RouteTarget::Device(KernelFixture::dev(family)))
+        else {
+            continue;
+        };
+        let alone = Object::Route(Route {
+            dst: Subnet::host(gateway),
+            metric: 1,
+            ..alone
+        });
+        let tunnelled = fixture.path(family, 2).into_iter().filter(|object| {
+            matches!(
+                object,
+                Object::Nexthop(_)
+                    | Object::Route(Route {
+                        target: RouteTarget::Gateway { .. },
+                        ..
+                    })
+            )
+        });
+        for object in tunnelled {
+            if family == Family::V6 {
+                match fixture.try_op(Op::Create(object.clone())).await? {
+                    Err(Error::Rejected { .. }) => {}
+                    result => return Err(format!("create {object}: {result:?}")),
+                }
+                fixture.make(std::slice::from_ref(&alone)).await?;
+            }
+            fixture.make(std::slice::from_ref(&object)).await?;
+            fixture.apply(&[Op::Delete(alone.clone())]).await?;
+            fixture.expect(&[object]).await?;
+        }
+    }
+    Ok(())
+}
+
 async fn next(hints: &mut ChangeStream) -> Option<Change> {
     std::future::poll_fn(|cx| hints.as_mut().poll_next(cx)).await
 }
@@ -1026,7 +1082,7 @@ async fn next(hints: &mut ChangeStream) -> Option<Change> {
 async fn within(
     limit: Duration,
     hints: &mut ChangeStream,
-    fits: impl Fn(&Change) -> bool + Send,
+    fits: impl Fn(&Change) -> bool + Send + Sync,
 ) -> Option<Change> {
     let first = async {
         loop {

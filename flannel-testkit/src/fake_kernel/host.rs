@@ -235,11 +235,46 @@ impl Host {
                     if *d == dev && dst.contains_ip(gateway))
             })
         };
-        if onlink || link_local || connected() {
+        let fits = match gateway {
+            _ if link_local => true,
+            IpAddr::V6(ip) if onlink => !self.is_routed_elsewhere(ip, dev),
+            _ => onlink || connected(),
+        };
+        if fits {
             Ok(())
         } else {
-            Err(rejected("nexthop has invalid gateway", object))
+            Err(rejected(
+                "nexthop has invalid gateway or device mismatch",
+                object,
+            ))
         }
+    }
+
+    /// Whether the main table has a better route to an address than a default one, and that goes
+    /// through another device: then IPv6 does not take the address for on-link.
+    fn is_routed_elsewhere(&self, ip: Ipv6Addr, dev: IfName) -> bool {
+        let best = (1..=128).rev().find_map(|len| {
+            let dst = Subnet::new(ip, len).ok()?;
+            let key = |metric| ObjectKey::Route {
+                table: MAIN_TABLE,
+                dst,
+                metric,
+            };
+            let (_, route) = self.objects.range(key(0)..=key(u32::MAX)).next()?;
+            Some((dst, route))
+        });
+        let Some((dst, Object::Route(route))) = best else {
+            return false;
+        };
+        let through = match &route.target {
+            RouteTarget::Nexthop(id) => self
+                .objects
+                .get(&ObjectKey::Nexthop(*id))
+                .and_then(Object::dev),
+            RouteTarget::Gateway { dev, .. } | RouteTarget::Device(dev) => Some(*dev),
+            _ => None,
+        };
+        !dst.address().is_unspecified() && through.is_some_and(|through| through != dev)
     }
 
     fn create_link(&mut self, link: &Link, any_kind: bool) -> Result<()> {

@@ -10,9 +10,7 @@ use flannel_core::{Nexthop, RouteProtocol};
 
 use crate::connection::Connection;
 use crate::error::Failure;
-use crate::wire::{
-    Attributes, Body, Malformed, Message, field_u8, field_u32, ip_bytes, read_ip, read_u32,
-};
+use crate::wire::{Attributes, Body, Malformed, Message, field_u8, field_u32, read_ip, read_u32};
 
 pub(crate) const RTM_NEWNEXTHOP: u16 = 104;
 pub(crate) const RTM_DELNEXTHOP: u16 = 105;
@@ -98,7 +96,7 @@ pub(crate) fn message(nexthop: &Nexthop, index: u32) -> Body {
     let flags = if nexthop.onlink { RTNH_F_ONLINK } else { 0 };
     let mut body = header(family, nexthop.protocol.0, flags);
     body.attribute(NHA_ID, &nexthop.id.to_ne_bytes());
-    body.attribute(NHA_GATEWAY, &ip_bytes(nexthop.gateway));
+    body.ip(NHA_GATEWAY, nexthop.gateway);
     body.attribute(NHA_OIF, &index.to_ne_bytes());
     body
 }

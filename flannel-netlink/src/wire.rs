@@ -91,14 +91,6 @@ pub(crate) fn read_text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned()
 }
 
-/// The bytes of an address in the order of the network.
-pub(crate) fn ip_bytes(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
-}
-
 /// A message in a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Message<'a> {
@@ -182,8 +174,13 @@ pub(crate) struct Body(Vec<u8>);
 impl Body {
     /// A body that starts with a fixed header, which must be a multiple of four bytes.
     pub(crate) fn new(header: &[u8]) -> Self {
-        debug_assert!(header.len() % 4 == 0, "headers of netlink are aligned");
-        Self(header.to_vec())
+        debug_assert!(
+            header.len().is_multiple_of(4),
+            "headers of netlink are aligned"
+        );
+        let mut bytes = Vec::with_capacity(64);
+        bytes.extend_from_slice(header);
+        Self(bytes)
     }
 
     /// Appends an attribute. Its value must be shorter than 64 KiB, as all of ours are.
@@ -193,6 +190,14 @@ impl Body {
         self.0.extend_from_slice(&kind.to_ne_bytes());
         self.0.extend_from_slice(value);
         self.0.resize(align(self.0.len()), 0);
+    }
+
+    /// Appends an address.
+    pub(crate) fn ip(&mut self, kind: u16, ip: IpAddr) {
+        match ip {
+            IpAddr::V4(ip) => self.attribute(kind, &ip.octets()),
+            IpAddr::V6(ip) => self.attribute(kind, &ip.octets()),
+        }
     }
 
     /// Appends an attribute that holds others.
@@ -225,10 +230,10 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Appends a request. `NLM_F_REQUEST` and `NLM_F_ACK` are set by themselves.
+    /// Appends a request. `NLM_F_REQUEST` is set by itself.
     pub(crate) fn push(&mut self, kind: u16, flags: u16, body: &impl Emitable) {
-        /// `NLM_F_REQUEST | NLM_F_ACK`.
-        const REQUEST: u16 = 0x01 | 0x04;
+        /// `NLM_F_REQUEST`.
+        const REQUEST: u16 = 0x01;
         let start = self.bytes.len();
         let len = HEADER + body.buffer_len();
         self.bytes.resize(start + align(len), 0);
@@ -271,13 +276,17 @@ impl Batch {
         }
     }
 
-    /// Sets the flags of the only request to those of a dump, which is not acknowledged.
-    pub(crate) fn into_dump(mut self) -> Self {
-        /// `NLM_F_REQUEST | NLM_F_DUMP`.
-        const DUMP: u16 = 0x01 | 0x300;
+    /// Asks for an acknowledgement of each request, or of the last one only: refusals are told
+    /// in any case.
+    pub fn acknowledge(&mut self, each: bool) {
+        const NLM_F_ACK: u16 = 0x04;
+        let last = self.starts.last().copied();
         for start in &self.starts {
-            self.bytes[start + 6..start + 8].copy_from_slice(&DUMP.to_ne_bytes());
+            if each || Some(*start) == last {
+                let flags = u16::from_ne_bytes([self.bytes[start + 6], self.bytes[start + 7]]);
+                self.bytes[start + 6..start + 8]
+                    .copy_from_slice(&(flags | NLM_F_ACK).to_ne_bytes());
+            }
         }
-        self
     }
 }

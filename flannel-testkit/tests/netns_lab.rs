@@ -168,6 +168,16 @@ fn nodes_of_one_underlay_reach_one_another_in_both_families() {
 }
 
 #[test]
+fn a_large_underlay_does_not_fill_the_kernels_neighbour_table() {
+    let _alone = alone();
+    let Some(lab) = Lab::for_test("large") else {
+        return;
+    };
+    let underlay = lab.underlay(64).unwrap();
+    assert_all_answer(&underlay.nodes, 64 * 63 * 2);
+}
+
+#[test]
 fn a_router_connects_the_subnets_of_an_underlay() {
     let Some(lab) = Lab::for_test("two-underlays") else {
         return;

@@ -165,9 +165,10 @@ fn allocation(c: &mut Criterion) {
         for slot in 0..1_u128 << 20 {
             // Spread, so that the free slots are as many runs as can be.
             if slot.wrapping_mul(0x9e37_79b1) % 1024 < taken_of_1024
-                && let Some(subnet) = allocator.subnet(slot) {
-                    allocator.take(&subnet);
-                }
+                && let Some(subnet) = allocator.subnet(slot)
+            {
+                allocator.take(&subnet);
+            }
         }
         let mut n = 0_u32;
         group.bench_function(BenchmarkId::new("choose in a pool of 2^20", name), |b| {

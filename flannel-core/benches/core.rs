@@ -160,7 +160,12 @@ fn allocation(c: &mut Criterion) {
     group.sample_size(20);
     let config = NetworkConfig::from_json(CONFIG, PoolMode::Allocated).expect("a valid config");
     let pool = config.pools().v4.as_ref().expect("an IPv4 pool");
-    for (name, taken_of_1024) in [("empty", 0), ("half full", 512), ("one in 1024 free", 1023)] {
+    for (name, taken_of_1024) in [
+        ("empty", 0),
+        ("half full", 512),
+        ("one in 1024 free", 1023),
+        ("full", 1024),
+    ] {
         let mut allocator = Allocator::new(pool).expect("an allocated pool");
         for slot in 0..1_u128 << 20 {
             // Spread, so that the free slots are as many runs as can be.

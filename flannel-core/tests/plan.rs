@@ -12,8 +12,8 @@ use flannel_core::reconcile::desired::{Desired, Wanted};
 use flannel_core::reconcile::ownership::{Owner, nexthop_id};
 use flannel_core::reconcile::plan::{Plan, Why, plan, plan_keys, teardown};
 use flannel_core::{
-    Family, Fdb, IfName, Kernel, Link, LinkKind, MAIN_TABLE, MacAddr, Neighbour, Nexthop, Object,
-    ObjectKey, Objects, Observed, Op, OverlayName, Route, RouteProtocol, RouteTarget, Subnet,
+    Family, IfName, Kernel, Link, LinkKind, Object,
+    ObjectKey, Objects, Observed, Op, OverlayName,
 };
 use flannel_testkit::fake_kernel::{Failure, FakeKernel, FaultKind};
 use flannel_testkit::strategies::objects::{
@@ -539,99 +539,4 @@ fn rotate<V>(map: &mut BTreeMap<ObjectKey, V>) {
         values.rotate_left(1);
     }
     map.extend(keys.into_iter().zip(values));
-}
-
-/// How long planning takes; run with `cargo test --release --test plan -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement, meant for a release build"]
-#[allow(clippy::print_stdout, reason = "a measurement is to be read")]
-fn planning_five_thousand_peers_takes_less_than_ten_milliseconds() {
-    use std::time::{Duration, Instant};
-
-    let spec = one_peer();
-    let mut desired = spec.desired();
-    let dev = spec.dev(Family::V4);
-    for n in 0..5_000_u32 {
-        let [_, _, a, b] = n.to_be_bytes();
-        let gateway = IpAddr::from([10, 5, a + 64, b]);
-        let mac = MacAddr([0x0e, 1, 0, 0, a, b]);
-        let id = nexthop_id(&OverlayName::default(), gateway, dev);
-        let objects = [
-            Object::Fdb(Fdb {
-                dev,
-                mac,
-                remote: IpAddr::from([198, 18, a, b]),
-            }),
-            Object::Neighbour(Neighbour {
-                dev,
-                ip: gateway,
-                mac,
-            }),
-            Object::Nexthop(Nexthop {
-                id,
-                gateway,
-                dev,
-                onlink: true,
-                protocol: RouteProtocol::OURS,
-            }),
-            Object::Route(Route {
-                table: MAIN_TABLE,
-                dst: Subnet::host(gateway),
-                metric: 0,
-                target: RouteTarget::Nexthop(id),
-                protocol: RouteProtocol::OURS,
-            }),
-        ];
-        for object in objects {
-            desired
-                .objects
-                .insert(object.key(), Wanted { object, peer: None });
-        }
-    }
-    let ownership = ownership(false);
-    let right = Observed {
-        objects: plain(&desired),
-        ..Observed::default()
-    };
-    let empty = Observed::default();
-    let mut torn = right.clone();
-    let keys: BTreeSet<_> = torn.objects.keys().rev().step_by(4_000).cloned().collect();
-    for key in &keys {
-        torn.objects.remove(key);
-    }
-    let mut gone = desired.clone();
-    let peer: BTreeSet<_> = keys.iter().take(1).cloned().collect();
-    for key in &peer {
-        gone.objects.remove(key);
-    }
-    let none = Desired::default();
-    let best = |name: &str, run: &dyn Fn() -> Plan| {
-        let times = (0..20).map(|_| {
-            let start = Instant::now();
-            let plan = run();
-            (start.elapsed(), plan.steps.len())
-        });
-        let (time, steps) = times.min().unwrap_or_default();
-        println!(
-            "{name:28} {time:>12?} {steps:>6} steps of {} objects",
-            desired.objects.len()
-        );
-        time
-    };
-    let limit = Duration::from_millis(10);
-    assert!(best("nothing to do", &|| plan(&right, &desired, &ownership)) < limit);
-    assert!(best("everything to make", &|| plan(&empty, &desired, &ownership)) < limit);
-    assert!(best("a few to make", &|| plan(&torn, &desired, &ownership)) < limit);
-    assert!(best("everything to remove", &|| plan(&right, &none, &ownership)) < limit);
-    let limit = Duration::from_micros(100);
-    assert!(
-        best("a few keys", &|| plan_keys(
-            &torn, &desired, &ownership, &keys
-        )) < limit
-    );
-    assert!(
-        best("one key gone", &|| plan_keys(
-            &right, &gone, &ownership, &peer
-        )) < limit
-    );
 }

@@ -477,6 +477,10 @@ impl Kernel for FakeKernel {
     }
 
     fn changes(&self) -> ChangeStream {
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "a test makes no more hints than it has edits"
+        )]
         let (sender, receiver) = mpsc::unbounded_channel();
         sender.send(Change::All).ok();
         self.state().watchers.push(sender);

@@ -521,9 +521,25 @@ fn delete_with_zeros_spares_others() {
         for object in &spared {
             assert!(net.has(object).await, "{object}");
         }
+        // Also when what is meant goes in the same call, twice.
+        let ours = Object::Route(ours);
+        let twice = [
+            Op::Create(ours.clone()),
+            Op::Delete(ours.clone()),
+            Op::Delete(ours.clone()),
+        ];
+        net.ok(&twice).await;
+        net.ok(&creates(std::slice::from_ref(&ours))).await;
+        net.ok(&twice[1..]).await;
+        let again = [&twice[1..], &twice[..2]].concat();
+        net.ok(&again).await;
+        assert_eq!(net.find(&ours.key()).await, None);
+        for object in &spared {
+            assert!(net.has(object).await, "{object}");
+        }
         // What is meant goes, also several in one call.
         let mut both = spared.to_vec();
-        both.push(Object::Route(ours));
+        both.push(ours);
         net.ok(&creates(&both)).await;
         net.ok(&deletes(&both)).await;
         for object in &both {
@@ -942,6 +958,56 @@ fn a_reading_under_churn_is_whole_or_an_error() {
         stop.store(true, Ordering::Relaxed);
         let rounds = churn.join().expect("the churn");
         assert!(rounds > 2, "there was no churn");
+        assert!(whole > 0, "no reading succeeded");
+    });
+}
+
+/// The kernel's own dump leaves out entries that stay when others go while it is read.
+#[test]
+fn forwarding_entries_are_read_whole_while_others_go() {
+    netns(async |net| {
+        net.with_vxlan().await;
+        let entries = |numbers: std::ops::Range<u16>| -> Vec<_> {
+            let entry = |n| Fdb {
+                dev: dev("flannel.1"),
+                mac: mac(n),
+                remote: ip("192.0.2.9"),
+            };
+            numbers.map(entry).map(Object::Fdb).collect()
+        };
+        let stays = entries(0..3000);
+        net.ok(&creates(&stays)).await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let namespace = this_namespace();
+        let (comes, goes) = (creates(&entries(4000..4600)), deletes(&entries(4000..4600)));
+        let churn = std::thread::spawn(move || {
+            let kernel = NetlinkKernel::in_namespace_fd(namespace).expect("a kernel");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()
+                .expect("a runtime");
+            while !stopped.load(Ordering::Relaxed) {
+                runtime.block_on(kernel.apply(&comes));
+                runtime.block_on(kernel.apply(&goes));
+                // Without a pause no reading would ever be undisturbed.
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let mut whole = 0;
+        for _ in 0..150 {
+            match net.kernel.observe(&scope()).await {
+                Ok(observed) => {
+                    whole += 1;
+                    for object in &stays {
+                        assert_eq!(observed.objects.get(&object.key()), Some(object));
+                    }
+                }
+                Err(error) => assert!(matches!(error, Error::Interrupted), "{error}"),
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        churn.join().expect("the churn");
         assert!(whole > 0, "no reading succeeded");
     });
 }

@@ -264,7 +264,12 @@ impl Run<'_> {
                     self.routes.note(op);
                     self.finish(at, Ok(()));
                 }
-                (_, Err(failure)) => self.finish(at, Err(failure.about(op.object()))),
+                (_, Err(failure)) => {
+                    if matches!(op, Op::Delete(_)) {
+                        self.routes.forget();
+                    }
+                    self.finish(at, Err(failure.about(op.object())));
+                }
             }
         }
         if !exist.is_empty() {
@@ -315,7 +320,8 @@ impl Run<'_> {
                     asked.push((left.len(), nexthop.protocol));
                 }
                 Object::Route(route) if is_vague(route) => match self.routes_under(route) {
-                    Ok(found) if found.iter().any(|f| f.protocol == route.protocol) => {}
+                    // Noted at once, lest the same op a second time takes another's.
+                    Ok(found) if found.contains(route) => self.routes.note(&ops[at]),
                     Ok(_) => {
                         self.finish(at, Ok(()));
                         continue;

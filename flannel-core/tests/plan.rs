@@ -12,8 +12,7 @@ use flannel_core::reconcile::desired::{Desired, Wanted};
 use flannel_core::reconcile::ownership::{Owner, nexthop_id};
 use flannel_core::reconcile::plan::{Plan, Why, plan, plan_keys, teardown};
 use flannel_core::{
-    Family, IfName, Kernel, Link, LinkKind, Object,
-    ObjectKey, Objects, Observed, Op, OverlayName,
+    Family, IfName, Kernel, Link, LinkKind, Object, ObjectKey, Objects, Observed, Op, OverlayName,
 };
 use flannel_testkit::fake_kernel::{Failure, FakeKernel, FaultKind};
 use flannel_testkit::strategies::objects::{

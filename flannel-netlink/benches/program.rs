@@ -6,6 +6,7 @@
 //! in turns in one run, and the best of each is taken, so that only ratios are told. Fails if a ratio is above its
 //! limit.
 #![allow(
+    clippy::disallowed_methods,
     clippy::print_stdout,
     clippy::print_stderr,
     missing_docs,

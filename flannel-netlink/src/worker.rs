@@ -89,8 +89,12 @@ impl Namespace {
 /// Starts the thread. It is in the namespace and has its socket when this returns.
 pub(crate) fn start(namespace: Namespace, options: NetlinkOptions) -> Result<Handle> {
     let progress = Arc::new(AtomicU64::new(0));
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "bounded by the callers, who each wait for theirs"
+    )]
     let (jobs, inbox) = mpsc::channel::<Job>();
-    let (ready, started) = mpsc::channel();
+    let (ready, started) = mpsc::sync_channel(1);
     let settings = Settings {
         deadline: options.deadline,
         receive_buffer: options.receive_buffer,
@@ -183,7 +187,7 @@ mod tests {
             .enable_time()
             .build()
             .expect("a runtime");
-        let (release, held) = mpsc::channel::<()>();
+        let (release, held) = mpsc::sync_channel::<()>(1);
         runtime.block_on(async {
             let stuck = handle.call(move |_, _| held.recv().is_ok()).await;
             assert!(matches!(stuck, Err(Error::TimedOut)), "{stuck:?}");

@@ -2,6 +2,7 @@
 #![allow(
     dead_code,
     unreachable_pub,
+    clippy::disallowed_methods,
     clippy::print_stderr,
     reason = "shared by several test binaries; a skipped test says why"
 )]
@@ -41,9 +42,11 @@ fn enter<T: Send + 'static>(
     options: NetlinkOptions,
     test: impl FnOnce(&tokio::runtime::Runtime, Net) -> T + Send + 'static,
 ) -> Option<T> {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
     let thread = std::thread::spawn(move || {
         if let Err(errno) = unshare(CloneFlags::CLONE_NEWNET) {
-            eprintln!("SKIPPED: no network namespace can be made: {errno}");
+            let reason = format!("no network namespace can be made: {errno}");
+            flannel_testkit::require(&name, Some(&reason));
             return None;
         }
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -159,7 +162,7 @@ pub fn run(line: &str) -> Option<String> {
     let output = match Command::new(program).args(words).output() {
         Ok(output) => output,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("SKIPPED: no program {program}");
+            flannel_testkit::require(line, Some(&format!("there is no program {program}")));
             return None;
         }
         Err(error) => panic!("{line}: {error}"),

@@ -94,7 +94,8 @@ impl Everything {
     }
 }
 
-/// Runs a command, without any quoting, in a namespace; answers what it prints.
+/// Runs a command in a namespace; answers what it prints. There is no quoting, but `''` is an
+/// empty word.
 ///
 /// # Panics
 /// If it fails.
@@ -105,7 +106,9 @@ impl Everything {
 pub fn run_in(ns: &Ns, command: &str) -> String {
     let output = ns
         .run(|| {
-            let mut words = command.split_whitespace();
+            let mut words = command
+                .split_whitespace()
+                .map(|word| if word == "''" { "" } else { word });
             Command::new(words.next().unwrap_or_default())
                 .args(words)
                 .output()

@@ -18,7 +18,7 @@ mod wait;
 
 pub use cluster::{Cluster, DUAL, Node, Setup, V4, V6, ours};
 pub use everything::{Everything, run_in};
-pub use measure::{Path, no_loss, probe};
+pub use measure::{Path, no_loss, probe, try_no_loss};
 pub use peers::{Peers, config, dev, route_key};
 pub use process::{NodeProcess, Orders};
 pub use wait::{LIMIT, until, within};

@@ -63,7 +63,9 @@ async fn addresses_that_went_and_came_back_are_healed() {
     condition(node, ConditionType::Underlay, ConditionStatus::False).await;
     node.configure_underlay(&cluster.underlay);
     condition(node, ConditionType::Underlay, ConditionStatus::True).await;
-    cluster.reachable_within("the addresses are back", LIMIT).await;
+    cluster
+        .reachable_within("the addresses are back", LIMIT)
+        .await;
     node.converged().await;
     node.repaired("addresses back", &right).await;
 }
@@ -71,11 +73,11 @@ async fn addresses_that_went_and_came_back_are_healed() {
 async fn device_mtus(node: &Node, wanted: [u32; 2], pods: u32) {
     until("the devices follow the MTU", LIMIT, async || {
         let objects = node.objects().await;
-        let mtus = ["flannel.1", "flannel-v6.1"].map(|name| match objects
-            .get(&ObjectKey::Link(dev(name)))
-        {
-            Some(Object::Link(link)) => link.mtu.unwrap_or(0),
-            _ => 0,
+        let mtus = ["flannel.1", "flannel-v6.1"].map(|name| {
+            match objects.get(&ObjectKey::Link(dev(name))) {
+                Some(Object::Link(link)) => link.mtu.unwrap_or(0),
+                _ => 0,
+            }
         });
         mtus == wanted
     })
@@ -151,7 +153,9 @@ async fn a_changed_address_is_published_and_followed_by_all() {
         })
         .await;
     }
-    cluster.reachable_within("the address is another", LIMIT).await;
+    cluster
+        .reachable_within("the address is another", LIMIT)
+        .await;
     cluster.settle().await;
     // Nothing but the remotes is different, on either side.
     let now = cluster.nodes[1].ours().await;
@@ -183,7 +187,9 @@ async fn an_interface_that_is_made_again_is_healed() {
     let router = &cluster.underlay.router;
     let made = router.add_veth("node1", &node.host.ns, "eth0", 1500);
     made.expect("the names are free");
-    router.set_master("node1", Some("br0")).expect("it is there");
+    router
+        .set_master("node1", Some("br0"))
+        .expect("it is there");
     router.set_up("node1").expect("it is there");
     node.configure_underlay(&cluster.underlay);
     condition(node, ConditionType::Underlay, ConditionStatus::True).await;
@@ -275,7 +281,9 @@ async fn only_peers_behind_a_router_take_the_tunnel_with_direct_routing() {
 
     // A neighbour that moves behind a router, and back: the underlay's routes are followed.
     let mut detours = Vec::new();
-    for (family, gateway) in Family::ALL.into_iter().zip(cluster.underlay.segments[0].gateways.ips())
+    for (family, gateway) in Family::ALL
+        .into_iter()
+        .zip(cluster.underlay.segments[0].gateways.ips())
     {
         let peer = neighbour.host.ips.ip(family).expect("both families");
         detours.push((Subnet::host(peer), gateway));

@@ -3,13 +3,18 @@
 use std::time::Duration;
 
 use flannel::{
-    DualStack, MemoryManager, NetlinkKernel, NetworkConfig, NodeId, Overlay, PoolMode, Status,
-    Subnet, VxlanBackend,
+    DualStack, Kernel, MemoryManager, Neighbour, NetlinkKernel, NetworkConfig, NodeId, Object, Op,
+    Overlay, PoolMode, Scope, Status, Subnet, VxlanBackend,
 };
 use flannel_testkit::netns::{Host, Lab, Ns};
 use flannel_testkit::prober::{Options, Pinged, Prober, Report as Probed, ping_matrix};
 
 use crate::{Backend, Error, Families, Flags};
+
+/// Up to so many nodes, the underlay's neighbours are resolved as on any network. The kernel has one
+/// limit (1,024) on resolved neighbours for all namespaces together, which more nodes would pass;
+/// permanent entries do not count.
+const FEW_NODES: usize = 16;
 
 /// One node.
 pub(crate) struct Node {
@@ -32,6 +37,9 @@ impl Cluster {
         let config = NetworkConfig::from_json(&config_text(flags), PoolMode::Allocated)?;
         let manager = MemoryManager::new(config);
         let underlay = tokio::task::block_in_place(|| lab.underlay(usize::from(flags.nodes)))?;
+        if underlay.nodes.len() > FEW_NODES {
+            pin_neighbours(&underlay.nodes).await?;
+        }
         let mut starting = Vec::new();
         for (i, host) in underlay.nodes.into_iter().enumerate() {
             let (name, manager, flags) =
@@ -96,6 +104,41 @@ impl Cluster {
             node.overlay.stop().await.ok();
         }
     }
+}
+
+/// Gives every node permanent neighbour entries for all others on the underlay.
+async fn pin_neighbours(nodes: &[Host]) -> Result<(), Error> {
+    let mut kernels = Vec::new();
+    let mut known = Vec::new();
+    for node in nodes {
+        let kernel = NetlinkKernel::in_namespace_fd(node.ns.fd().try_clone_to_owned()?)?;
+        let links = kernel.observe(&Scope::default()).await?.links;
+        let link = links.iter().find(|link| link.name == node.dev);
+        let mac = link
+            .and_then(|link| link.mac)
+            .ok_or("eth0 has no MAC address")?;
+        known.extend(node.ips.ips().map(|ip| (ip, mac)));
+        kernels.push((kernel, node));
+    }
+    for (kernel, node) in kernels {
+        let others = known
+            .iter()
+            .filter(|(ip, _)| node.ips.ips().all(|own| own != *ip));
+        let ops: Vec<Op> = others
+            .map(|(ip, mac)| Neighbour {
+                dev: node.dev,
+                ip: *ip,
+                mac: *mac,
+            })
+            .map(|neighbour| Op::Create(Object::Neighbour(neighbour)))
+            .collect();
+        kernel
+            .apply(&ops)
+            .await
+            .into_iter()
+            .collect::<Result<Vec<()>, _>>()?;
+    }
+    Ok(())
 }
 
 async fn start_node(

@@ -139,14 +139,15 @@ async fn scope(hand: &NetlinkKernel) -> Result<Scope, Error> {
     let mut scope = Scope::default();
     for object in hand.observe(&Scope::default()).await?.objects.into_values() {
         if let Object::Link(link) = object
-            && link.alias.as_ref() == Some(&alias) {
-                scope.devices.insert(link.name);
-                scope.settings.insert(ObjectKey::Sysctl {
-                    dev: link.name,
-                    family: Family::V6,
-                    name: "accept_ra".to_owned(),
-                });
-            }
+            && link.alias.as_ref() == Some(&alias)
+        {
+            scope.devices.insert(link.name);
+            scope.settings.insert(ObjectKey::Sysctl {
+                dev: link.name,
+                family: Family::V6,
+                name: "accept_ra".to_owned(),
+            });
+        }
     }
     Ok(scope)
 }

@@ -265,14 +265,14 @@ fn the_node_itself_gets_flannels_devices() {
         [
             format!(
                 "link flannel.1 type vxlan id 1 port 8472 dev eth0 local 192.0.2.1 mtu 1450 \
-                 address {} up",
+                 address {} up alias \"flannel:flannel\"",
                 mac(Family::V4)
             ),
             "sysctl flannel.1 IPv6 accept_ra = 0".to_owned(),
             "address 10.5.1.0/32 dev flannel.1".to_owned(),
             format!(
                 "link flannel-v6.1 type vxlan id 1 port 8472 dev eth0 local 2001:db8::1 mtu 1430 \
-                 address {} up",
+                 address {} up alias \"flannel:flannel\"",
                 mac(Family::V6)
             ),
             "sysctl flannel-v6.1 IPv6 accept_ra = 0".to_owned(),

@@ -289,3 +289,28 @@ pub fn choose(
     }
     Ok(chosen)
 }
+
+/// The same for a store that keeps no [`Allocator`]s: `taken` are the subnets of all records, which
+/// are gone through at each call.
+///
+/// # Errors
+/// As [`choose`]. A pool whose subnets are assigned by someone else counts as exhausted.
+pub fn choose_among(
+    pools: &DualStack<Pool>,
+    taken: impl IntoIterator<Item = Subnet>,
+    node: &NodeId,
+    previous: &DualStack<Subnet>,
+) -> Result<DualStack<Subnet>, PoolExhausted> {
+    let mut allocators = DualStack::default();
+    for (family, pool) in pools.iter() {
+        let allocator = Allocator::new(pool).ok_or(PoolExhausted { family })?;
+        allocators.set(family, Some(allocator));
+    }
+    for subnet in taken {
+        if let Some(allocator) = allocators.get_mut(subnet.family()) {
+            allocator.take(&subnet);
+        }
+    }
+    let allocators = DualStack::new(allocators.v4.as_ref(), allocators.v6.as_ref());
+    choose(&allocators, node, previous)
+}

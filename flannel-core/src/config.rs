@@ -325,6 +325,15 @@ impl NetworkConfig {
         &self.pools
     }
 
+    /// Whether a node may hold these subnets under this config: one for each family, each of which
+    /// [fits](Pool::fits) its pool.
+    pub fn fits(&self, subnets: &DualStack<Subnet>) -> bool {
+        let fits = |(family, pool): (Family, &Pool)| {
+            subnets.get(family).is_some_and(|subnet| pool.fits(subnet))
+        };
+        self.pools.same_families(subnets) && self.pools.iter().all(fits)
+    }
+
     /// The families that are on, IPv4 first.
     pub fn families(&self) -> impl Iterator<Item = Family> + use<> {
         self.pools.families()

@@ -285,6 +285,24 @@ pub trait Kernel: Debug + Send + Sync + 'static {
     /// Cancel safe.
     async fn observe(&self, scope: &Scope) -> Result<Observed>;
 
+    /// Reads settings and offloads alone: keys of kind sysctl and offload. Of these the kernel gives
+    /// no hint, so they are looked at often; a kernel that can should read nothing else for it.
+    ///
+    /// # Errors
+    /// As [`observe`](Self::observe). One that does not exist is left out.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    async fn settings(&self, keys: &BTreeSet<ObjectKey>) -> Result<Objects> {
+        let scope = Scope {
+            settings: keys.clone(),
+            ..Scope::default()
+        };
+        let mut objects = self.observe(&scope).await?.objects;
+        objects.retain(|key, _| keys.contains(key));
+        Ok(objects)
+    }
+
     /// Carries out changes in their order; returns one result per op, in the same order.
     ///
     /// # Cancel safety

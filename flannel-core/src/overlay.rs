@@ -221,7 +221,7 @@ impl OverlayBuilder {
     }
 
     /// How often the kernel is read and compared without any hint, give or take a tenth; at least
-    /// 1 s. By default 200 times as long as a reading takes, within 2 and 60 s.
+    /// 1 s. By default 200 times as long as a reading takes, within 10 and 60 s.
     #[must_use]
     pub fn resync_every(mut self, interval: Duration) -> Self {
         self.options.resync = Some(interval.max(Duration::from_secs(1)));

@@ -232,9 +232,15 @@ async fn a_watch_is_woken_by_a_write() {
         tokio::time::sleep(Duration::from_secs(60)).await;
         writer.acquire_lease(&request("a")).await.expect("a lease")
     });
+    let start = tokio::time::Instant::now();
     let Event::Put(shown) = next(&mut watch).await else {
         panic!("no put");
     };
+    let waited = start.elapsed();
+    assert!(
+        waited < Duration::from_secs(61),
+        "the watch slept for {waited:?}"
+    );
     assert_eq!(shown, task.await.expect("no panic"));
 }
 
@@ -256,9 +262,13 @@ async fn time_asleep_counts() {
     let lease = manager.acquire_lease(&request("a")).await.expect("a lease");
     let mut watch = manager.watch_leases();
     pending(&mut watch).await;
+    // The watch is asleep already when the machine falls asleep and wakes up.
+    let watching = tokio::spawn(async move { next(&mut watch).await });
+    tokio::task::yield_now().await;
     *clock.0.lock().expect("no panic") = Moment::from_duration(TTL);
     let start = tokio::time::Instant::now();
-    assert!(matches!(next(&mut watch).await, Event::Delete { .. }));
+    let deleted = watching.await.expect("no panic");
+    assert!(matches!(deleted, Event::Delete { .. }));
     assert!(start.elapsed() < Duration::from_secs(10));
     let renewed = manager.renew_lease(&lease).await;
     assert!(
@@ -290,6 +300,25 @@ async fn raw_records_are_stored_as_they_are() {
         manager.put_raw(lease("x", swapped)),
         Err(Error::Invalid { .. })
     ));
+}
+
+#[tokio::test]
+async fn the_lease_of_another_node_is_not_ours() {
+    let manager = manager();
+    let held = manager.acquire_lease(&request("a")).await.expect("a lease");
+    let mut forged = held.clone();
+    forged.node = node("b");
+    let renewed = manager.renew_lease(&forged).await;
+    assert!(
+        matches!(renewed, Err(Error::LeaseLost { .. })),
+        "{renewed:?}"
+    );
+    let released = manager.release_lease(&forged).await;
+    assert!(
+        matches!(released, Err(Error::LeaseLost { .. })),
+        "{released:?}"
+    );
+    assert_eq!(manager.snapshot().leases, [held]);
 }
 
 #[tokio::test]
@@ -326,6 +355,53 @@ async fn a_refused_move_leaves_the_old_lease() {
         .renew_lease(&lease)
         .await
         .expect("the old lease is still there");
+}
+
+#[tokio::test]
+async fn the_own_lease_is_not_in_the_way_of_a_move() {
+    let manager = manager();
+    let lease = manager.acquire_lease(&request("a")).await.expect("a lease");
+    let inside = lease
+        .subnet
+        .v4
+        .expect("IPv4")
+        .subnets(27)
+        .next()
+        .expect("half of it");
+    let ip = inside.address();
+    manager.set_config(config(&format!(
+        r#"{{"Network":"10.5.0.0/24","SubnetLen":27,"SubnetMin":"{ip}","SubnetMax":"{ip}"}}"#
+    )));
+    let moved = manager.acquire_lease(&request("a")).await.expect("a lease");
+    assert_eq!(moved.subnet, DualStack::v4(inside));
+}
+
+#[tokio::test]
+async fn reservations_outlive_a_change_of_config() {
+    let manager = manager();
+    for (id, subnet) in [("a", "10.5.0.64/26"), ("b", "10.5.0.192/26")] {
+        manager.reserve(&node(id), v4(subnet)).expect("free");
+    }
+    manager.set_config(config(r#"{"Network":"10.5.0.0/24","SubnetLen":27}"#));
+    let refused = manager.reserve(&node("c"), v4("10.5.0.96/27"));
+    assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+    for id in ["c", "d", "e"] {
+        let lease = manager
+            .acquire_lease(&request(id))
+            .await
+            .expect("three are left");
+        assert!(
+            !lease.subnet.overlaps(&v4("10.5.0.64/26")),
+            "{}",
+            lease.subnet
+        );
+        assert!(
+            !lease.subnet.overlaps(&v4("10.5.0.192/26")),
+            "{}",
+            lease.subnet
+        );
+    }
+    assert!(manager.acquire_lease(&request("f")).await.is_err());
 }
 
 #[tokio::test]
@@ -376,7 +452,8 @@ async fn reservations_are_checked() {
 #[tokio::test(start_paused = true)]
 async fn a_reservation_outlives_its_lease() {
     let manager = manager().with_ttl(TTL);
-    let kept = v4("10.5.0.128/26");
+    // Not where the node's hash would put it.
+    let kept = v4("10.5.0.192/26");
     manager.reserve(&node("a"), kept).expect("free");
     let lease = manager.acquire_lease(&request("a")).await.expect("a lease");
     assert_eq!((lease.subnet, lease.ttl), (kept, None));
@@ -431,6 +508,8 @@ async fn what_is_saved_is_what_is_restored() {
     let old = filled(TTL).await;
     tokio::time::advance(TTL / 2).await;
     let before = old.snapshot();
+    let ttls: Vec<_> = before.leases.iter().map(|lease| lease.ttl).collect();
+    assert_eq!(ttls, [Some(TTL / 2), None]);
     let text = serde_json::to_string(&old.export()).expect("JSON");
     let state: MemoryState = serde_json::from_str(&text).expect("what was saved");
 
@@ -446,12 +525,12 @@ async fn what_is_saved_is_what_is_restored() {
     assert_eq!(next(&mut watch).await, Event::Config(config));
 
     // The reservation and the taken subnets were restored too.
+    assert!(new.acquire_lease(&request("c")).await.is_err());
     let lease = new
         .acquire_lease(&request("b"))
         .await
         .expect("its reservation");
     assert_eq!(lease.subnet, v4("10.5.0.192/26"));
-    assert!(new.acquire_lease(&request("c")).await.is_err());
     let held = after.leases.iter().find(|lease| lease.node == node("a"));
     let renewed = new.renew_lease(held.expect("a's lease")).await;
     assert!(renewed.is_ok(), "{renewed:?}");

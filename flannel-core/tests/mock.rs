@@ -88,7 +88,9 @@ async fn a_mocked_store_drives_the_error_paths() {
         Err(if calls < 3 {
             manager::Error::unavailable("not yet")
         } else {
-            manager::Error::NoConfig { hint: "write one".to_owned() }
+            manager::Error::NoConfig {
+                hint: "write one".to_owned(),
+            }
         })
     });
     let mut carrier = MockCarrier::new();
@@ -100,7 +102,11 @@ async fn a_mocked_store_drives_the_error_paths() {
         .start()
         .await
         .expect("all parts are there");
-    let error = overlay.ready().await.expect_err("there is no config").to_string();
+    let error = overlay
+        .ready()
+        .await
+        .expect_err("there is no config")
+        .to_string();
     assert!(error.contains("write one"), "{error}");
     assert!(!overlay.status().is_true(ConditionType::Store));
 }
@@ -109,14 +115,20 @@ async fn a_mocked_store_drives_the_error_paths() {
 async fn a_mocked_kernel_that_cannot_be_probed_is_reported() {
     let mut system = MockSystem::new();
     system.expect_features().returning(|| {
-        Err(kernel::Error::NotPermitted { message: "socket".to_owned() })
+        Err(kernel::Error::NotPermitted {
+            message: "socket".to_owned(),
+        })
     });
-    system.expect_observe().returning(|_| Err(kernel::Error::TimedOut));
+    system
+        .expect_observe()
+        .returning(|_| Err(kernel::Error::TimedOut));
     system.expect_changes().returning(|| Box::pin(Silence));
     let mut store = MockStore::new();
     store.expect_name().return_const("mock");
     store.expect_capabilities().return_const(Capabilities::NONE);
-    store.expect_network_config().returning(|| Err(manager::Error::unavailable("down")));
+    store
+        .expect_network_config()
+        .returning(|| Err(manager::Error::unavailable("down")));
     let mut carrier = MockCarrier::new();
     carrier.expect_backend_type().returning(BackendType::vxlan);
     let overlay = Overlay::builder(NodeId::new("a").expect("a node id"))
@@ -126,7 +138,11 @@ async fn a_mocked_kernel_that_cannot_be_probed_is_reported() {
         .start()
         .await
         .expect("all parts are there");
-    let error = overlay.ready().await.expect_err("it cannot work").to_string();
+    let error = overlay
+        .ready()
+        .await
+        .expect_err("it cannot work")
+        .to_string();
     assert!(error.contains("CAP_NET_ADMIN"), "{error}");
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(!overlay.status().ready);

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{IfName, Object, Op};
+use flannel_core::{Family, IfName, Object, Op, RouteProtocol, RouteTarget};
 
 use crate::names::{Named, Names};
 use crate::wire::Messages;
@@ -16,13 +16,15 @@ use crate::{CREATE, EXCL, REPLACE, address, link, neighbour, nexthop, offload, r
 /// replace those that the verb of a making has.
 ///
 /// # Errors
-/// Those of `index`; [`Error::Unsupported`] for what is not done in one request.
+/// Those of `index`; [`Error::Rejected`] for what the kernel would misunderstand;
+/// [`Error::Unsupported`] for what is not done in one request.
 pub fn encode(
     op: &Op,
     flags: Option<u16>,
     index: impl Fn(IfName) -> Result<u32>,
     batch: &mut Batch,
 ) -> Result<()> {
+    check(op)?;
     let (deletes, flags) = match op {
         Op::Create(_) => (false, flags.unwrap_or(CREATE | EXCL)),
         // With CREATE: what went away a moment ago is to be as given, too.
@@ -71,6 +73,34 @@ pub fn encode(
         }
     }
     Ok(())
+}
+
+/// Refuses what the kernel would take for something else than what is meant.
+fn check(op: &Op) -> Result<()> {
+    let deletes = matches!(op, Op::Delete(_));
+    let why = match op.object() {
+        Object::Fdb(o) if !o.mac.is_unicast() => {
+            "the hardware address is that of no one device, so it would be one of several remotes"
+        }
+        Object::Nexthop(o) if o.id == 0 => {
+            "the number of a nexthop must not be 0: the kernel would choose one"
+        }
+        Object::Route(o) if o.table == 0 => {
+            "the table of a route must not be 0: the kernel would take the main table"
+        }
+        Object::Route(o)
+            if o.protocol == RouteProtocol::UNSPEC && o.dst.family() == Family::V6 && !deletes =>
+        {
+            "the protocol of an IPv6 route must not be 0: the kernel would make it 3"
+        }
+        Object::Route(o) if o.target == RouteTarget::Nexthop(0) => {
+            "the number of a nexthop must not be 0: the kernel would take it for none"
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::Rejected {
+        message: why.to_owned(),
+    })
 }
 
 /// The objects that the messages of a datagram stand for, given the devices by index. What no

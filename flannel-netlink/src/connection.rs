@@ -114,7 +114,6 @@ impl Connection {
             .seq
             .wrapping_add(u32::try_from(batch.len()).unwrap_or(u32::MAX));
         batch.number(first);
-        batch.acknowledge(false);
         let Some(socket) = &self.socket else {
             return Err(Failure::Broken("no netlink socket".to_owned()));
         };
@@ -173,6 +172,7 @@ impl Connection {
             return Vec::new();
         }
         let mut answers: Vec<Option<Result<(), Failure>>> = vec![None; batch.len()];
+        batch.acknowledge(false);
         let result = self
             .send(batch)
             .and_then(|first| self.collect(first, &mut answers, &mut data));
@@ -280,33 +280,125 @@ impl Connection {
         let mut batch = Batch::default();
         batch.push(kind, NLM_F_DUMP, body);
         let seq = self.send(&mut batch)?;
-        let mut interrupted = false;
+        let mut reader = DumpReader {
+            seq,
+            interrupted: false,
+        };
         loop {
             let len = self.receive()?;
-            for message in Messages(&self.buffer[..len]) {
-                let message = message?;
-                if message.seq != seq {
-                    return Err(Failure::Broken("an answer to no request".to_owned()));
-                }
-                interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
-                match message.kind {
-                    NLMSG_DONE => {
-                        return match read_done(message.flags, message.body)? {
-                            None => Ok(interrupted),
-                            Some(failure) => Err(failure),
-                        };
-                    }
-                    NLMSG_ERROR => {
-                        return match read_answer(message.flags, message.body)? {
-                            Some(failure) => Err(failure),
-                            None => Err(Failure::Broken(
-                                "a dump was acknowledged and not sent".to_owned(),
-                            )),
-                        };
-                    }
-                    _ => found.extend(decode(&message)?),
-                }
+            if reader.read(&self.buffer[..len], found, decode)? {
+                return Ok(reader.interrupted);
             }
+        }
+    }
+}
+
+/// Reads the datagrams of a dump.
+struct DumpReader {
+    seq: u32,
+    interrupted: bool,
+}
+
+impl DumpReader {
+    /// Reads one datagram; answers whether it was the last.
+    fn read<T>(
+        &mut self,
+        datagram: &[u8],
+        found: &mut Vec<T>,
+        decode: &mut impl FnMut(&Message<'_>) -> Result<Option<T>, Failure>,
+    ) -> Result<bool, Failure> {
+        for message in Messages(datagram) {
+            let message = message?;
+            if message.seq != self.seq {
+                return Err(Failure::Broken("an answer to no request".to_owned()));
+            }
+            self.interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+            match message.kind {
+                NLMSG_DONE => {
+                    return match read_done(message.flags, message.body)? {
+                        None => Ok(true),
+                        Some(failure) => Err(failure),
+                    };
+                }
+                NLMSG_ERROR => {
+                    return Err(match read_answer(message.flags, message.body)? {
+                        Some(failure) => failure,
+                        None => Failure::Broken("a dump was acknowledged and not sent".to_owned()),
+                    });
+                }
+                _ => found.extend(decode(&message)?),
+            }
+        }
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u16, flags: u16, seq: u32, body: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(16 + body.len()).expect("short");
+        let mut bytes = len.to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(seq.to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(body);
+        bytes
+    }
+
+    /// Whether a dump was at its end, whether it was interrupted, and how many objects it has.
+    fn read(datagrams: &[Vec<u8>]) -> Result<(bool, bool, usize), Failure> {
+        let mut reader = DumpReader {
+            seq: 7,
+            interrupted: false,
+        };
+        let mut found = Vec::new();
+        let mut ended = false;
+        for datagram in datagrams {
+            ended = reader.read(datagram, &mut found, &mut |_| Ok(Some(())))?;
+        }
+        Ok((ended, reader.interrupted, found.len()))
+    }
+
+    #[test]
+    fn an_interruption_is_seen_wherever_it_is_told() {
+        let object = message(16, 2, 7, &[0; 4]);
+        let torn = message(16, 2 | NLM_F_DUMP_INTR, 7, &[0; 4]);
+        let done = message(NLMSG_DONE, 2, 7, &[0; 4]);
+        let torn_done = message(NLMSG_DONE, 2 | NLM_F_DUMP_INTR, 7, &[0; 4]);
+        assert_eq!(read(&[object.clone(), done.clone()]), Ok((true, false, 1)));
+        assert_eq!(read(&[torn, object.clone(), done]), Ok((true, true, 2)));
+        assert_eq!(read(&[object.clone(), torn_done]), Ok((true, true, 1)));
+        assert_eq!(read(&[object]), Ok((false, false, 1)));
+    }
+
+    #[test]
+    fn a_dump_that_failed_is_no_short_list() {
+        let object = message(16, 2, 7, &[0; 4]);
+        let number = (-5_i32).to_ne_bytes();
+        let failed = message(NLMSG_DONE, 2, 7, &number);
+        let refused = message(NLMSG_ERROR, 0, 7, &[&number[..], &[0; 16]].concat());
+        for end in [failed, refused] {
+            let result = read(&[[object.clone(), end].concat()]);
+            assert!(
+                matches!(
+                    result,
+                    Err(Failure::Refused {
+                        errno: Errno::EIO,
+                        ..
+                    })
+                ),
+                "{result:?}"
+            );
+        }
+        for odd in [
+            message(NLMSG_ERROR, 0, 7, &[0; 20]),
+            message(16, 2, 8, &[]),
+            vec![1, 2, 3],
+        ] {
+            assert!(matches!(read(&[odd]), Err(Failure::Broken(_))));
         }
     }
 }

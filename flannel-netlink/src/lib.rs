@@ -1,4 +1,70 @@
-//! The Linux kernel of the flannel overlay SDK.
+//! The Linux kernel of the flannel overlay SDK: [`NetlinkKernel`] implements
+//! [`flannel_core::Kernel`] over netlink, `/proc/sys/net` and ethtool's generic netlink family.
+//!
+//! It is the only crate that talks to the kernel, and it never decides anything: it turns objects
+//! into messages and messages into objects.
+//!
+//! # The journey of an op
+//!
+//! [`Kernel::apply`] hands its ops to a thread that lives in the network namespace. There each is
+//! encoded by the codec of its kind (`link`, `address`, `neighbour`, `nexthop`, `route`, `sysctl`,
+//! `offload`) and put into a batch of up to 256 requests, which goes to the kernel as one datagram.
+//! The kernel carries the requests out one after the other and says of each why it failed, in its
+//! own words where it has some; they come back as [`flannel_core::kernel::Error`]. An object that
+//! could not be made because something is in its place is read back: the very object is success. A
+//! device is made step by step and read back whole; if it is not as asked it is removed again.
+//!
+//! [`Kernel::observe`] is one dump per kind. A dump that changes disturbed is repeated, and so is
+//! everything if an object turns up on a device that was made meanwhile. [`Kernel::changes`] reads
+//! a socket of its own on a thread of its own.
+//!
+//! ```no_run
+//! use flannel_core::{Address, IfName, Kernel, Object, Op, Scope};
+//! use flannel_netlink::NetlinkKernel;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let kernel = NetlinkKernel::in_namespace("/run/netns/blue")?;
+//! let address = Address {
+//!     dev: IfName::new("eth0")?,
+//!     ip: "192.0.2.1".parse()?,
+//!     prefix_len: 24,
+//! };
+//! for result in kernel.apply(&[Op::Create(Object::Address(address))]).await {
+//!     result?;
+//! }
+//! let observed = kernel.observe(&Scope::default()).await?;
+//! assert!(!observed.addresses.is_empty());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What the kernel does that one should know
+//!
+//! Each was found by trying on Linux 6.18, and those that matter have a test.
+//!
+//! | What | So |
+//! |---|---|
+//! | A device set down loses its routes, nexthop objects, permanent neighbours and IPv6 addresses, and keeps its forwarding entries and IPv4 addresses. | They are made again when it is up. |
+//! | A nexthop object that is deleted takes all routes through it along, whoever made them. | Routes go first. |
+//! | A nexthop object is deleted by its number alone. | It is looked at before, and spared if its protocol is another. |
+//! | The metric 0 in the deletion of an IPv4 route means any metric; the protocol 0 means any. | The routes are looked at before. |
+//! | A dump of forwarding entries leaves out some that stay when others are removed meanwhile, and does not say so. | Removals are listened to, and the dump is repeated. |
+//! | An IPv6 route without a metric gets 1024. | A metric of 0 is taken for 1024. |
+//! | An IPv6 route without a protocol gets 3 (boot). | A protocol of 0 is rejected. |
+//! | An IPv6 on-link gateway is refused (`device mismatch`) while the main table has a route to it, other than a default or unreachable one, through **another** device. | A route that moves from one device to another, with its gateway inside its own destination, is deleted before the nexthop is made. |
+//! | In a namespace that never had an IPv4 address every IPv4 gateway is refused (`invalid gateway`). | Addresses go first. |
+//! | Of a VXLAN device MTU, hardware address, alias, learning, local address (within its family) and underlay device change in place; VNI, port and GBP do not. | [`Error::Unsupported`] |
+//! | A new VXLAN device whose MTU does not fit into its underlay's gets a smaller one, without a word. | It is read back, removed and rejected. |
+//! | Two entries for one MAC address on a VXLAN device are possible for multicast and the zero address only. | Such addresses are rejected. |
+//!
+//! # What this crate does not do
+//!
+//! It keeps no state between calls, repeats no op, chooses no name, number or address, and runs no
+//! program. Of routes it shows the main table; of neighbours and forwarding entries those that
+//! somebody configured and that say no more than an object can (a forwarding entry with a port of
+//! its own is not shown, but nothing is put in its place). Devices whose names are not printable
+//! ASCII are left out with all that is on them.
 #![forbid(unsafe_code)]
 
 mod address;
@@ -7,6 +73,7 @@ mod clock;
 #[doc(hidden)]
 pub mod codec;
 mod connection;
+mod device;
 mod error;
 mod features;
 mod lab;
@@ -20,8 +87,10 @@ mod route;
 mod sysctl;
 mod watch;
 mod wire;
+mod witness;
 mod worker;
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,7 +98,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{ChangeStream, Clock, Features, Kernel, Observed, Op, Scope};
+use flannel_core::{
+    ChangeStream, Clock, Features, Kernel, ObjectKey, Objects, Observed, Op, Scope,
+};
 
 pub use clock::BootClock;
 use worker::{Handle, Namespace};
@@ -169,6 +240,13 @@ impl Kernel for NetlinkKernel {
         let scope = scope.clone();
         self.worker
             .call(move |worker, _| observe::observe(worker, &scope))
+            .await?
+    }
+
+    async fn settings(&self, keys: &BTreeSet<ObjectKey>) -> Result<Objects> {
+        let keys = keys.clone();
+        self.worker
+            .call(move |worker, _| observe::settings_alone(worker, &keys))
             .await?
     }
 

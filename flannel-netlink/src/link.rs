@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{IfName, Link, LinkInfo, LinkKind, MacAddr, Object, Vxlan};
+use flannel_core::{IfName, Link, LinkInfo, LinkKind, MacAddr, Vxlan};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkExtentMask, LinkHeader,
@@ -17,13 +17,12 @@ use nix::errno::Errno;
 use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 
 use crate::connection::Connection;
-use crate::error::{Failure, no_device};
+use crate::error::Failure;
 use crate::names::Names;
 use crate::wire::{
     Attributes, Malformed, Message, field_u32, read_ip, read_mac, read_text, read_u8, read_u16,
     read_u32,
 };
-use crate::{CREATE, EXCL};
 
 pub(crate) const RTM_NEWLINK: u16 = 16;
 pub(crate) const RTM_DELLINK: u16 = 17;
@@ -160,7 +159,12 @@ fn decode_vxlan(data: &[u8]) -> Result<VxlanDevice, Malformed> {
 }
 
 impl Device {
-    /// Whether its name is worth a hint for every neighbour that changes on it.
+    /// Whether it is bound to or paired with another device of this namespace.
+    pub(crate) const fn has_link(&self) -> bool {
+        self.link.is_some() || self.vxlan.link.is_some()
+    }
+
+    /// Whether it is a VXLAN device.
     pub(crate) fn is_vxlan(&self) -> bool {
         self.kind == "vxlan"
     }
@@ -239,31 +243,6 @@ pub(crate) fn get(connection: &mut Connection, name: IfName) -> Result<Option<De
     }
 }
 
-/// Whether what is there is what was asked for. What was not asked is right as it is.
-pub(crate) fn satisfies(found: &Link, asked: &Link) -> Result<(), String> {
-    let differs = |what: &str, found: &dyn std::fmt::Debug, asked: &dyn std::fmt::Debug| {
-        Err(format!("{what} is {found:?} and not {asked:?}"))
-    };
-    match (&found.kind, &asked.kind) {
-        (LinkKind::Veth { .. }, LinkKind::Veth { peer: None }) => {}
-        (is, wanted) if is == wanted => {}
-        (is, wanted) => return differs("kind", is, wanted),
-    }
-    if asked.mtu.is_some() && found.mtu != asked.mtu {
-        return differs("MTU", &found.mtu, &asked.mtu);
-    }
-    if asked.mac.is_some() && found.mac != asked.mac {
-        return differs("hardware address", &found.mac, &asked.mac);
-    }
-    if asked.alias.is_some() && found.alias != asked.alias {
-        return differs("alias", &found.alias, &asked.alias);
-    }
-    if found.up != asked.up {
-        return differs("up", &found.up, &asked.up);
-    }
-    Ok(())
-}
-
 /// What of a device is set in one message with its kind.
 fn dress<T>(mut builder: LinkMessageBuilder<T>, link: &Link) -> LinkMessageBuilder<T> {
     if let Some(mtu) = link.mtu {
@@ -281,22 +260,14 @@ fn dress<T>(mut builder: LinkMessageBuilder<T>, link: &Link) -> LinkMessageBuild
 /// [`Error::Unsupported`] for a kind that is not made by netlink.
 pub(crate) fn creation(link: &Link, underlay: Option<u32>) -> Result<LinkMessage> {
     let name = link.name.as_str();
-    Ok(match &link.kind {
+    let mut message = match &link.kind {
         LinkKind::Vxlan(vxlan) => {
             let mut builder = LinkVxlan::new(name, vxlan.vni)
                 .port(vxlan.port)
-                .learning(vxlan.learning)
                 .proxy(false)
                 .l2miss(false)
                 .l3miss(false);
-            if let Some(index) = underlay {
-                builder = builder.dev(index);
-            }
-            builder = match vxlan.local {
-                Some(IpAddr::V4(local)) => builder.local(local),
-                Some(IpAddr::V6(local)) => builder.local6(local),
-                None => builder,
-            };
+            builder = attach(builder, vxlan, underlay);
             if vxlan.gbp {
                 builder = builder.gbp();
             }
@@ -317,40 +288,46 @@ pub(crate) fn creation(link: &Link, underlay: Option<u32>) -> Result<LinkMessage
                 what: format!("making a device of kind {kind:?}: make it with other means"),
             });
         }
-    })
+    };
+    // The builder of bridges makes them up.
+    message.header = LinkHeader::default();
+    Ok(message)
 }
 
-fn underlay_index(link: &Link, names: &Names) -> Result<Option<u32>> {
-    underlay(link).map(|dev| names.index(dev)).transpose()
+/// The message that changes what can be changed of a VXLAN device in place, all of it.
+pub(crate) fn alteration(index: u32, vxlan: &Vxlan, underlay: Option<u32>) -> LinkMessage {
+    let builder = LinkMessageBuilder::<LinkVxlan>::new_with_info_kind(InfoKind::Vxlan)
+        .index(index)
+        .id(vxlan.vni);
+    attach(builder, vxlan, underlay).build()
 }
 
-/// Makes a device. If that fails half-way nothing stays behind.
-pub(crate) fn create(connection: &mut Connection, names: &Names, link: &Link) -> Result<()> {
-    let failed = |failure: Failure| failure.meaning(None, || format!("link {}", link.name));
-    // Names of devices and of their other names (altnames) share one space; the kernel looks.
-    let message = creation(link, underlay_index(link, names)?)?;
-    if let Err(failure) = connection.request(RTM_NEWLINK, CREATE | EXCL, &message) {
-        if failure.errno() == Some(Errno::EEXIST)
-            && let Some(found) = read(connection, link.name).map_err(failed)?
-        {
-            return satisfies(&found, link).map_err(|why| Error::Exists {
-                message: format!("{}: its {why}", Object::Link(found.clone())),
-            });
-        }
-        return Err(match failure.errno() {
-            // Not the device itself but what it is bound to.
-            Some(Errno::ENODEV) => Error::NoSuchDevice {
-                dev: underlay(link).map_or_else(|| link.name.to_string(), |u| u.to_string()),
-            },
-            _ => failed(failure),
-        });
+fn attach(
+    mut builder: LinkMessageBuilder<LinkVxlan>,
+    vxlan: &Vxlan,
+    underlay: Option<u32>,
+) -> LinkMessageBuilder<LinkVxlan> {
+    if let Some(index) = underlay {
+        builder = builder.dev(index);
     }
-    let finished = finish(connection, link);
-    if finished.is_err() {
-        // What failed is told; that the rest is gone is seen when the state is read again.
-        drop(delete_message(connection, link.name));
-    }
-    finished
+    builder = match vxlan.local {
+        Some(IpAddr::V4(local)) => builder.local(local),
+        Some(IpAddr::V6(local)) => builder.local6(local),
+        None => builder,
+    };
+    builder.learning(vxlan.learning)
+}
+
+/// The message that keeps a device from giving itself an IPv6 link-local address.
+pub(crate) fn no_link_local(index: u32) -> LinkMessage {
+    let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    let mut message = LinkUnspec::new_with_index(index).build();
+    message
+        .attributes
+        .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
+            vec![mode],
+        )]));
+    message
 }
 
 /// The device that a device is bound to.
@@ -359,185 +336,6 @@ pub(crate) const fn underlay(link: &Link) -> Option<IfName> {
         LinkKind::Vxlan(vxlan) => vxlan.underlay,
         _ => None,
     }
-}
-
-/// Sets what can only be set on a device that is there, brings it up and reads it back.
-fn finish(connection: &mut Connection, link: &Link) -> Result<()> {
-    let failed = |failure: Failure| failure.meaning(Some(link.name), || link.name.to_string());
-    if matches!(link.kind, LinkKind::Vxlan(_)) {
-        // No IPv6 link-local address: nobody uses it, and its duplicate detection would send
-        // packets into the overlay. The kernel refuses this while it makes the device. A kernel
-        // without IPv6 has nothing to switch off.
-        let mut message = LinkUnspec::new_with_name(link.name.as_str()).build();
-        message
-            .attributes
-            .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(
-                vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)],
-            )]));
-        match connection.request(RTM_SETLINK, 0, &message) {
-            Err(failure)
-                if !matches!(
-                    failure.errno(),
-                    Some(Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP)
-                ) =>
-            {
-                return Err(failed(failure));
-            }
-            _ => {}
-        }
-    }
-    if link.alias.is_some() || link.up {
-        let mut builder = LinkUnspec::new_with_name(link.name.as_str());
-        if let Some(alias) = &link.alias {
-            builder = builder.alias(alias.clone());
-        }
-        if link.up {
-            builder = builder.up();
-        }
-        connection
-            .request(RTM_SETLINK, 0, &builder.build())
-            .map_err(failed)?;
-    }
-    verify(connection, link)
-}
-
-/// Reads a device back: success of a request alone does not prove that it was carried out in full.
-fn verify(connection: &mut Connection, link: &Link) -> Result<()> {
-    let failed = |failure: Failure| failure.meaning(Some(link.name), || link.name.to_string());
-    let found = read(connection, link.name)
-        .map_err(failed)?
-        .ok_or_else(|| no_device(link.name))?;
-    satisfies(&found, link).map_err(|why| Error::Rejected {
-        message: format!("the kernel took it and made something else of it: its {why}"),
-    })
-}
-
-/// One device by name as an object.
-fn read(connection: &mut Connection, name: IfName) -> Result<Option<Link>, Failure> {
-    let Some(device) = get(connection, name)? else {
-        return Ok(None);
-    };
-    let names = if device.link.is_some() || device.vxlan.link.is_some() {
-        Names::read(connection)?
-    } else {
-        Names::default()
-    };
-    Ok(device.object(&names))
-}
-
-/// Alters a device in place.
-pub(crate) fn change(connection: &mut Connection, names: &Names, link: &Link) -> Result<()> {
-    let failed = |failure: Failure| failure.meaning(Some(link.name), || link.name.to_string());
-    let device = get(connection, link.name)
-        .map_err(failed)?
-        .ok_or_else(|| no_device(link.name))?;
-    let found = device.object(names).ok_or_else(|| no_device(link.name))?;
-    let bound_to = underlay_index(link, names)?;
-    let fixed = |what: &str| {
-        Err(Error::Unsupported {
-            what: format!("changing {what} of {} in place", link.name),
-        })
-    };
-    match (&found.kind, &link.kind) {
-        (LinkKind::Vxlan(is), LinkKind::Vxlan(asked)) => {
-            let family = |local: Option<IpAddr>| local.map(|ip| ip.is_ipv6());
-            if is.vni != asked.vni {
-                return fixed("the VNI");
-            }
-            if is.port != asked.port {
-                return fixed("the port");
-            }
-            if is.gbp != asked.gbp {
-                return fixed("the GBP flag");
-            }
-            if family(is.local) != family(asked.local) {
-                return fixed("the family of the local address");
-            }
-            if asked.underlay.is_none() && device.vxlan.link.is_some() {
-                return fixed("the underlay device to none");
-            }
-            if is != asked {
-                let mut builder =
-                    LinkMessageBuilder::<LinkVxlan>::new_with_info_kind(InfoKind::Vxlan)
-                        .index(device.index)
-                        .id(asked.vni)
-                        .learning(asked.learning);
-                if let Some(index) = bound_to {
-                    builder = builder.dev(index);
-                }
-                builder = match asked.local {
-                    Some(IpAddr::V4(local)) => builder.local(local),
-                    Some(IpAddr::V6(local)) => builder.local6(local),
-                    None => builder,
-                };
-                connection
-                    .request(RTM_NEWLINK, 0, &builder.build())
-                    .map_err(failed)?;
-            }
-        }
-        (LinkKind::Veth { .. }, LinkKind::Veth { peer: None }) => {}
-        (is, asked) if is == asked => {}
-        (LinkKind::Veth { .. }, LinkKind::Veth { .. }) => return fixed("the other end"),
-        _ => return fixed("the kind"),
-    }
-    let mut builder = LinkUnspec::new_with_index(device.index);
-    let mut wanted = false;
-    if let Some(mtu) = link.mtu.filter(|mtu| Some(*mtu) != found.mtu) {
-        builder = builder.mtu(mtu);
-        wanted = true;
-    }
-    if let Some(mac) = link.mac.filter(|mac| Some(*mac) != found.mac) {
-        builder = builder.address(mac.0.to_vec());
-        wanted = true;
-    }
-    if let Some(alias) = link.alias.as_ref().filter(|_| link.alias != found.alias) {
-        builder = builder.alias(alias.clone());
-        wanted = true;
-    }
-    if link.up != found.up {
-        builder = if link.up {
-            builder.up()
-        } else {
-            builder.down()
-        };
-        wanted = true;
-    }
-    if wanted {
-        connection
-            .request(RTM_SETLINK, 0, &builder.build())
-            .map_err(failed)?;
-    }
-    verify(connection, link)
-}
-
-/// Removes a device, unless what has its name now is of another kind, another VXLAN network or
-/// bears another alias.
-pub(crate) fn delete(connection: &mut Connection, names: &Names, link: &Link) -> Result<()> {
-    let failed = |failure: Failure| failure.meaning(Some(link.name), || link.name.to_string());
-    let Some(device) = get(connection, link.name).map_err(failed)? else {
-        return Ok(());
-    };
-    let Some(found) = device.object(names) else {
-        return Ok(());
-    };
-    let same_kind = match (&found.kind, &link.kind) {
-        (LinkKind::Vxlan(is), LinkKind::Vxlan(meant)) => is.vni == meant.vni,
-        (LinkKind::Other(is), LinkKind::Other(meant)) => is == meant,
-        (is, meant) => std::mem::discriminant(is) == std::mem::discriminant(meant),
-    };
-    if !same_kind || found.alias != link.alias {
-        return Ok(());
-    }
-    let message = LinkUnspec::new_with_index(device.index).build();
-    match connection.request(RTM_DELLINK, 0, &message) {
-        Err(failure) if failure.errno() == Some(Errno::ENODEV) => Ok(()),
-        other => other.map_err(failed),
-    }
-}
-
-fn delete_message(connection: &mut Connection, name: IfName) -> Result<(), Failure> {
-    let message = LinkUnspec::new_with_name(name.as_str()).build();
-    connection.request(RTM_DELLINK, 0, &message)
 }
 
 /// A request that names no device and sets nothing: with the right to change devices the kernel

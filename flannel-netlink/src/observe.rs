@@ -1,17 +1,21 @@
 //! Reading the state: one dump per kind, put together.
 
+use std::collections::BTreeSet;
+
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
     Family, IfName, MAIN_TABLE, Object, ObjectKey, Objects, Observed, Offload, Scope,
 };
 use nix::errno::Errno;
 
+use crate::connection::Connection;
 use crate::error::Failure;
 use crate::names::{Named, Names};
+use crate::witness::Witness;
 use crate::worker::Worker;
 use crate::{address, link, neighbour, nexthop, route, sysctl};
 
-/// How often the state is read if devices come while it is read.
+/// How often the state, or a part of it, is read if it is disturbed.
 const TRIES: usize = 5;
 
 /// Why a reading is of no use.
@@ -54,10 +58,6 @@ const fn known(named: Named) -> Result<Option<IfName>, Torn> {
     }
 }
 
-fn add(objects: &mut Vec<(ObjectKey, Object)>, object: Object) {
-    objects.push((object.key(), object));
-}
-
 fn observe_once(worker: &mut Worker, scope: &Scope) -> Result<Observed, Torn> {
     let connection = &mut worker.route;
     let devices = link::dump(connection)?;
@@ -69,47 +69,35 @@ fn observe_once(worker: &mut Worker, scope: &Scope) -> Result<Observed, Torn> {
     let mut objects = Vec::new();
     for device in &devices {
         if let Some(link) = device.object(&names) {
-            add(&mut objects, Object::Link(link));
+            objects.push(keyed(Object::Link(link)));
         }
     }
     for entry in address::dump(connection)? {
         if let Some(dev) = on(&names, entry.index)? {
             observed.addresses.push(entry.info(dev));
-            add(&mut objects, Object::Address(entry.object(dev)));
+            objects.push(keyed(Object::Address(entry.object(dev))));
         }
     }
-    for dev in &scope.devices {
-        let Ok(index) = names.index(*dev) else {
-            continue;
-        };
-        for entry in gone_is_empty(neighbour::dump_fdb(connection, index))? {
-            objects.extend(entry.fdb(*dev).map(|fdb| keyed(Object::Fdb(fdb))));
-        }
-        for entry in gone_is_empty(neighbour::dump(connection, index))? {
-            objects.extend(
-                entry
-                    .neighbour(*dev)
-                    .map(|neighbour| keyed(Object::Neighbour(neighbour))),
-            );
-        }
-    }
+    entries(connection, scope, &names, &mut objects)?;
     for entry in unsupported_is_empty(nexthop::dump(connection))? {
         let Some((index, _)) = entry.path else {
             continue;
         };
         if let Some(object) = on(&names, index)?.and_then(|dev| entry.object(dev)) {
-            add(&mut objects, Object::Nexthop(object));
+            objects.push(keyed(Object::Nexthop(object)));
         }
     }
     for family in Family::ALL {
         for entry in route::dump(connection, family, MAIN_TABLE)? {
             match entry.object(&names) {
-                Ok(route) => add(&mut objects, Object::Route(route)),
+                Ok(route) => objects.push(keyed(Object::Route(route))),
                 Err(named) => drop(known(named)?),
             }
         }
     }
-    settings(worker, scope, &names, &mut objects)?;
+    // `all` and `default` are folders beside those of the devices.
+    let is_device = |dev| names.index(dev).is_ok();
+    settings(worker, &scope.settings, is_device, &mut objects)?;
     // The first of several under one key is the one that the kernel uses: a map built from the
     // reversed list keeps it. Sorting once is quicker than inserting one by one.
     objects.reverse();
@@ -121,12 +109,50 @@ fn keyed(object: Object) -> (ObjectKey, Object) {
     (object.key(), object)
 }
 
-/// A device that was deleted after the devices were read has nothing on it any more.
-fn gone_is_empty<T>(answer: Result<Vec<T>, Failure>) -> Result<Vec<T>, Failure> {
-    match answer {
-        Err(failure) if failure.errno() == Some(Errno::ENODEV) => Ok(Vec::new()),
-        other => other,
+/// Reads the forwarding entries and neighbours of the scope's devices.
+fn entries(
+    connection: &mut Connection,
+    scope: &Scope,
+    names: &Names,
+    objects: &mut Vec<(ObjectKey, Object)>,
+) -> Result<(), Torn> {
+    if scope.devices.is_empty() {
+        return Ok(());
     }
+    let mut witness = Witness::new()?;
+    for dev in &scope.devices {
+        let Ok(index) = names.index(*dev) else {
+            continue;
+        };
+        for entry in undisturbed(connection, &mut witness, index, neighbour::dump_fdb)? {
+            objects.extend(entry.fdb(*dev).map(|fdb| keyed(Object::Fdb(fdb))));
+        }
+        for entry in undisturbed(connection, &mut witness, index, neighbour::dump)? {
+            objects.extend(entry.neighbour(*dev).map(|n| keyed(Object::Neighbour(n))));
+        }
+    }
+    Ok(())
+}
+
+/// A dump of a device during which none of its entries was removed.
+fn undisturbed(
+    connection: &mut Connection,
+    witness: &mut Witness,
+    index: u32,
+    dump: fn(&mut Connection, u32) -> Result<Vec<neighbour::Entry>, Failure>,
+) -> Result<Vec<neighbour::Entry>, Failure> {
+    witness.saw_removal(index)?;
+    for _ in 0..TRIES {
+        let entries = match dump(connection, index) {
+            // A device that was deleted after the devices were read has nothing on it any more.
+            Err(failure) if failure.errno() == Some(Errno::ENODEV) => Vec::new(),
+            other => other?,
+        };
+        if !witness.saw_removal(index)? {
+            return Ok(entries);
+        }
+    }
+    Err(Failure::Interrupted)
 }
 
 /// A kernel without nexthop objects has none.
@@ -137,22 +163,31 @@ fn unsupported_is_empty<T>(answer: Result<Vec<T>, Failure>) -> Result<Vec<T>, Fa
     }
 }
 
+/// Reads settings and offloads and nothing else.
+pub(crate) fn settings_alone(worker: &mut Worker, keys: &BTreeSet<ObjectKey>) -> Result<Objects> {
+    let is_device = |dev: IfName| !matches!(dev.as_str(), "all" | "default");
+    let mut objects = Vec::new();
+    settings(worker, keys, is_device, &mut objects)
+        .map_err(|failure| failure.meaning(None, || "reading settings".to_owned()))?;
+    Ok(objects.into_iter().collect())
+}
+
 /// Reads the settings and offloads of the scope. One that does not exist is left out.
 fn settings(
     worker: &mut Worker,
-    scope: &Scope,
-    names: &Names,
+    keys: &BTreeSet<ObjectKey>,
+    is_device: impl Fn(IfName) -> bool,
     objects: &mut Vec<(ObjectKey, Object)>,
-) -> Result<(), Torn> {
+) -> Result<(), Failure> {
     let mut features: Option<(IfName, Option<crate::offload::States>)> = None;
-    for key in &scope.settings {
+    for key in keys {
         match key {
             ObjectKey::Sysctl { dev, family, name } => {
                 // One that cannot be read is left out: writing it will say why.
-                if names.index(*dev).is_ok()
+                if is_device(*dev)
                     && let Ok(Some(found)) = sysctl::read(*dev, *family, name)
                 {
-                    add(objects, Object::Sysctl(found));
+                    objects.push(keyed(Object::Sysctl(found)));
                 }
             }
             ObjectKey::Offload { dev, feature } => {
@@ -164,14 +199,11 @@ fn settings(
                     .as_ref()
                     .and_then(|(_, states)| states.as_ref()?.get(feature).copied());
                 if let Some(on) = on {
-                    add(
-                        objects,
-                        Object::Offload(Offload {
-                            dev: *dev,
-                            feature: feature.clone(),
-                            on,
-                        }),
-                    );
+                    objects.push(keyed(Object::Offload(Offload {
+                        dev: *dev,
+                        feature: feature.clone(),
+                        on,
+                    })));
                 }
             }
             _ => {}

@@ -350,3 +350,26 @@ impl Devices {
         Ok(of_interest.then_some(Change::Neighbour(name)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hints(names: std::ops::Range<u32>) -> BTreeSet<Change> {
+        names
+            .map(|n| Change::Link(Some(IfName::new(format!("x{n}")).expect("a device name"))))
+            .collect()
+    }
+
+    #[test]
+    fn what_nobody_reads_does_not_grow() {
+        let shared = Shared::default();
+        shared.tell(&mut hints(0..200));
+        shared.tell(&mut hints(100..250));
+        assert_eq!(shared.lock().hints.len(), 250);
+        shared.tell(&mut hints(250..260));
+        assert_eq!(shared.lock().hints, [Change::All].into());
+        shared.tell(&mut hints(0..10));
+        assert_eq!(shared.lock().hints, [Change::All].into());
+    }
+}

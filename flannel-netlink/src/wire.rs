@@ -174,7 +174,10 @@ pub(crate) struct Body(Vec<u8>);
 impl Body {
     /// A body that starts with a fixed header, which must be a multiple of four bytes.
     pub(crate) fn new(header: &[u8]) -> Self {
-        debug_assert!(header.len() % 4 == 0, "headers of netlink are aligned");
+        debug_assert!(
+            header.len().is_multiple_of(4),
+            "headers of netlink are aligned"
+        );
         let mut bytes = Vec::with_capacity(64);
         bytes.extend_from_slice(header);
         Self(bytes)

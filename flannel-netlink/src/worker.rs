@@ -169,3 +169,45 @@ impl Handle {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A thread that the kernel holds lets its caller go, and is of use again afterwards.
+    #[test]
+    fn a_caller_is_let_go_when_nothing_moves() {
+        let options = NetlinkOptions::new().deadline(Duration::from_millis(20));
+        let handle = start(Namespace::Current, options).expect("a thread");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        let (release, held) = mpsc::channel::<()>();
+        runtime.block_on(async {
+            let stuck = handle.call(move |_, _| held.recv().is_ok()).await;
+            assert!(matches!(stuck, Err(Error::TimedOut)), "{stuck:?}");
+            release.send(()).expect("the thread waits");
+            assert_eq!(handle.call(|_, _| 7).await.expect("an answer"), 7);
+        });
+    }
+
+    /// Work that goes on is waited for, however long it takes.
+    #[test]
+    fn a_caller_waits_while_work_goes_on() {
+        let options = NetlinkOptions::new().deadline(Duration::from_millis(40));
+        let handle = start(Namespace::Current, options).expect("a thread");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .expect("a runtime");
+        let progress = Arc::clone(&handle.progress);
+        let busy = handle.call(move |_, _| {
+            for _ in 0..40 {
+                std::thread::sleep(Duration::from_millis(5));
+                progress.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        runtime.block_on(busy).expect("an answer");
+    }
+}

@@ -2,38 +2,1330 @@
 #![allow(clippy::print_stderr, reason = "a skipped test says why")]
 
 mod common;
+mod strategies;
+
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use common::*;
-use flannel_core::{Family, Kernel, Object, Op};
+use flannel_core::kernel::Error;
+use flannel_core::{
+    Address, Change, ChangeStream, Clock, Family, Fdb, Kernel, Link, LinkKind, MacAddr, Neighbour,
+    Nexthop, Object, ObjectKey, Offload, Op, Route, RouteProtocol, RouteTarget, Scope, Sysctl,
+    Vxlan,
+};
+use flannel_netlink::{BootClock, NetlinkKernel, NetlinkOptions};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+
+fn creates(objects: &[Object]) -> Vec<Op> {
+    objects.iter().cloned().map(Op::Create).collect()
+}
+
+fn deletes(objects: &[Object]) -> Vec<Op> {
+    objects.iter().rev().cloned().map(Op::Delete).collect()
+}
+
+/// Runs a property on the kernel of one namespace.
+fn property<S: Strategy + Send + 'static>(
+    cases: u32,
+    strategy: S,
+    law: impl AsyncFn(&Net, S::Value) -> Result<(), TestCaseError> + Send + 'static,
+) {
+    netns_blocking(move |runtime, net| {
+        runtime.block_on(net.with_vxlan());
+        let before = runtime.block_on(net.observe()).objects;
+        let config = Config {
+            failure_persistence: None,
+            max_shrink_iters: 200,
+            ..Config::with_cases(cases)
+        };
+        let result = TestRunner::new(config).run(&strategy, |value| {
+            // A case that failed leaves things behind.
+            let mut left = runtime.block_on(net.observe()).objects;
+            left.retain(|key, _| !before.contains_key(key));
+            let left: Vec<_> = left.into_values().collect();
+            runtime.block_on(net.kernel.apply(&deletes(&left)));
+            runtime.block_on(law(&net, value))
+        });
+        result.unwrap_or_else(|error| panic!("{error}"));
+    });
+}
+
+/// What this kernel takes of the objects in general: a forwarding entry's remote is of the family
+/// of the device, a gateway need not be reachable, a route through a nexthop object comes with it.
+///
+/// All of IPv6 is on one device: an on-link gateway is refused if the main table has a route to it,
+/// other than the default route, through another device.
+fn taken(object: Object, mut nexthop: Nexthop) -> Vec<Object> {
+    let on = |v6: bool| dev(strategies::DEVICES[usize::from(v6)]);
+    nexthop.dev = on(nexthop.gateway.is_ipv6());
+    match object {
+        Object::Fdb(fdb) => {
+            let v6 = fdb.remote.is_ipv6();
+            vec![Object::Fdb(Fdb { dev: on(v6), ..fdb })]
+        }
+        Object::Address(address) => vec![Object::Address(Address {
+            dev: on(address.ip.is_ipv6()),
+            ..address
+        })],
+        Object::Nexthop(nexthop) => vec![Object::Nexthop(Nexthop {
+            onlink: true,
+            dev: on(nexthop.gateway.is_ipv6()),
+            ..nexthop
+        })],
+        Object::Route(route) => {
+            let mut route = Route {
+                table: flannel_core::MAIN_TABLE,
+                ..route
+            };
+            let mut objects = Vec::new();
+            match &mut route.target {
+                RouteTarget::Gateway {
+                    gateway,
+                    dev,
+                    onlink,
+                } => {
+                    *onlink = true;
+                    *dev = on(gateway.is_ipv6());
+                }
+                RouteTarget::Device(dev) => *dev = on(route.dst.family() == Family::V6),
+                RouteTarget::Nexthop(id) if route.dst.family() == Family::of(&nexthop.gateway) => {
+                    *id = nexthop.id;
+                    objects.push(Object::Nexthop(Nexthop {
+                        onlink: true,
+                        ..nexthop
+                    }));
+                }
+                RouteTarget::Nexthop(_) => route.target = RouteTarget::Blackhole,
+                _ => {}
+            }
+            objects.push(Object::Route(route));
+            objects
+        }
+        other => vec![other],
+    }
+}
+
+fn any_taken() -> impl Strategy<Value = Vec<Object>> {
+    let nexthop = strategies::nexthop().prop_map(|object| match object {
+        Object::Nexthop(nexthop) => nexthop,
+        other => panic!("{other} is no nexthop"),
+    });
+    (strategies::other_than_link(), nexthop).prop_map(|(object, nexthop)| taken(object, nexthop))
+}
 
 #[test]
-fn what_is_made_is_seen() {
+fn apply_then_observe_returns_what_was_asked() {
+    property(400, any_taken(), async |net, objects| {
+        net.ok(&creates(&objects)).await;
+        // To make it again is no error and changes nothing.
+        net.ok(&creates(&objects)).await;
+        let observed = net.observe().await.objects;
+        for object in &objects {
+            prop_assert_eq!(observed.get(&object.key()), Some(object));
+        }
+        net.ok(&deletes(&objects)).await;
+        net.ok(&deletes(&objects)).await;
+        let observed = net.observe().await.objects;
+        for object in &objects {
+            prop_assert_eq!(observed.get(&object.key()), None);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn many_at_once_are_all_there() {
+    let many = prop::collection::vec(any_taken(), 1..40);
+    property(24, many, async |net, objects| {
+        let mut objects: Vec<_> = objects.into_iter().flatten().collect();
+        objects.sort_by_key(Object::key);
+        objects.dedup_by_key(|object| object.key());
+        net.ok(&creates(&objects)).await;
+        let observed = net.observe().await.objects;
+        for object in &objects {
+            prop_assert_eq!(observed.get(&object.key()), Some(object));
+        }
+        net.ok(&deletes(&objects)).await;
+        Ok(())
+    });
+}
+
+/// Two objects of one key.
+fn twins() -> impl Strategy<Value = (Object, Object)> {
+    (strategies::other_than_link(), strategies::other_than_link())
+        .prop_flat_map(|(one, two)| {
+            let gateways = (strategies::ip(Family::V4), strategies::ip(Family::V6));
+            (Just(one), Just(two), strategies::mac(), gateways)
+        })
+        .prop_map(|(one, _, mac, (v4, v6))| {
+            let of = |v6_wanted: bool| if v6_wanted { v6 } else { v4 };
+            let mut two = one.clone();
+            match &mut two {
+                Object::Fdb(o) => o.remote = of(o.remote.is_ipv6()),
+                Object::Neighbour(o) => o.mac = mac,
+                Object::Nexthop(o) => {
+                    o.gateway = of(o.gateway.is_ipv6());
+                    o.protocol = RouteProtocol(o.protocol.0 ^ 0x55);
+                }
+                Object::Route(o) => {
+                    o.target = RouteTarget::Gateway {
+                        gateway: of(o.dst.family() == Family::V6),
+                        dev: dev("flannel.1"),
+                        onlink: true,
+                    };
+                    o.protocol = RouteProtocol((o.protocol.0 ^ 0x55).max(1));
+                }
+                _ => {}
+            }
+            (one, two)
+        })
+}
+
+#[test]
+fn change_makes_it_as_given() {
+    let twins = (twins(), strategies::nexthop());
+    property(400, twins, async |net, ((one, two), nexthop)| {
+        let Object::Nexthop(nexthop) = nexthop else {
+            return Ok(());
+        };
+        let first = taken(one, nexthop.clone());
+        let Some(second) = taken(two, nexthop).pop() else {
+            return Ok(());
+        };
+        net.ok(&creates(&first)).await;
+        for object in [second.clone(), first[first.len() - 1].clone(), second] {
+            net.ok(&[Op::Change(object.clone())]).await;
+            let found = net.find(&object.key()).await;
+            prop_assert_eq!(found.as_ref(), Some(&object));
+            if let Some(Err(error)) = net.kernel.apply(&[Op::Create(object)]).await.pop() {
+                prop_assert!(false, "it is there and so, but: {}", error);
+            }
+        }
+        let there: Vec<_> = net.observe().await.objects.into_values().collect();
+        let ours: Vec<_> = there
+            .into_iter()
+            .filter(|object| first.iter().any(|o| o.key() == object.key()))
+            .collect();
+        net.ok(&deletes(&ours)).await;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_device_is_made_as_asked_and_changed_in_place() {
+    let numbers = (strategies::link(), strategies::link());
+    property(150, numbers, async |net, (asked, other)| {
+        let underlay = |mut link: Link| {
+            if let LinkKind::Vxlan(vxlan) = &mut link.kind {
+                vxlan.underlay = vxlan.underlay.map(|_| dev("u0"));
+            }
+            link.name = dev("x0");
+            link
+        };
+        let asked = underlay(asked);
+        net.ok(&[Op::Create(Object::Link(asked.clone()))]).await;
+        net.ok(&[Op::Create(Object::Link(asked.clone()))]).await;
+        let found = found_link(net).await?;
+        assert_as_asked(&found, &asked)?;
+
+        let mut changed = Link {
+            kind: asked.kind.clone(),
+            ..underlay(other.clone())
+        };
+        if let (LinkKind::Vxlan(vxlan), LinkKind::Vxlan(new)) = (&mut changed.kind, other.kind) {
+            vxlan.learning = new.learning;
+            if vxlan.local.map(|ip| ip.is_ipv6()) == new.local.map(|ip| ip.is_ipv6()) {
+                vxlan.local = new.local;
+            }
+        }
+        net.ok(&[Op::Change(Object::Link(changed.clone()))]).await;
+        let found = found_link(net).await?;
+        assert_as_asked(&found, &changed)?;
+        net.ok(&[Op::Delete(Object::Link(found))]).await;
+        prop_assert!(found_link(net).await.is_err());
+        Ok(())
+    });
+}
+
+async fn found_link(net: &Net) -> Result<Link, TestCaseError> {
+    match net.find(&ObjectKey::Link(dev("x0"))).await {
+        Some(Object::Link(link)) => Ok(link),
+        other => Err(TestCaseError::fail(format!("no device but {other:?}"))),
+    }
+}
+
+fn assert_as_asked(found: &Link, asked: &Link) -> Result<(), TestCaseError> {
+    prop_assert_eq!(&found.kind, &asked.kind);
+    prop_assert_eq!(found.up, asked.up);
+    prop_assert!(asked.mtu.is_none() || found.mtu == asked.mtu);
+    prop_assert!(asked.mac.is_none() || found.mac == asked.mac);
+    prop_assert!(asked.alias.is_none() || found.alias == asked.alias);
+    Ok(())
+}
+
+/// An overlay device has no IPv6 address that nobody asked for, and ours are usable at once.
+#[test]
+fn addresses_are_those_asked_for_and_usable_at_once() {
     netns(async |net| {
         net.with_vxlan().await;
-        let mut objects = vec![
-            Object::Link(vxlan("flannel.1")),
-            address("flannel.1", "10.5.0.0", 32),
-            address("flannel.1", "fd00:5::", 128),
-        ];
-        objects.extend(peer(1, Family::V4));
-        objects.extend(peer(2, Family::V6));
-        let ops: Vec<_> = objects.iter().cloned().map(Op::Create).collect();
-        net.ok(&ops).await;
-        for object in &objects {
-            assert_eq!(net.find(&object.key()).await.as_ref(), Some(object));
-        }
-        net.ok(&ops).await;
-        eprintln!("{:?}", net.kernel.features().await);
-        eprintln!(
-            "{}",
-            run("ip -d link show dev flannel.1").unwrap_or_default()
+        net.ok(&[Op::Create(address("flannel.1", "fd00:5::", 128))])
+            .await;
+        let observed = net.observe().await;
+        let on: Vec<_> = observed
+            .addresses
+            .iter()
+            .filter(|address| address.dev == dev("flannel.1"))
+            .collect();
+        let ips: BTreeSet<_> = on.iter().map(|address| address.ip).collect();
+        assert_eq!(ips, [ip("10.5.0.0"), ip("fd00:5::")].into());
+        assert!(
+            on.iter()
+                .all(|address| !address.tentative && address.permanent)
         );
-        eprintln!("{}", run("ip addr show dev flannel.1").unwrap_or_default());
-        let deletes: Vec<_> = objects.iter().rev().cloned().map(Op::Delete).collect();
-        net.ok(&deletes).await;
+        let under = observed
+            .addresses
+            .iter()
+            .find(|a| a.ip == ip("2001:db8::1"));
+        assert!(under.is_some_and(|address| !address.tentative));
+    });
+}
+
+/// What `ip` and `bridge` say of the same objects.
+#[test]
+fn other_programs_see_the_same() {
+    netns(async |net| {
+        net.with_vxlan().await;
+        let mut objects = peer(1, Family::V4).to_vec();
+        objects.extend(peer(2, Family::V6));
+        objects.push(Object::Route(route("10.9.0.0/16", via("10.9.0.1"))));
+        objects.push(Object::Route(route("10.8.0.0/16", RouteTarget::Blackhole)));
+        net.ok(&creates(&objects)).await;
+        for (command, lines) in [
+            (
+                "ip -d link show dev flannel.1",
+                &["vxlan id 1 local 192.0.2.1 dev u0 srcport 0 0 dstport 8472 nolearning"][..],
+            ),
+            (
+                "ip route show",
+                &[
+                    "10.128.1.0/24 nhid 2 via 10.128.1.0 dev flannel.1 proto 241 onlink",
+                    "10.9.0.0/16 via 10.9.0.1 dev flannel.1 proto 241 onlink",
+                    "blackhole 10.8.0.0/16 proto 241",
+                ],
+            ),
+            (
+                "ip -6 route show",
+                &["fd00:5:2::/64 nhid 100003 via fd00:5:2:: dev flannel.1 proto 241 metric 1024"],
+            ),
+            (
+                "ip nexthop show",
+                &[
+                    "id 2 via 10.128.1.0 dev flannel.1 scope link proto 241 onlink",
+                    "id 100003 via fd00:5:2:: dev flannel.1 scope link proto 241 onlink",
+                ],
+            ),
+            (
+                "ip neigh show dev flannel.1",
+                &["10.128.1.0 lladdr 0e:11:22:33:00:03 PERMANENT"],
+            ),
+            (
+                "ip -6 neigh show dev flannel.1",
+                &["fd00:5:2:: lladdr 0e:11:22:33:00:04 PERMANENT"],
+            ),
+            (
+                "bridge fdb show dev flannel.1",
+                &["0e:11:22:33:00:03 dst 192.0.3.1 self permanent"],
+            ),
+        ] {
+            let Some(output) = run(command) else { continue };
+            for line in lines {
+                assert!(output.contains(line), "{command} lacks {line:?}:\n{output}");
+            }
+        }
+    });
+}
+
+/// What others made with `ip` and `bridge` is seen, also what we have no word for.
+#[test]
+fn what_other_programs_made_is_seen() {
+    netns(async |net| {
+        net.with_vxlan().await;
+        for line in [
+            "ip link set lo up",
+            "ip route add 10.6.0.0/16 via 192.0.2.9 dev u0 metric 50 proto static",
+            "ip route add 10.7.0.0/16 nexthop via 192.0.2.8 dev u0 nexthop via 192.0.2.9 dev u0",
+            "ip -6 route add fd06::/64 nexthop via 2001:db8::8 dev u0 nexthop via 2001:db8::9 dev u0",
+            "ip route add unreachable 10.8.0.0/16 metric 9",
+            "ip nexthop add id 7 blackhole",
+            "ip nexthop add id 8 via 192.0.2.9 dev u0",
+            "ip nexthop add id 9 group 8",
+            "ip route add 10.9.0.0/16 nhid 9",
+            "ip neigh add 192.0.2.66 lladdr 0e:00:00:00:00:66 dev u0 nud permanent",
+            "ip neigh add 192.0.2.67 lladdr 0e:00:00:00:00:67 dev u0 nud stale",
+            "ip neigh add proxy 192.0.2.68 dev u0",
+            "bridge fdb append 00:00:00:00:00:00 dst 192.0.2.70 dev flannel.1",
+            "bridge fdb add 0e:00:00:00:00:71 dst 192.0.2.71 port 4789 dev flannel.1",
+            "bridge fdb add 0e:00:00:00:00:72 dst 192.0.2.72 dev flannel.1",
+            "ip addr add 192.0.2.80 peer 192.0.2.81/32 dev u0",
+        ] {
+            if run(line).is_none() {
+                return;
+            }
+        }
+        let observed = net.observe().await;
+        let target = |dst: &str, metric: u32| {
+            let key = ObjectKey::Route {
+                table: 254,
+                dst: common::net(dst),
+                metric,
+            };
+            match observed.objects.get(&key) {
+                Some(Object::Route(route)) => Some(route.target.clone()),
+                _ => None,
+            }
+        };
+        let u0 = dev("u0");
+        assert_eq!(
+            target("10.6.0.0/16", 50),
+            Some(RouteTarget::Gateway {
+                gateway: ip("192.0.2.9"),
+                dev: u0,
+                onlink: false
+            })
+        );
+        for (dst, metric) in [("10.7.0.0/16", 0), ("fd06::/64", 1024), ("10.8.0.0/16", 9)] {
+            let target = target(dst, metric);
+            assert!(
+                matches!(target, Some(RouteTarget::Other(_))),
+                "{dst}: {target:?}"
+            );
+        }
+        assert_eq!(target("10.9.0.0/16", 0), Some(RouteTarget::Nexthop(9)));
+        let has = |key: ObjectKey| observed.objects.contains_key(&key);
+        assert!(has(ObjectKey::Nexthop(8)));
+        assert!(!has(ObjectKey::Nexthop(7)) && !has(ObjectKey::Nexthop(9)));
+        let neighbour = |last: u8| ObjectKey::Neighbour {
+            dev: u0,
+            ip: ip(&format!("192.0.2.{last}")),
+        };
+        assert!(has(neighbour(66)), "permanent");
+        assert!(!has(neighbour(67)) && !has(neighbour(68)), "stale, proxy");
+        let fdb = |last: u8| ObjectKey::Fdb {
+            dev: dev("flannel.1"),
+            mac: MacAddr([0x0e, 0, 0, 0, 0, last]),
+        };
+        assert!(has(fdb(0x72)), "plain");
+        assert!(!has(fdb(0x71)), "one with a port of its own cannot be told");
+        let addresses: Vec<_> = observed.addresses.iter().map(|a| a.ip).collect();
+        assert!(addresses.contains(&ip("192.0.2.80")) && !addresses.contains(&ip("192.0.2.81")));
+        // In the place of what cannot be told nothing is made.
+        for object in [
+            Object::Nexthop(Nexthop {
+                id: 9,
+                gateway: ip("192.0.2.9"),
+                dev: u0,
+                onlink: false,
+                protocol: RouteProtocol::OURS,
+            }),
+            Object::Fdb(Fdb {
+                dev: dev("flannel.1"),
+                mac: MacAddr([0x0e, 0, 0, 0, 0, 0x71]),
+                remote: ip("192.0.2.71"),
+            }),
+            Object::Route(route("10.7.0.0/16", RouteTarget::Blackhole)),
+        ] {
+            let result = net.one(Op::Create(object.clone())).await;
+            assert!(
+                matches!(result, Err(Error::Exists { .. })),
+                "{object}: {result:?}"
+            );
+        }
+        // Nor is it removed for what it is not.
+        let group = Object::Nexthop(Nexthop {
+            id: 9,
+            gateway: ip("192.0.2.9"),
+            dev: u0,
+            onlink: false,
+            protocol: RouteProtocol::UNSPEC,
+        });
+        net.ok(&[Op::Delete(group)]).await;
+        assert!(run("ip nexthop show id 9").is_some_and(|text| text.contains("group 8")));
+    });
+}
+
+/// What came by itself is no configuration and gives way to it.
+#[test]
+fn entries_that_came_by_themselves_give_way() {
+    netns(async |net| {
+        net.with_vxlan().await;
+        for line in [
+            "ip neigh add 10.128.1.0 lladdr 0e:00:00:00:00:99 dev flannel.1 nud stale",
+            "ip neigh add fd00:5:1:: lladdr 0e:00:00:00:00:99 dev flannel.1 nud reachable",
+            "bridge fdb add 0e:11:22:33:00:03 dst 192.0.2.99 dev flannel.1 dynamic",
+        ] {
+            if run(line).is_none() {
+                return;
+            }
+        }
+        let mut objects = peer(1, Family::V4).to_vec();
+        objects.extend(peer(1, Family::V6).into_iter().skip(1));
+        net.ok(&creates(&objects)).await;
         for object in &objects {
+            assert!(net.has(object).await, "{object}");
+        }
+    });
+}
+
+/// A metric or protocol of 0 means any to the kernel; to us it means 0.
+#[test]
+fn delete_with_zeros_spares_others() {
+    netns(async |net| {
+        net.with_vxlan().await;
+        let ours = route("10.6.0.0/16", via("10.6.0.1"));
+        let spared = [
+            Route {
+                metric: 100,
+                ..ours.clone()
+            },
+            Route {
+                metric: 101,
+                protocol: RouteProtocol::UNSPEC,
+                ..ours.clone()
+            },
+            Route {
+                protocol: RouteProtocol::BOOT,
+                ..route("fd06::/64", via("fd06::1"))
+            },
+        ]
+        .map(Object::Route);
+        net.ok(&creates(&spared)).await;
+        let unspecified = Route {
+            metric: 100,
+            protocol: RouteProtocol::UNSPEC,
+            ..ours.clone()
+        };
+        let v6 = Route {
+            protocol: RouteProtocol::UNSPEC,
+            ..route("fd06::/64", via("fd06::1"))
+        };
+        for meant in [ours.clone(), unspecified, v6] {
+            net.ok(&[Op::Delete(Object::Route(meant))]).await;
+        }
+        for object in &spared {
+            assert!(net.has(object).await, "{object}");
+        }
+        // Also when what is meant goes in the same call, twice.
+        let ours = Object::Route(ours);
+        let twice = [
+            Op::Create(ours.clone()),
+            Op::Delete(ours.clone()),
+            Op::Delete(ours.clone()),
+        ];
+        net.ok(&twice).await;
+        net.ok(&creates(std::slice::from_ref(&ours))).await;
+        net.ok(&twice[1..]).await;
+        let again = [&twice[1..], &twice[..2]].concat();
+        net.ok(&again).await;
+        assert_eq!(net.find(&ours.key()).await, None);
+        for object in &spared {
+            assert!(net.has(object).await, "{object}");
+        }
+        // What is meant goes, also several in one call.
+        let mut both = spared.to_vec();
+        both.push(ours);
+        net.ok(&creates(&both)).await;
+        net.ok(&deletes(&both)).await;
+        for object in &both {
             assert_eq!(net.find(&object.key()).await, None);
         }
-        net.ok(&deletes).await;
     });
+}
+
+#[test]
+fn a_black_hole_is_told_from_other_routes() {
+    netns(async |net| {
+        net.with_vxlan().await;
+        for (dst, gateway) in [("10.6.0.0/16", "10.6.0.1"), ("fd06::/64", "fd06::1")] {
+            let there = Object::Route(route(dst, via(gateway)));
+            net.ok(&creates(std::slice::from_ref(&there))).await;
+            let hole = Object::Route(route(dst, RouteTarget::Blackhole));
+            net.ok(&[Op::Delete(hole)]).await;
+            assert!(net.has(&there).await, "{there}");
+        }
+    });
+}
+
+/// Nothing that needs a failed op is tried; everything else is. The reason is the first failure.
+#[test]
+fn what_needs_a_failed_op_is_skipped() {
+    netns(async |net| {
+        net.with_vxlan().await;
+        let bad = peer(1, Family::V4).map(|object| match object {
+            // An IPv4 device cannot send to an IPv6 remote.
+            Object::Fdb(fdb) => Object::Fdb(Fdb {
+                remote: ip("2001:db8::9"),
+                ..fdb
+            }),
+            other => other,
+        });
+        let good = peer(2, Family::V4);
+        let by_peer: Vec<_> = bad.iter().chain(&good).cloned().collect();
+        let mut by_kind = by_peer.clone();
+        by_kind.sort_by_key(Object::key);
+        for objects in [by_peer, by_kind] {
+            let results = net.kernel.apply(&creates(&objects)).await;
+            assert_eq!(results.len(), objects.len());
+            for (object, result) in objects.iter().zip(results) {
+                if good.contains(object) {
+                    assert!(result.is_ok(), "{object}: {result:?}");
+                } else if matches!(object, Object::Fdb(_)) {
+                    assert!(
+                        matches!(result, Err(Error::Unsupported { .. })),
+                        "{result:?}"
+                    );
+                } else {
+                    let Err(Error::Skipped { key }) = result else {
+                        panic!("{object}: {result:?}");
+                    };
+                    assert_eq!(key, bad[0].key());
+                }
+            }
+            for object in &bad {
+                assert_eq!(net.find(&object.key()).await, None);
+            }
+            net.ok(&deletes(&good)).await;
+        }
+    });
+}
+
+/// A device that could not be made in full leaves nothing, and what is on it is not tried.
+#[test]
+fn a_device_made_half_is_unmade() {
+    netns(async |net| {
+        net.with_underlay().await;
+        let too_big = Object::Link(Link {
+            mtu: Some(9000),
+            ..vxlan("flannel.1")
+        });
+        let ops = [
+            Op::Create(too_big.clone()),
+            Op::Create(address("flannel.1", "10.5.0.0", 32)),
+            Op::Create(address("u0", "10.6.0.1", 32)),
+        ];
+        let results = net.kernel.apply(&ops).await;
+        let Err(Error::Rejected { message }) = &results[0] else {
+            panic!("{results:?}");
+        };
+        assert!(
+            message.contains("MTU") && message.contains("1450"),
+            "{message}"
+        );
+        assert!(
+            matches!(&results[1], Err(Error::Skipped { key }) if *key == too_big.key()),
+            "{results:?}"
+        );
+        assert!(results[2].is_ok(), "{results:?}");
+        assert_eq!(net.find(&too_big.key()).await, None);
+    });
+}
+
+#[test]
+fn errors_have_the_kernels_words() {
+    netns(async |net| {
+        net.with_vxlan().await;
+        let second = Op::Create(Object::Link(Link {
+            name: dev("flannel.x"),
+            ..vxlan("flannel.1")
+        }));
+        let Err(Error::Exists { message }) = net.one(second).await else {
+            panic!("two devices of one VNI");
+        };
+        assert!(message.contains("VNI already exists"), "{message}");
+        let unreachable = Op::Create(Object::Route(route(
+            "10.6.0.0/16",
+            RouteTarget::Gateway {
+                gateway: ip("10.6.0.1"),
+                dev: dev("u0"),
+                onlink: false,
+            },
+        )));
+        let Err(Error::Rejected { message }) = net.one(unreachable).await else {
+            panic!("a gateway out of reach");
+        };
+        assert!(message.contains("invalid gateway"), "{message}");
+        let dangling = Op::Create(Object::Route(route(
+            "10.6.0.0/16",
+            RouteTarget::Nexthop(4711),
+        )));
+        let Err(Error::Rejected { message }) = net.one(dangling).await else {
+            panic!("a route through no nexthop");
+        };
+        assert!(message.contains("Nexthop id does not exist"), "{message}");
+    });
+}
+
+#[test]
+fn settings_are_changed_and_never_made() {
+    netns(async |net| {
+        net.with_vxlan().await;
+        let sysctl = |device: &str, name: &str, value: &str| {
+            Object::Sysctl(Sysctl {
+                dev: dev(device),
+                family: Family::V6,
+                name: name.to_owned(),
+                value: value.to_owned(),
+            })
+        };
+        let offload = |feature: &str, on| {
+            Object::Offload(Offload {
+                dev: dev("flannel.1"),
+                feature: feature.to_owned(),
+                on,
+            })
+        };
+        let checksum = "tx-checksum-ip-generic";
+        for (is, other) in [
+            (
+                sysctl("flannel.1", "accept_ra", "0"),
+                sysctl("flannel.1", "accept_ra", "2"),
+            ),
+            (offload(checksum, false), offload(checksum, true)),
+        ] {
+            net.ok(&[Op::Change(is.clone())]).await;
+            assert!(net.has(&is).await, "{is}");
+            net.ok(&[Op::Create(is.clone())]).await;
+            let result = net.one(Op::Create(other.clone())).await;
+            assert!(matches!(result, Err(Error::Exists { .. })), "{result:?}");
+            net.ok(&[Op::Change(other.clone())]).await;
+            assert!(net.has(&other).await, "{other}");
+            let result = net.one(Op::Delete(other)).await;
+            assert!(
+                matches!(result, Err(Error::Unsupported { .. })),
+                "{result:?}"
+            );
+        }
+        for (object, fits) in [
+            (sysctl("flannel.1", "no_such_setting", "0"), "unsupported"),
+            (sysctl("flannel.1", "../all/accept_ra", "0"), "rejected"),
+            (sysctl("flannel.1", "accept_ra", "two words\n"), "rejected"),
+            (sysctl("flannel.1", "accept_ra", "nonsense"), "rejected"),
+            (sysctl("all", "accept_ra", "0"), "no device"),
+            (sysctl("nowhere", "accept_ra", "0"), "no device"),
+            (offload("no-such-offload", true), "unsupported"),
+            // The kernel demands it of every virtual device without a queue.
+            (offload("netns-local", false), "rejected or unsupported"),
+        ] {
+            let result = net.one(Op::Change(object.clone())).await;
+            let is = match result {
+                Err(Error::Unsupported { .. }) => "unsupported",
+                Err(Error::Rejected { .. }) => "rejected",
+                Err(Error::NoSuchDevice { .. }) => "no device",
+                other => panic!("{object}: {other:?}"),
+            };
+            assert!(fits.contains(is), "{object}: {is}");
+        }
+    });
+}
+
+async fn next(hints: &mut ChangeStream) -> Change {
+    let next = std::future::poll_fn(|cx| hints.as_mut().poll_next(cx));
+    tokio::time::timeout(Duration::from_secs(10), next)
+        .await
+        .expect("a hint in time")
+        .expect("the stream never ends")
+}
+
+/// The hints that are there already.
+async fn pending(hints: &mut ChangeStream) -> BTreeSet<Change> {
+    let mut found = BTreeSet::new();
+    while let std::task::Poll::Ready(Some(hint)) =
+        std::future::poll_fn(|cx| std::task::Poll::Ready(hints.as_mut().poll_next(cx))).await
+    {
+        found.insert(hint);
+    }
+    found
+}
+
+/// All hints up to the one at a marker: hints are told in the order of the events, so what comes
+/// before the marker is there when the marker is. Each marker is another device, lest the end of
+/// one is taken for the beginning of the next.
+async fn up_to_marker(net: &Net, hints: &mut ChangeStream, number: usize) -> BTreeSet<Change> {
+    let name = dev(&format!("marker{number}"));
+    let marker = Object::Link(Link {
+        name,
+        kind: LinkKind::Bridge,
+        mtu: None,
+        mac: None,
+        up: false,
+        alias: None,
+    });
+    net.ok(&[Op::Create(marker)]).await;
+    let mut found = BTreeSet::new();
+    while !found.contains(&Change::Link(Some(name))) {
+        found.insert(next(hints).await);
+    }
+    found.extend(pending(hints).await);
+    found
+}
+
+#[test]
+fn neighbours_that_come_by_themselves_are_not_hinted() {
+    netns(async |net| {
+        net.with_vxlan().await;
+        let mut hints = net.kernel.changes();
+        assert_eq!(next(&mut hints).await, Change::All);
+        let of_u0 = Change::Neighbour(Some(dev("u0")));
+        let of_overlay = Change::Neighbour(Some(dev("flannel.1")));
+        for line in [
+            "ip neigh add 192.0.2.66 lladdr 0e:00:00:00:00:66 dev u0 nud stale",
+            "ip neigh change 192.0.2.66 lladdr 0e:00:00:00:00:67 dev u0 nud reachable",
+        ] {
+            if run(line).is_none() {
+                return;
+            }
+        }
+        let found = up_to_marker(&net, &mut hints, 0).await;
+        assert!(!found.contains(&of_u0), "{found:?}");
+        // What somebody configured is hinted at, however it ends.
+        let lines = [
+            "ip neigh add 192.0.2.68 lladdr 0e:00:00:00:00:66 dev u0 nud permanent",
+            "ip neigh del 192.0.2.68 dev u0",
+        ];
+        for (at, line) in lines.into_iter().enumerate() {
+            run(line);
+            let found = up_to_marker(&net, &mut hints, 1 + at).await;
+            assert!(found.contains(&of_u0), "{line}: {found:?}");
+        }
+        let lines = [
+            "ip neigh add 10.5.9.9 lladdr 0e:00:00:00:00:66 dev flannel.1 nud permanent",
+            "ip neigh change 10.5.9.9 lladdr 0e:00:00:00:00:66 dev flannel.1 nud reachable",
+            "bridge fdb add 0e:00:00:00:00:71 dst 192.0.2.71 dev flannel.1",
+            "bridge fdb del 0e:00:00:00:00:71 dst 192.0.2.71 dev flannel.1",
+        ];
+        for (at, line) in lines.into_iter().enumerate() {
+            if run(line).is_none() {
+                return;
+            }
+            let found = up_to_marker(&net, &mut hints, 10 + at).await;
+            assert!(found.contains(&of_overlay), "{line}: {found:?}");
+        }
+    });
+}
+
+/// A device that is made or renamed while we watch is called by its name.
+#[test]
+fn hints_follow_the_names() {
+    netns(async |net| {
+        let mut hints = net.kernel.changes();
+        assert_eq!(next(&mut hints).await, Change::All);
+        net.with_vxlan().await;
+        let found = up_to_marker(&net, &mut hints, 0).await;
+        assert!(found.contains(&Change::Link(Some(dev("flannel.1")))));
+        assert!(found.contains(&Change::Address(Some(dev("u0")))));
+        for line in [
+            "ip link set flannel.1 down",
+            "ip link set flannel.1 name other",
+            "ip link set other up",
+            "ip neigh add 10.5.9.9 lladdr 0e:00:00:00:00:66 dev other nud permanent",
+        ] {
+            if run(line).is_none() {
+                return;
+            }
+        }
+        let found = up_to_marker(&net, &mut hints, 1).await;
+        assert!(
+            found.contains(&Change::Neighbour(Some(dev("other")))),
+            "{found:?}"
+        );
+    });
+}
+
+/// Events that did not fit are told as such, and the watch goes on.
+#[test]
+fn lost_hints_are_told() {
+    netns_with(NetlinkOptions::new().watch_buffer(1), async |net| {
+        net.with_vxlan().await;
+        let mut hints = net.kernel.changes();
+        assert_eq!(next(&mut hints).await, Change::All);
+        pending(&mut hints).await;
+        let entries: Vec<_> = (0..4000)
+            .map(|n| {
+                let [a, b] = u16::to_be_bytes(n);
+                Object::Neighbour(Neighbour {
+                    dev: dev("flannel.1"),
+                    ip: ip(&format!("10.9.{a}.{b}")),
+                    mac: mac(n),
+                })
+            })
+            .collect();
+        net.ok(&creates(&entries)).await;
+        while next(&mut hints).await != Change::All {}
+        pending(&mut hints).await;
+        net.ok(&[Op::Create(address("u0", "10.6.0.1", 32))]).await;
+        while !matches!(next(&mut hints).await, Change::All | Change::Address(_)) {}
+    });
+}
+
+/// An answer that did not fit into the receive buffer never passes for success.
+#[test]
+fn lost_answers_are_no_success() {
+    netns_with(
+        NetlinkOptions::new().receive_buffer(16 * 1024),
+        async |net| {
+            net.with_vxlan().await;
+            // An IPv4 device cannot send to an IPv6 remote: the kernel refuses each.
+            let bad: Vec<_> = (0..2000)
+                .map(|n| {
+                    Object::Fdb(Fdb {
+                        dev: dev("flannel.1"),
+                        mac: mac(n),
+                        remote: ip("2001:db8::9"),
+                    })
+                })
+                .collect();
+            let results = net.kernel.apply(&creates(&bad)).await;
+            assert!(results.iter().all(Result::is_err));
+            let lost = results
+                .iter()
+                .filter(|result| matches!(result, Err(Error::Connection { .. })))
+                .count();
+            assert!(lost > 0, "the buffer was not too small");
+            // The next call has a new connection.
+            net.ok(&creates(&peer(1, Family::V4))).await;
+            net.observe().await;
+        },
+    );
+}
+
+/// While links and routes come and go, a reading holds all that stays, or is an error.
+#[test]
+fn a_reading_under_churn_is_whole_or_an_error() {
+    netns(async |net| {
+        net.with_vxlan().await;
+        let both = |n| {
+            Family::ALL
+                .into_iter()
+                .flat_map(move |family| peer(n, family))
+        };
+        let stays: Vec<_> = (0..300).flat_map(both).collect();
+        net.ok(&creates(&stays)).await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let namespace = this_namespace();
+        let churn = std::thread::spawn(move || {
+            let kernel = NetlinkKernel::in_namespace_fd(namespace).expect("a kernel");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()
+                .expect("a runtime");
+            let mut objects = vec![Object::Link(Link {
+                name: dev("churn"),
+                kind: LinkKind::Bridge,
+                mtu: None,
+                mac: None,
+                up: true,
+                alias: None,
+            })];
+            objects.push(address("churn", "10.66.0.1", 24));
+            objects.extend((400..600).flat_map(both));
+            let mut rounds = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                runtime.block_on(kernel.apply(&creates(&objects)));
+                runtime.block_on(kernel.apply(&deletes(&objects)));
+                rounds += 1;
+            }
+            rounds
+        });
+        let mut whole = 0;
+        for _ in 0..200 {
+            match net.kernel.observe(&scope()).await {
+                Ok(observed) => {
+                    whole += 1;
+                    for object in &stays {
+                        assert_eq!(observed.objects.get(&object.key()), Some(object));
+                    }
+                }
+                Err(error) => assert!(matches!(error, Error::Interrupted), "{error}"),
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        let rounds = churn.join().expect("the churn");
+        assert!(rounds > 2, "there was no churn");
+        assert!(whole > 0, "no reading succeeded");
+    });
+}
+
+/// The kernel's own dump leaves out entries that stay when others go while it is read.
+#[test]
+fn forwarding_entries_are_read_whole_while_others_go() {
+    netns(async |net| {
+        net.with_vxlan().await;
+        let entries = |numbers: std::ops::Range<u16>| -> Vec<_> {
+            let entry = |n| Fdb {
+                dev: dev("flannel.1"),
+                mac: mac(n),
+                remote: ip("192.0.2.9"),
+            };
+            numbers.map(entry).map(Object::Fdb).collect()
+        };
+        let stays = entries(0..3000);
+        net.ok(&creates(&stays)).await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let namespace = this_namespace();
+        let (comes, goes) = (creates(&entries(4000..4600)), deletes(&entries(4000..4600)));
+        let churn = std::thread::spawn(move || {
+            let kernel = NetlinkKernel::in_namespace_fd(namespace).expect("a kernel");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build()
+                .expect("a runtime");
+            while !stopped.load(Ordering::Relaxed) {
+                runtime.block_on(kernel.apply(&comes));
+                runtime.block_on(kernel.apply(&goes));
+                // Without a pause no reading would ever be undisturbed.
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let mut whole = 0;
+        for _ in 0..150 {
+            match net.kernel.observe(&scope()).await {
+                Ok(observed) => {
+                    whole += 1;
+                    for object in &stays {
+                        assert_eq!(observed.objects.get(&object.key()), Some(object));
+                    }
+                }
+                Err(error) => assert!(matches!(error, Error::Interrupted), "{error}"),
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        churn.join().expect("the churn");
+        assert!(whole > 0, "no reading succeeded");
+    });
+}
+
+#[test]
+fn deleting_the_underlay_takes_the_overlay_along() {
+    netns(async |net| {
+        net.with_vxlan().await;
+        net.ok(&creates(&peer(1, Family::V4))).await;
+        let Some(u0) = net.find(&ObjectKey::Link(dev("u0"))).await else {
+            panic!("no u0");
+        };
+        net.ok(&[Op::Delete(u0)]).await;
+        let observed = net.observe().await;
+        let links: Vec<_> = observed.links.iter().map(|link| link.name).collect();
+        assert_eq!(links, [dev("lo")]);
+        // What went with the device is gone already; making it names what is missing.
+        net.ok(&deletes(&peer(1, Family::V4))).await;
+        let result = net.one(Op::Create(Object::Link(vxlan("flannel.1")))).await;
+        assert!(
+            matches!(&result, Err(Error::NoSuchDevice { dev }) if dev == "u0"),
+            "{result:?}"
+        );
+    });
+}
+
+/// The underlay device of a VXLAN device changes in place: its entries stay.
+#[test]
+fn the_underlay_changes_in_place() {
+    netns(async |net| {
+        net.with_vxlan().await;
+        let entries = peer(1, Family::V4);
+        net.ok(&creates(&entries)).await;
+        let mut link = vxlan("flannel.1");
+        link.kind = LinkKind::Vxlan(Vxlan {
+            vni: 1,
+            port: 8472,
+            underlay: Some(dev("u1")),
+            local: Some(ip("192.0.2.9")),
+            learning: false,
+            gbp: false,
+        });
+        net.ok(&[Op::Change(Object::Link(link.clone()))]).await;
+        assert!(net.has(&Object::Link(link)).await);
+        for object in &entries {
+            assert!(net.has(object).await, "{object}");
+        }
+    });
+}
+
+/// A pair of devices between namespaces, a bridge with a port, a device that moves.
+#[test]
+fn devices_between_namespaces() {
+    netns(async |net| {
+        let (send, receive) = std::sync::mpsc::channel();
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || {
+            netns_blocking(move |runtime, other| {
+                send.send(this_namespace()).expect("sent");
+                wait.recv().expect("a word");
+                let observed = runtime.block_on(other.observe());
+                let names: BTreeSet<_> = observed.links.iter().map(|link| link.name).collect();
+                assert_eq!(names, [dev("lo"), dev("p1"), dev("p2")].into());
+            })
+        });
+        let namespace = receive.recv().expect("a namespace");
+        net.kernel
+            .create_veth(dev("p0"), 1400, dev("p1"), Some(namespace.as_fd()))
+            .await
+            .expect("a pair");
+        net.kernel
+            .create_veth(dev("p3"), 1400, dev("p2"), None)
+            .await
+            .expect("a pair");
+        net.kernel
+            .move_link(dev("p2"), namespace.as_fd())
+            .await
+            .expect("moved");
+        let bridge = Object::Link(Link {
+            name: dev("br0"),
+            kind: LinkKind::Bridge,
+            mtu: None,
+            mac: None,
+            up: true,
+            alias: None,
+        });
+        net.ok(&[Op::Create(bridge)]).await;
+        net.kernel
+            .set_master(dev("p0"), Some(dev("br0")))
+            .await
+            .expect("enslaved");
+        let master = |observed: flannel_core::Observed| {
+            let port = observed
+                .links
+                .into_iter()
+                .find(|link| link.name == dev("p0"));
+            port.expect("p0").master
+        };
+        let observed = net.observe().await;
+        // The other end is elsewhere, where its index says nothing.
+        let p0 = Object::Link(Link {
+            name: dev("p0"),
+            kind: LinkKind::Veth { peer: None },
+            mtu: Some(1400),
+            mac: observed
+                .links
+                .iter()
+                .find(|link| link.name == dev("p0"))
+                .and_then(|link| link.mac),
+            up: false,
+            alias: None,
+        });
+        assert_eq!(observed.objects.get(&p0.key()), Some(&p0));
+        assert_eq!(master(observed), Some(dev("br0")));
+        net.kernel.set_master(dev("p0"), None).await.expect("freed");
+        assert_eq!(master(net.observe().await), None);
+        for result in [
+            net.kernel.set_master(dev("p9"), None).await,
+            net.kernel.set_master(dev("p0"), Some(dev("br9"))).await,
+            net.kernel.move_link(dev("p9"), namespace.as_fd()).await,
+        ] {
+            assert!(
+                matches!(result, Err(Error::NoSuchDevice { .. })),
+                "{result:?}"
+            );
+        }
+        done.send(()).expect("sent");
+        other.join().expect("the other namespace");
+    });
+}
+
+/// Kernel and watch hold no namespace beyond their lives: a veth pair ends with one of them.
+#[test]
+fn dropping_the_kernel_and_the_watch_frees_the_namespace() {
+    netns(async |net| {
+        let (send, receive) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            netns_blocking(move |runtime, other| {
+                let hints = other.kernel.changes();
+                runtime.block_on(other.observe());
+                send.send((this_namespace(), other.kernel, hints))
+                    .expect("sent");
+            })
+        });
+        let (namespace, kernel, mut hints) = receive.recv().expect("a namespace");
+        thread.join().expect("a thread");
+        assert_eq!(next(&mut hints).await, Change::All);
+        net.kernel
+            .create_veth(dev("p0"), 1500, dev("p1"), Some(namespace.as_fd()))
+            .await
+            .expect("a pair");
+        drop((namespace, kernel));
+        assert!(net.find(&ObjectKey::Link(dev("p0"))).await.is_some());
+        drop(hints);
+        until("the namespace is freed", async || {
+            net.find(&ObjectKey::Link(dev("p0"))).await.is_none()
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_namespace_is_entered_by_path_or_file() {
+    netns(async |net| {
+        net.with_underlay().await;
+        let path = format!(
+            "/proc/{}/task/{}/ns/net",
+            std::process::id(),
+            nix::unistd::gettid()
+        );
+        let opened = std::thread::spawn(move || {
+            let file = std::fs::File::open(&path).expect("a namespace");
+            [
+                NetlinkKernel::in_namespace(&path).expect("a kernel"),
+                NetlinkKernel::in_namespace_fd(file.into()).expect("a kernel"),
+            ]
+        });
+        for kernel in opened.join().expect("a thread") {
+            let observed = kernel.observe(&Scope::default()).await.expect("the state");
+            assert!(observed.objects.contains_key(&ObjectKey::Link(dev("u0"))));
+        }
+        let missing = NetlinkKernel::in_namespace("/no/such/namespace");
+        assert!(
+            matches!(missing, Err(Error::NotFound { .. })),
+            "{missing:?}"
+        );
+        let no_namespace = NetlinkKernel::in_namespace("/proc/self/status");
+        assert!(
+            matches!(no_namespace, Err(Error::Connection { .. })),
+            "{no_namespace:?}"
+        );
+    });
+}
+
+/// An apply that nobody waits for does no harm to the next.
+#[test]
+fn an_abandoned_apply_harms_nothing() {
+    netns(async |net| {
+        net.with_vxlan().await;
+        let objects: Vec<_> = (0..2000).flat_map(|n| peer(n, Family::V4)).collect();
+        for _ in 0..5 {
+            let ops = creates(&objects);
+            let mut apply = net.kernel.apply(&ops);
+            let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(apply.as_mut().poll(cx)));
+            assert!(polled.await.is_pending());
+            drop(apply);
+        }
+        net.ok(&creates(&objects)).await;
+        let observed = net.observe().await;
+        for object in &objects {
+            assert_eq!(observed.objects.get(&object.key()), Some(object));
+        }
+    });
+}
+
+#[test]
+fn probing_tells_what_is_there() {
+    netns(async |net| {
+        net.with_underlay().await;
+        let features = net.kernel.features().await.expect("an answer");
+        assert!(features.net_admin && features.vxlan && features.ipv6 && features.sysctls);
+        assert_eq!(features.forwarding_v4, Some(false));
+        assert!(!features.release.is_empty());
+        let observed = net.observe().await;
+        assert_eq!(observed.links.len(), 3, "{:?}", observed.links);
+    });
+}
+
+/// Set for the child of the test below.
+const CHILD: &str = "FLANNEL_TEST_WITHOUT_RIGHTS";
+
+/// Without rights everything is seen and nothing is done, and both are said.
+#[test]
+fn without_rights_it_is_said() {
+    netns(async |net| {
+        net.with_vxlan().await;
+        let binary = std::env::current_exe().expect("this program");
+        let output = Command::new(&binary)
+            .args(["--exact", "without_rights_child", "--nocapture"])
+            .env(CHILD, "1")
+            .env("RUST_BACKTRACE", "0")
+            .uid(65_534)
+            .gid(65_534)
+            .output();
+        match output {
+            Ok(output) => {
+                let text = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{text}");
+                assert!(text.contains("child ran"), "{text}");
+            }
+            Err(error) => eprintln!("SKIPPED: {} cannot be run: {error}", binary.display()),
+        }
+    });
+}
+
+/// What the test above runs as nobody, in its namespace.
+#[test]
+fn without_rights_child() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let kernel = NetlinkKernel::new().expect("a kernel");
+        let features = kernel.features().await.expect("an answer");
+        assert!(!features.net_admin && !features.sysctls, "{features:?}");
+        assert!(
+            features.vxlan && features.nexthops && features.ipv6,
+            "{features:?}"
+        );
+        let observed = kernel.observe(&scope()).await.expect("the state");
+        assert!(
+            observed
+                .objects
+                .contains_key(&ObjectKey::Link(dev("flannel.1")))
+        );
+        let ops = [
+            Op::Create(address("flannel.1", "10.5.0.1", 32)),
+            Op::Change(Object::Link(vxlan("flannel.1"))),
+            Op::Change(Object::Sysctl(Sysctl {
+                dev: dev("flannel.1"),
+                family: Family::V6,
+                name: "accept_ra".to_owned(),
+                value: "7".to_owned(),
+            })),
+            Op::Change(Object::Link(Link {
+                mtu: Some(1300),
+                ..vxlan("flannel.1")
+            })),
+        ];
+        let results = kernel.apply(&ops).await;
+        for (at, result) in results.iter().enumerate() {
+            // What is right already needs no right.
+            let fits = match result {
+                Ok(()) => at == 1,
+                Err(error) => matches!(error, Error::NotPermitted { .. }) && at != 1,
+            };
+            assert!(fits, "{at}: {result:?}");
+        }
+        let mut hints = kernel.changes();
+        assert_eq!(next(&mut hints).await, Change::All);
+    });
+    eprintln!("child ran");
+}
+
+#[test]
+fn the_clock_counts_from_the_start_of_the_machine() {
+    let clock = BootClock::new();
+    let (first, second) = (clock.now(), clock.now());
+    assert!(second >= first);
+    let uptime = std::fs::read_to_string("/proc/uptime").expect("Linux");
+    let uptime: f64 = uptime
+        .split_whitespace()
+        .next()
+        .and_then(|word| word.parse().ok())
+        .expect("seconds");
+    assert!((clock.now().as_duration().as_secs_f64() - uptime).abs() < 5.0);
 }

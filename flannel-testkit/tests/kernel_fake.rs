@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use flannel_testkit::conformance::kernel::{self, KernelFixture, Promise};
+use flannel_testkit::conformance::kernel::{self, KernelFixture, Outcome, Promise};
 use flannel_testkit::fake_kernel::FakeKernel;
 
 async fn fixture() -> Result<KernelFixture, String> {
@@ -11,6 +11,10 @@ async fn fixture() -> Result<KernelFixture, String> {
 }
 
 fn run(promise: Promise) {
+    run_on_fixture(async |fixture| promise(fixture).await);
+}
+
+fn run_on_fixture(promise: impl AsyncFnOnce(&KernelFixture) -> Outcome) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -30,5 +34,15 @@ async fn the_whole_suite_has_one_outcome_per_promise() {
     assert_eq!(outcomes.len(), kernel::PROMISES.len());
     for (name, outcome) in outcomes {
         outcome.unwrap_or_else(|reason| panic!("{name}: {reason}"));
+    }
+}
+
+#[cfg(feature = "proptest")]
+proptest::proptest! {
+    #[test]
+    fn objects_of_any_values_are_returned_as_asked(
+        objects in flannel_testkit::strategies::objects::makeable(kernel::underlay()),
+    ) {
+        run_on_fixture(async |fixture| kernel::returns_what_was_asked(fixture, &objects).await);
     }
 }

@@ -168,6 +168,16 @@ fn nodes_of_one_underlay_reach_one_another_in_both_families() {
 }
 
 #[test]
+fn a_large_underlay_does_not_fill_the_kernels_neighbour_table() {
+    let _alone = alone();
+    let Some(lab) = Lab::for_test("large") else {
+        return;
+    };
+    let underlay = lab.underlay(64).unwrap();
+    assert_all_answer(&underlay.nodes, 64 * 63 * 2);
+}
+
+#[test]
 fn a_router_connects_the_subnets_of_an_underlay() {
     let Some(lab) = Lab::for_test("two-underlays") else {
         return;
@@ -489,12 +499,12 @@ fn a_prober_ends_by_itself_and_when_told() {
         return;
     };
     let Routed { pods, .. } = routed(&lab);
-    let hour = Options {
-        packets: 3_600_000,
+    let long = Options {
+        packets: 20_000,
         rate: 1_000,
         ..Options::default()
     };
-    let prober = probe(&pods, Family::V6, hour);
+    let prober = probe(&pods, Family::V6, long);
     assert!(prober.wait_received(50, TIMEOUT));
     let start = Instant::now();
     prober.stop();

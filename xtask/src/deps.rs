@@ -1,6 +1,6 @@
 //! Who may depend on whom.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::metadata::{Package, Workspace};
 use crate::run::{Outcome, cargo, output};
@@ -35,9 +35,9 @@ const OWNED: &[(&str, &str)] = &[
 
 pub(crate) fn run() -> Outcome {
     let workspace = Workspace::load()?;
-    let members: BTreeSet<&str> = workspace
+    let members: BTreeMap<&str, &Package> = workspace
         .members()
-        .map(|package| package.name.as_str())
+        .map(|package| (package.name.as_str(), package))
         .collect();
     let mut wrong = Vec::new();
     for package in workspace.members() {
@@ -54,10 +54,10 @@ pub(crate) fn run() -> Outcome {
     }
 }
 
-/// The siblings that a member may depend on; `None`: nobody has decided yet.
+/// The siblings that a published member may depend on; `None`: nobody has decided yet.
 fn allowed_siblings(name: &str) -> Option<&'static [&'static str]> {
     match name {
-        "flannel-core" | "xtask" => Some(&[]),
+        "flannel-core" => Some(&[]),
         "flannel-testkit" => Some(&["flannel-core", "flannel-netlink"]),
         "flannel-netlink" => Some(&["flannel-core"]),
         _ if name.starts_with("flannel-backend-") => Some(&["flannel-core"]),
@@ -66,32 +66,30 @@ fn allowed_siblings(name: &str) -> Option<&'static [&'static str]> {
     }
 }
 
-fn check_siblings(package: &Package, members: &BTreeSet<&str>, wrong: &mut Vec<String>) {
+/// A member that is not published (tests, tools) may use all; nobody may use it. The facade may
+/// use everything else.
+fn check_siblings(package: &Package, members: &BTreeMap<&str, &Package>, wrong: &mut Vec<String>) {
     let name = &package.name;
-    let mut siblings = package
+    let siblings = package
         .dependencies
         .iter()
-        .filter(|dependency| members.contains(dependency.as_str()));
-    if name == "flannel" {
-        wrong.extend(
-            siblings
-                .filter(|sibling| *sibling == "xtask")
-                .map(|sibling| format!("{name} depends on {sibling}, which is no library")),
-        );
-        return;
-    }
-    let Some(allowed) = allowed_siblings(name) else {
+        .filter_map(|dependency| members.get(dependency.as_str()));
+    let allowed = allowed_siblings(name);
+    if allowed.is_none() && package.published && name != "flannel" {
         wrong.push(format!(
             "{name} is new: say in xtask/src/deps.rs which siblings it may depend on"
         ));
-        return;
-    };
-    wrong.extend(
-        siblings
-            .by_ref()
-            .filter(|sibling| !allowed.contains(&sibling.as_str()))
-            .map(|sibling| format!("{name} depends on its sibling {sibling}")),
-    );
+    }
+    for sibling in siblings {
+        if !sibling.published {
+            wrong.push(format!(
+                "{name} depends on {}, which is not published",
+                sibling.name
+            ));
+        } else if allowed.is_some_and(|allowed| !allowed.contains(&sibling.name.as_str())) {
+            wrong.push(format!("{name} depends on its sibling {}", sibling.name));
+        }
+    }
 }
 
 fn check_owned(package: &Package, wrong: &mut Vec<String>) {

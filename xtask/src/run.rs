@@ -10,7 +10,8 @@ pub(crate) type Outcome<T = ()> = Result<T, String>;
 
 /// Makes the workspace's root the current directory, wherever cargo was called from.
 pub(crate) fn enter_workspace() -> Outcome {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+    let ours = env::var_os("CARGO_MANIFEST_DIR").ok_or("run it as `cargo xtask`")?;
+    let root = Path::new(&ours)
         .parent()
         .ok_or("xtask is not in a workspace")?;
     env::set_current_dir(root).map_err(|error| format!("{}: {error}", root.display()))

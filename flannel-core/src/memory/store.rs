@@ -237,9 +237,7 @@ impl Store {
 
     /// Whether the config allows a node these subnets.
     fn fits(&self, subnets: &DualStack<Subnet>) -> bool {
-        let pools = self.config.pools();
-        let fits = |(family, subnet)| pools.get(family).is_some_and(|pool| pool.fits(subnet));
-        subnets.same_families(pools) && subnets.iter().all(fits)
+        self.config.fits(subnets)
     }
 
     /// How long a node's lease lasts: for ever, if it is of what was reserved for it.
@@ -487,5 +485,33 @@ fn lost(lease: &Lease, reason: &str) -> Error {
     Error::LeaseLost {
         key: lease.key.clone(),
         reason: reason.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::TokioClock;
+    use crate::config::PoolMode;
+
+    /// From outside it cannot be seen how much waits for a watch that fetches nothing.
+    #[test]
+    fn what_waits_for_a_watch_stays_bounded() {
+        let text = r#"{"Network":"10.5.0.0/16"}"#;
+        let config = NetworkConfig::from_json(text, PoolMode::Allocated).expect("a valid config");
+        let mut store = Store::new(config.clone(), Arc::new(TokioClock::new()));
+        let ids = [store.subscribe(), store.subscribe()];
+        store.next_event(ids[1], Moment::default(), Waker::noop());
+        for _ in 0..5 * MAX_QUEUE {
+            store.set_config(config.clone());
+            assert!(
+                store
+                    .subscribers
+                    .values()
+                    .all(|s| s.queue.len() <= MAX_QUEUE)
+            );
+        }
+        store.unsubscribe(ids[0]);
+        assert_eq!(store.subscribers.len(), 1);
     }
 }

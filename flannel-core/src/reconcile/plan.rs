@@ -14,12 +14,14 @@ mod links;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::{Observed, Op};
 use crate::lease::LeaseKey;
-use crate::object::{Address, IfName, Object, ObjectKey, Route, RouteTarget};
+use crate::object::{Address, IfName, MAIN_TABLE, Nexthop, Object, ObjectKey, Route, RouteTarget};
+use crate::subnet::Subnet;
 
 use super::desired::{Desired, Wanted};
 use super::ownership::{Owner, Ownership};
@@ -49,6 +51,11 @@ pub enum Why {
     /// It is ours or Go flannel's and keeps the kernel from making what is wanted.
     InTheWay {
         /// What it keeps from being made.
+        of: ObjectKey,
+    },
+    /// It is made and directly removed again, so that the kernel takes what is wanted.
+    Stopgap {
+        /// What could not be made without it.
         of: ObjectKey,
     },
 }
@@ -266,7 +273,7 @@ impl<'a> Planner<'a> {
             }
             _ => Op::Create(wanted.object.clone()),
         };
-        self.step(op, Why::Missing, wanted.peer.clone());
+        self.step_with_stopgap(key, op, Why::Missing, wanted);
     }
 
     fn correct(&mut self, key: &'a ObjectKey, wanted: &'a Wanted, found: &'a Object) {
@@ -285,7 +292,7 @@ impl<'a> Planner<'a> {
             return;
         }
         let op = Op::Change(wanted.object.clone());
-        self.step(op, Why::Drifted { field }, wanted.peer.clone());
+        self.step_with_stopgap(key, op, Why::Drifted { field }, wanted);
     }
 
     /// Whether a route sends packets where it should, by way of a nexthop object or without. Who
@@ -338,6 +345,81 @@ impl<'a> Planner<'a> {
                     if ip.is_ipv6() && other.dev == dev && other.ip == ip)
                     && !self.is_lost(object)
             })
+    }
+
+    /// Adds a step, with a route before it and its removal after it where the kernel would not take
+    /// the gateway otherwise.
+    fn step_with_stopgap(&mut self, key: &ObjectKey, op: Op, why: Why, wanted: &Wanted) {
+        let stopgap = self.stopgap(op.object());
+        let why_stopgap = Why::Stopgap { of: key.clone() };
+        if let Some(route) = &stopgap {
+            let op = Op::Create(route.clone());
+            self.step(op, why_stopgap.clone(), wanted.peer.clone());
+        }
+        self.step(op, why, wanted.peer.clone());
+        if let Some(route) = stopgap {
+            self.step(Op::Delete(route), why_stopgap, wanted.peer.clone());
+        }
+    }
+
+    /// The route that makes the kernel see an IPv6 gateway where it is wanted.
+    ///
+    /// IPv6 refuses an on-link gateway while the best route to its address leads through another
+    /// device, as the very route does that is to move here: the gateway of a tunnel is the first
+    /// address of the peer's subnet. A route to that one address overrules it for a moment, and no
+    /// packet is lost. Left behind by a crash, it is an orphan of ours.
+    fn stopgap(&self, object: &Object) -> Option<Object> {
+        let (gateway, dev) = match object {
+            Object::Nexthop(Nexthop {
+                gateway: IpAddr::V6(gateway),
+                dev,
+                onlink: true,
+                ..
+            })
+            | Object::Route(Route {
+                target:
+                    RouteTarget::Gateway {
+                        gateway: IpAddr::V6(gateway),
+                        dev,
+                        onlink: true,
+                    },
+                ..
+            }) => (*gateway, *dev),
+            _ => return None,
+        };
+        let through = self.dev_of(self.best_route_at(gateway)?)?;
+        let route = Object::Route(Route {
+            table: MAIN_TABLE,
+            dst: Subnet::host(gateway),
+            metric: 1,
+            target: RouteTarget::Device(dev),
+            protocol: self.ownership.protocol,
+        });
+        let is_free = !self.observed.objects.contains_key(&route.key());
+        let would_be_ours = self.ownership.owner(&route, self.observed) == Owner::Ours;
+        (through != dev && is_free && would_be_ours).then_some(route)
+    }
+
+    /// The longest route, so far as it stays, of those that are there and begin at an address.
+    fn best_route_at(&self, ip: Ipv6Addr) -> Option<&'a Object> {
+        let shortest = u8::try_from(128 - ip.to_bits().trailing_zeros()).ok()?;
+        let key = |dst, metric| ObjectKey::Route {
+            table: MAIN_TABLE,
+            dst,
+            metric,
+        };
+        let first = key(Subnet::new(ip, shortest).ok()?, 0);
+        let last = key(Subnet::host(ip), u32::MAX);
+        let mut best: Option<(&Subnet, &'a Object)> = None;
+        for (key, object) in self.observed.objects.range(first..=last) {
+            if let ObjectKey::Route { dst, .. } = key
+                && best.is_none_or(|(best, _)| dst.len() > best.len())
+                && !self.is_lost(object)
+            {
+                best = Some((dst, object));
+            }
+        }
+        best.map(|(_, object)| object)
     }
 
     fn step(&mut self, op: Op, why: Why, peer: Option<LeaseKey>) {
@@ -408,16 +490,10 @@ impl<'a> Planner<'a> {
             let on_falling = self.dev_of(object).filter(|dev| falling.contains(dev));
             match (object, on_falling) {
                 (Object::Link(link), Some(_)) if !fallen.contains(&link.name) => {
-                    let with_it = self.falls_with(link.name);
-                    let disrupts =
-                        self.keys_on(&with_it, |key| !self.desired.objects.contains_key(key));
-                    fallen.extend(with_it);
-                    self.steps.push(Step {
-                        op: Op::Delete(object.clone()),
-                        why: Why::Orphan,
-                        peer: None,
-                        disrupts,
-                    });
+                    let moved = |key: &_| self.desired.objects.contains_key(key);
+                    let step = self.removal(object, link.name, Why::Orphan, moved);
+                    self.steps.push(step);
+                    fallen.extend(self.falls_with(link.name));
                 }
                 (Object::Link(_), _) | (_, Some(_)) => {}
                 // With its last address a device that has to stay would lose what it stays for.

@@ -22,6 +22,9 @@ const DEBOUNCE: Duration = Duration::from_millis(5);
 /// The least wait between two readings; a reading that takes long makes it longer.
 const READ_GAP: Duration = Duration::from_millis(10);
 
+/// How often settings are looked at.
+const SETTINGS: Duration = Duration::from_secs(2);
+
 /// The wait before what was applied is read back, if no hint asks for it before.
 const VERIFY: Duration = Duration::from_millis(100);
 
@@ -50,6 +53,7 @@ pub(crate) struct Reconciler {
     scope: Scope,
     /// When the kernel is to be read; `None` while what was read last is trusted.
     read_at: Option<Moment>,
+    settings_at: Moment,
     last_read: Moment,
     read_cost: Duration,
     read_failures: u32,
@@ -84,6 +88,7 @@ impl Reconciler {
             observed: None,
             scope: Scope::default(),
             read_at: Some(now),
+            settings_at: now,
             last_read: now,
             read_cost: Duration::ZERO,
             read_failures: 0,
@@ -190,7 +195,26 @@ impl Reconciler {
     /// When there is something to do next.
     pub(crate) fn next_wake(&self) -> Option<Moment> {
         let retry = self.failures.values().map(|failure| failure.retry_at).min();
-        [self.read_at, retry].into_iter().flatten().min()
+        let settings = (!self.scope.settings.is_empty()).then_some(self.settings_at);
+        [self.read_at, retry, settings].into_iter().flatten().min()
+    }
+
+    /// Looks at the settings now and then: nobody hints at them.
+    pub(crate) async fn look_at_settings(&mut self) {
+        if self.scope.settings.is_empty() || self.clock.now() < self.settings_at {
+            return;
+        }
+        self.settings_at = self.clock.now() + SETTINGS + self.rng.below(SETTINGS / 8);
+        let Some(observed) = self.observed.clone() else {
+            return;
+        };
+        // An error is left to the whole reading, which is due soon enough.
+        if let Ok(found) = self.kernel.settings(&self.scope.settings).await {
+            let same = |key| observed.objects.get(key) == found.get(key);
+            if !self.scope.settings.iter().all(same) {
+                self.read_at = Some(self.clock.now());
+            }
+        }
     }
 
     /// Reads the kernel if that is due. Answers whether there is a new reading.

@@ -27,6 +27,20 @@ pub fn netns_with<T: Send + 'static>(
     options: NetlinkOptions,
     test: impl AsyncFnOnce(Net) -> T + Send + 'static,
 ) -> Option<T> {
+    enter(options, |runtime, net| runtime.block_on(test(net)))
+}
+
+/// As [`netns`], for a test that drives the runtime itself.
+pub fn netns_blocking<T: Send + 'static>(
+    test: impl FnOnce(&tokio::runtime::Runtime, Net) -> T + Send + 'static,
+) -> Option<T> {
+    enter(NetlinkOptions::new(), test)
+}
+
+fn enter<T: Send + 'static>(
+    options: NetlinkOptions,
+    test: impl FnOnce(&tokio::runtime::Runtime, Net) -> T + Send + 'static,
+) -> Option<T> {
     let thread = std::thread::spawn(move || {
         if let Err(errno) = unshare(CloneFlags::CLONE_NEWNET) {
             eprintln!("SKIPPED: no network namespace can be made: {errno}");
@@ -37,11 +51,27 @@ pub fn netns_with<T: Send + 'static>(
             .build()
             .expect("a runtime");
         let kernel = options.open().expect("a kernel");
-        Some(runtime.block_on(async { test(Net { kernel }).await }))
+        Some(test(&runtime, Net { kernel }))
     });
     match thread.join() {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// The network namespace of the calling thread.
+pub fn this_namespace() -> std::os::fd::OwnedFd {
+    std::fs::File::open("/proc/thread-self/ns/net")
+        .expect("a namespace")
+        .into()
+}
+
+/// Waits until a condition holds, for ten seconds at most.
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let limit = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < limit, "never: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
 }
 
@@ -82,9 +112,13 @@ impl Net {
         .await;
     }
 
+    /// With `flannel.1` and `flannel-v6.1` on it, up.
     pub async fn with_vxlan(&self) {
         self.with_underlay().await;
-        self.ok(&[Op::Create(Object::Link(vxlan("flannel.1")))])
+        let devices =
+            ["flannel.1", "flannel-v6.1"].map(|name| Op::Create(Object::Link(vxlan(name))));
+        self.ok(&devices).await;
+        self.ok(&[Op::Create(address("flannel.1", "10.5.0.0", 32))])
             .await;
     }
 

@@ -120,7 +120,7 @@ impl FakeKernel {
                     ip: *ip,
                     prefix_len: *prefix_len,
                 };
-                drop(kernel.insert_foreign(Object::Address(address)));
+                let _ = kernel.insert_foreign(Object::Address(address));
             }
         }
         kernel
@@ -134,7 +134,7 @@ impl FakeKernel {
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         };
         if let (Ok(dev), Ok(dst)) = (IfName::new(dev), Subnet::new(any, 0)) {
-            drop(self.insert_foreign(Object::Route(Route {
+            let _ = self.insert_foreign(Object::Route(Route {
                 table: MAIN_TABLE,
                 dst,
                 metric: Route::default_metric(dst.family()),
@@ -144,21 +144,21 @@ impl FakeKernel {
                     onlink: false,
                 },
                 protocol: RouteProtocol::BOOT,
-            })));
+            }));
         }
         self
     }
 
     fn with_hardware(self, name: &str, kind: LinkKind, mtu: u32) -> Self {
         if let Ok(name) = IfName::new(name) {
-            drop(self.insert_foreign(Object::Link(Link {
+            let _ = self.insert_foreign(Object::Link(Link {
                 name,
                 kind,
                 mtu: Some(mtu),
                 mac: None,
                 up: true,
                 alias: None,
-            })));
+            }));
         }
         self
     }
@@ -354,7 +354,7 @@ impl State {
             };
             self.log.push(LogEntry {
                 op: op.clone(),
-                result: result.as_ref().map(|()| ()).map_err(ToString::to_string),
+                result: result.as_ref().copied().map_err(ToString::to_string),
             });
             results.push(result);
         }
@@ -477,6 +477,10 @@ impl Kernel for FakeKernel {
     }
 
     fn changes(&self) -> ChangeStream {
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "a test makes no more hints than it has edits"
+        )]
         let (sender, receiver) = mpsc::unbounded_channel();
         sender.send(Change::All).ok();
         self.state().watchers.push(sender);

@@ -31,19 +31,19 @@ impl Ns {
         })
     }
 
-    /// Carries out changes in their order, as far as the first that fails.
+    /// Carries out changes in their order, all of them, also if one fails.
     ///
     /// # Errors
-    /// [`Error::Kernel`] names the change.
+    /// [`Error::Kernel`] names the first change that failed.
     pub fn apply(&self, ops: &[Op]) -> Result<()> {
-        for op in ops {
-            let what = format!("{} {}", op.verb(), op.object());
-            self.with_kernel(&what, async |kernel| {
-                kernel
-                    .apply(std::slice::from_ref(op))
-                    .await
-                    .into_iter()
-                    .collect::<kernel::Result<()>>()
+        let results = self.with_kernel("changing the network configuration", async |kernel| {
+            Ok(kernel.apply(ops).await)
+        })?;
+        for (op, result) in ops.iter().zip(results) {
+            result.map_err(|source| Error::Kernel {
+                what: format!("{} {}", op.verb(), op.object()),
+                ns: self.name().to_owned(),
+                source,
             })?;
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use flannel_core::{DualStack, Family, IfName, PublicIp, Subnet};
+use flannel_core::{DualStack, Family, IfName, Neighbour, Object, Op, PublicIp, Scope, Subnet};
 
 use super::{Error, Lab, Ns, Result, links};
 use crate::prober::ping_each;
@@ -13,6 +13,13 @@ const UNDERLAY_MTU: u32 = 1500;
 
 /// The most nodes of one underlay subnet; the addresses behind them are the router's.
 const MAX_NODES: usize = 250;
+
+/// The most nodes that find one another by ARP and neighbour discovery.
+///
+/// The kernel has room for 1024 learnt neighbours in all namespaces together
+/// (`net.ipv4.neigh.default.gc_thresh3`), and only the host could change that. When it is full,
+/// packets are dropped. Entries made by hand do not count.
+const MAX_LEARNING: usize = 16;
 
 /// The IPv4 networks of underlay subnets: those for documentation (RFC 5737).
 const SEGMENTS: [Ipv4Addr; 3] = [
@@ -57,6 +64,8 @@ pub struct Underlay {
 
 impl Lab {
     /// An underlay of one subnet (192.0.2.0/24 and 2001:db8:1::/64, MTU 1500) with `n` nodes.
+    /// More than 16 nodes get permanent neighbour entries for one another, because the kernel has
+    /// no room to learn so many.
     ///
     /// # Errors
     /// If a namespace or an object cannot be made, or more than 250 nodes are asked for.
@@ -87,6 +96,7 @@ impl Lab {
         };
         for (index, count) in nodes.iter().enumerate() {
             let segment = Segment::build(&underlay.router, index)?;
+            let first = underlay.nodes.len();
             for host in 1..=*count {
                 let number = underlay.nodes.len() + 1;
                 let ns = self.namespace(&format!("node-{number}"))?;
@@ -94,6 +104,9 @@ impl Lab {
                 let node = segment.attach(&underlay.router, ns, &port, host as u128)?;
                 node.ns.set_forwarding(true)?;
                 underlay.nodes.push(node);
+            }
+            if *count > MAX_LEARNING {
+                introduce(&underlay.nodes[first..])?;
             }
             underlay.segments.push(segment);
         }
@@ -194,6 +207,34 @@ fn configure(
         ns,
         ips,
     })
+}
+
+/// Tells the nodes of a subnet one another's hardware addresses.
+fn introduce(nodes: &[Host]) -> Result<()> {
+    let mut macs = Vec::new();
+    for node in nodes {
+        let observed = node.ns.observe(&Scope::default())?;
+        let link = observed.links.iter().find(|link| link.name == node.dev);
+        let mac = link.and_then(|link| link.mac);
+        macs.push(mac.ok_or_else(|| Error::NoSuchDevice {
+            dev: node.dev,
+            ns: node.ns.name().to_owned(),
+        })?);
+    }
+    for (i, node) in nodes.iter().enumerate() {
+        let others = nodes.iter().zip(&macs).enumerate().filter(|(j, _)| *j != i);
+        let entries = others.flat_map(|(_, (other, mac))| {
+            other.ips.ips().map(|ip| {
+                Op::Create(Object::Neighbour(Neighbour {
+                    dev: node.dev,
+                    ip,
+                    mac: *mac,
+                }))
+            })
+        });
+        node.ns.apply(&entries.collect::<Vec<_>>())?;
+    }
+    Ok(())
 }
 
 /// Waits until all addresses answer: the kernel says that a device is up before it carries packets.

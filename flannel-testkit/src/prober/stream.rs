@@ -282,12 +282,51 @@ struct Sent {
 struct Received {
     /// By number, whether it arrived.
     seen: Vec<bool>,
+    /// How many different ones did.
+    count: u32,
+    highest: u32,
     duplicates: u32,
     reordered: u32,
     overflowed: u64,
     first_at: Option<Instant>,
     last_at: Option<Instant>,
     longest_gap: Duration,
+}
+
+impl Received {
+    fn new(packets: u32) -> Self {
+        Self {
+            seen: vec![false; packets as usize],
+            count: 0,
+            highest: 0,
+            duplicates: 0,
+            reordered: 0,
+            overflowed: 0,
+            first_at: None,
+            last_at: None,
+            longest_gap: Duration::ZERO,
+        }
+    }
+
+    /// Takes note of a packet.
+    fn arrive(&mut self, number: u32, now: Instant) {
+        let Some(seen) = self.seen.get_mut(number as usize) else {
+            return;
+        };
+        if std::mem::replace(seen, true) {
+            self.duplicates += 1;
+            return;
+        }
+        self.count += 1;
+        if number < self.highest {
+            self.reordered += 1;
+        }
+        self.highest = self.highest.max(number);
+        let gap = self.last_at.map_or(Duration::ZERO, |last| now - last);
+        self.longest_gap = self.longest_gap.max(gap);
+        self.first_at.get_or_insert(now);
+        self.last_at = Some(now);
+    }
 }
 
 impl Direction {
@@ -420,22 +459,12 @@ impl Stream {
     }
 
     fn receive(&self, socket: &UdpSocket, ns: &Ns) -> Received {
-        let mut got = Received {
-            seen: vec![false; self.options.packets as usize],
-            duplicates: 0,
-            reordered: 0,
-            overflowed: 0,
-            first_at: None,
-            last_at: None,
-            longest_gap: Duration::ZERO,
-        };
-        let mut highest = 0;
-        let mut count = 0;
+        let mut got = Received::new(self.options.packets);
         let mut done_at = None;
         let mut buffer = [0; 256];
         loop {
             if self.progress.done.load(Ordering::Acquire) {
-                let all = count == self.progress.tried.load(Ordering::Acquire);
+                let all = got.count == self.progress.tried.load(Ordering::Acquire);
                 let since = *done_at.get_or_insert_with(Instant::now);
                 if all || since.elapsed() > self.options.linger {
                     break;
@@ -451,27 +480,10 @@ impl Stream {
                     continue;
                 }
             };
-            let now = Instant::now();
-            let Some(number) = self.number(&buffer[..len]) else {
-                continue;
-            };
-            let Some(seen) = got.seen.get_mut(number as usize) else {
-                continue;
-            };
-            if std::mem::replace(seen, true) {
-                got.duplicates += 1;
-                continue;
+            if let Some(number) = self.number(&buffer[..len]) {
+                got.arrive(number, Instant::now());
+                self.progress.received.store(got.count, Ordering::Relaxed);
             }
-            count += 1;
-            if number < highest {
-                got.reordered += 1;
-            }
-            highest = highest.max(number);
-            let gap = got.last_at.map_or(Duration::ZERO, |last| now - last);
-            got.longest_gap = got.longest_gap.max(gap);
-            got.first_at.get_or_insert(now);
-            got.last_at = Some(now);
-            self.progress.received.store(count, Ordering::Relaxed);
         }
         got.overflowed = overflowed(socket, ns).unwrap_or(0);
         got
@@ -563,5 +575,20 @@ mod tests {
         assert_eq!(lost(&seen, 7), [0..=0, 2..=3, 6..=6]);
         assert_eq!(lost(&seen, 0), []);
         assert_eq!(lost(&[true; 3], 3), []);
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "any instant does to count from")]
+    fn arrivals_are_counted_once_and_their_order_is_seen() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut got = Received::new(5);
+        for (number, millis) in [(0, 0), (2, 1), (1, 8), (2, 9), (4, 10), (77, 50)] {
+            got.arrive(number, at(millis));
+        }
+        assert_eq!((got.count, got.duplicates, got.reordered), (4, 1, 1));
+        assert_eq!(got.longest_gap, Duration::from_millis(7));
+        assert_eq!((got.first_at, got.last_at), (Some(at(0)), Some(at(10))));
+        assert_eq!(lost(&got.seen, 5), [3..=3]);
     }
 }

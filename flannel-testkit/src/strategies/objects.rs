@@ -568,7 +568,7 @@ pub fn altered(object: &Object) -> Object {
 }
 
 /// Objects of other people on the node `192.0.2.1`: some beside the overlay, some in its way, some
-/// that look like ours.
+/// that look like ours, and one like Go flannel's (the `boot` route on-link through `flannel.1`).
 pub fn foreign() -> impl Strategy<Value = Vec<Object>> {
     let name = |name: &str| IfName::new(name).expect("a device name");
     let link = |dev: &str, kind: LinkKind, alias: Option<&str>| {
@@ -617,6 +617,12 @@ pub fn foreign() -> impl Strategy<Value = Vec<Object>> {
         dev: name("other.7"),
         onlink: true,
     };
+    let via_ours = RouteTarget::Gateway {
+        gateway: IpAddr::from([10, 5, 50, 0]),
+        dev: name("flannel.1"),
+        onlink: true,
+    };
+    let outside = Subnet::host([10, 99, 0, 1]);
     let dev = name("flannel.1");
     let gateway = slot_subnet(Family::V4, 3).address();
     let all = vec![
@@ -641,7 +647,9 @@ pub fn foreign() -> impl Strategy<Value = Vec<Object>> {
         address("flannel.1", [169, 254, 7, 7], 16),
         route(slot_subnet(Family::V4, 2), via_eth0.clone(), 99),
         route(slot_subnet(Family::V4, 40), via_eth0.clone(), 3),
-        route(slot_subnet(Family::V4, 77), via_eth0, 4),
+        route(slot_subnet(Family::V4, 77), via_eth0.clone(), 4),
+        route(outside, via_eth0, 241),
+        route(slot_subnet(Family::V4, 50), via_ours, 3),
         Object::Nexthop(Nexthop {
             id: nexthop_id(&OverlayName::default(), gateway, dev, true),
             gateway: IpAddr::from([192, 0, 2, 251]),

@@ -273,6 +273,7 @@ impl Engine {
             self.schedule_resync();
             self.reconciler.read_now();
         }
+        self.reconciler.look_at_settings().await;
         for _ in 0..ROUNDS {
             if self.reconciler.read_if_due(self.compiler.desired()).await {
                 self.look_at_underlay();
@@ -300,11 +301,11 @@ impl Engine {
         self.stopping.take()
     }
 
-    /// Not everything that changes is hinted at (a setting under `/proc/sys` is not), so the timer
-    /// is short where reading is cheap: it spends half a percent of a processor at most.
+    /// Hints can be lost, so everything is read now and then: more often where reading is cheap,
+    /// and for half a percent of a processor at most.
     fn schedule_resync(&mut self) {
         let affordable = self.reconciler.read_cost() * 200;
-        let adapted = affordable.clamp(Duration::from_secs(2), Duration::from_secs(60));
+        let adapted = affordable.clamp(Duration::from_secs(10), Duration::from_secs(60));
         let interval = self.parts.options.resync.unwrap_or(adapted);
         let jitter = self.parts.rng.below(interval / 5);
         self.resync_at = self.now() + (interval - interval / 10 + jitter);

@@ -187,14 +187,7 @@ impl Engine {
         let delta = self.leases.set_pools(*config.pools());
         self.peers_differ(&delta);
         if let Some(lease) = self.lease.held() {
-            let fits = config.pools().same_families(&lease.subnet)
-                && lease.subnet.iter().all(|(family, subnet)| {
-                    config
-                        .pools()
-                        .get(family)
-                        .is_some_and(|pool| pool.fits(subnet))
-                });
-            self.acquire |= !fits;
+            self.acquire |= !config.fits(&lease.subnet);
         }
         let first = self.config.is_none();
         self.backend = backend;

@@ -300,20 +300,31 @@ impl<'a> Planner<'a> {
         let Some(dev) = object.dev().filter(|dev| !deleted.contains(dev)) else {
             return;
         };
-        let with_it = self.falls_with(dev);
-        let disrupts = self.keys_on(&with_it, |key| *key != ObjectKey::Link(dev));
-        deleted.extend(with_it);
         let why = if dev == name {
             why.clone()
         } else {
             Why::InTheWay { of: of.clone() }
         };
-        self.steps.push(Step {
+        let step = self.removal(object, dev, why, |_| false);
+        self.steps.push(step);
+        deleted.extend(self.falls_with(dev));
+    }
+
+    /// The step that removes a device with all on it, but for what has moved elsewhere before.
+    pub(super) fn removal(
+        &self,
+        object: &Object,
+        dev: IfName,
+        why: Why,
+        has_moved: impl Fn(&ObjectKey) -> bool,
+    ) -> Step {
+        let goes = |key: &ObjectKey| *key != ObjectKey::Link(dev) && !has_moved(key);
+        Step {
             op: Op::Delete(object.clone()),
             why,
             peer: None,
-            disrupts,
-        });
+            disrupts: self.keys_on(&self.falls_with(dev), goes),
+        }
     }
 
     /// The keys of what is on devices and fits; settings are not counted.

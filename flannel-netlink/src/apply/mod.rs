@@ -6,18 +6,22 @@
 //! with making, so that an answer "exists" can be looked into after the batch. Devices, settings
 //! and offloads are done one by one.
 
+mod place;
+mod routes;
+
 use std::collections::BTreeMap;
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{Family, Object, ObjectKey, Op, Route, Subnet};
+use flannel_core::{Family, Object, ObjectKey, Op, Route, RouteProtocol};
 use nix::errno::Errno;
+use routes::Routes;
 
 use crate::connection::{BATCH_BYTES, BATCH_REQUESTS};
 use crate::error::Failure;
 use crate::names::Names;
 use crate::wire::Batch;
 use crate::worker::Worker;
-use crate::{CREATE, REPLACE, address, codec, link, neighbour, nexthop, route, sysctl};
+use crate::{codec, device, nexthop, sysctl};
 
 /// Carries out ops in their order. Stops early, with errors for the rest, if nobody waits for the
 /// answer any more.
@@ -31,11 +35,12 @@ pub(crate) fn apply(
         ops,
         results: ops.iter().map(|_| None).collect(),
         names: None,
-        routes: BTreeMap::new(),
+        routes: Routes::default(),
         failed: BTreeMap::new(),
         pending: Vec::new(),
         lowest: u8::MAX,
         batch: Batch::default(),
+        timed_out: false,
     };
     for (at, op) in ops.iter().enumerate() {
         if abandoned() {
@@ -57,17 +62,14 @@ pub(crate) fn apply(
         .collect()
 }
 
-/// The routes of a table and family by destination and metric, as known in this call.
-type Table = BTreeMap<(Subnet, u32), Vec<Route>>;
-
 struct Run<'a> {
     worker: &'a mut Worker,
     ops: &'a [Op],
     results: Vec<Option<Result<()>>>,
     /// The devices, once somebody asked for them.
     names: Option<Names>,
-    /// What was read of routes, kept up to date with what this call does to them.
-    routes: BTreeMap<(u32, Family), Table>,
+    /// What was read of routes.
+    routes: Routes,
     /// What was not made, with what keeps from being made whatever needs it.
     failed: BTreeMap<ObjectKey, ObjectKey>,
     /// The places of the ops of the next batch.
@@ -75,6 +77,8 @@ struct Run<'a> {
     /// The lowest rank among them.
     lowest: u8,
     batch: Batch,
+    /// The kernel did not answer: to wait as long for each of the rest would take for ever.
+    timed_out: bool,
 }
 
 /// The rank of a kind, as [`ObjectKey::rank`] has it, without making the key.
@@ -113,6 +117,10 @@ impl Run<'_> {
         {
             self.flush();
         }
+        if self.timed_out {
+            self.finish(at, Err(Error::TimedOut));
+            return;
+        }
         if !deletes && !self.failed.is_empty() {
             let needs = op.object().needs();
             if let Some(cause) = needs.iter().find_map(|key| self.failed.get(key)) {
@@ -133,6 +141,7 @@ impl Run<'_> {
     /// Records the result of an op.
     fn finish(&mut self, at: usize, result: Result<()>) {
         let op = &self.ops[at];
+        self.timed_out |= matches!(result, Err(Error::TimedOut));
         if !matches!(op, Op::Delete(_)) {
             match &result {
                 Ok(()) if self.failed.is_empty() => {}
@@ -154,15 +163,21 @@ impl Run<'_> {
 
     /// The devices of the namespace.
     fn names(&mut self) -> Result<&Names> {
-        if self.names.is_none() {
-            let names = Names::read(&mut self.worker.route)
-                .map_err(|failure| failure.meaning(None, || "reading the devices".to_owned()))?;
-            self.names = Some(names);
-        }
-        self.names.as_ref().ok_or_else(|| Error::Connection {
-            reason: "the devices were not read".to_owned(),
-            source: None,
-        })
+        let names = match self.names.take() {
+            Some(names) => names,
+            None => Names::read(&mut self.worker.route)
+                .map_err(|failure| failure.meaning(None, || "reading the devices".to_owned()))?,
+        };
+        Ok(self.names.insert(names))
+    }
+
+    /// The routes under the kernel's key of a route.
+    fn routes_under(&mut self, route: &Route) -> Result<&[Route]> {
+        self.names()?;
+        let names = self.names.get_or_insert_default();
+        self.routes
+            .under(&mut self.worker.route, names, route)
+            .map_err(|failure| failure.meaning(None, || "reading routes".to_owned()))
     }
 
     /// Carries out an op on a device, a setting or an offload.
@@ -172,12 +187,12 @@ impl Run<'_> {
                 self.names()?;
                 let names = self.names.take().unwrap_or_default();
                 // With the device go its routes.
-                self.routes.clear();
+                self.routes.forget();
                 let connection = &mut self.worker.route;
                 match op {
-                    Op::Create(_) => link::create(connection, &names, link),
-                    Op::Change(_) => link::change(connection, &names, link),
-                    Op::Delete(_) => link::delete(connection, &names, link),
+                    Op::Create(_) => device::create(connection, &names, link),
+                    Op::Change(_) => device::change(connection, &names, link),
+                    Op::Delete(_) => device::delete(connection, &names, link),
                 }
             }
             Object::Sysctl(asked) => {
@@ -239,17 +254,22 @@ impl Run<'_> {
             let op = &self.ops[at];
             match (op, answer) {
                 (_, Ok(())) => {
-                    self.note_route(op);
+                    self.routes.note(op);
                     self.finish(at, Ok(()));
                 }
                 (Op::Create(_), Err(failure)) if failure.errno() == Some(Errno::EEXIST) => {
                     exist.push((at, failure));
                 }
                 (Op::Delete(object), Err(failure)) if is_gone(object, &failure) => {
-                    self.note_route(op);
+                    self.routes.note(op);
                     self.finish(at, Ok(()));
                 }
-                (_, Err(failure)) => self.finish(at, Err(failure.about(op.object()))),
+                (_, Err(failure)) => {
+                    if matches!(op, Op::Delete(_)) {
+                        self.routes.forget();
+                    }
+                    self.finish(at, Err(failure.about(op.object())));
+                }
             }
         }
         if !exist.is_empty() {
@@ -260,9 +280,7 @@ impl Run<'_> {
     /// Appends the request of an op to the batch. `flags` are those of a making, if not the usual.
     fn encode(&mut self, at: usize, flags: Option<u16>) -> Result<()> {
         self.names()?;
-        let Some(names) = &self.names else {
-            return Ok(());
-        };
+        let names = self.names.get_or_insert_default();
         codec::encode(
             &self.ops[at],
             flags,
@@ -274,8 +292,7 @@ impl Run<'_> {
     /// Takes out of a batch of removals what is gone already with its device, and what is not
     /// meant but which the kernel would take for it.
     ///
-    /// It removes a nexthop object by its number alone, whoever made it; and it takes the metric 0
-    /// of an IPv4 route for *any* metric.
+    /// It removes a nexthop object by its number alone, whoever made it.
     fn spare(&mut self, pending: Vec<usize>) -> Vec<usize> {
         let ops = self.ops;
         let mut queries = Batch::default();
@@ -302,19 +319,18 @@ impl Run<'_> {
                     queries.push(nexthop::RTM_GETNEXTHOP, 0, &nexthop::reference(nexthop.id));
                     asked.push((left.len(), nexthop.protocol));
                 }
-                Object::Route(route) if route.metric == 0 && route.dst.family() == Family::V4 => {
-                    match self.routes_under(route) {
-                        Ok(found) if found.iter().any(|f| f.protocol == route.protocol) => {}
-                        Ok(_) => {
-                            self.finish(at, Ok(()));
-                            continue;
-                        }
-                        Err(error) => {
-                            self.finish(at, Err(error));
-                            continue;
-                        }
+                Object::Route(route) if is_vague(route) => match self.routes_under(route) {
+                    // Noted at once, lest the same op a second time takes another's.
+                    Ok(found) if found.contains(route) => self.routes.note(&ops[at]),
+                    Ok(_) => {
+                        self.finish(at, Ok(()));
+                        continue;
                     }
-                }
+                    Err(error) => {
+                        self.finish(at, Err(error));
+                        continue;
+                    }
+                },
                 _ => {}
             }
             left.push(at);
@@ -346,241 +362,6 @@ impl Run<'_> {
         left.retain(|at| done.binary_search(at).is_err());
         left
     }
-
-    /// The routes under the kernel's key of a route.
-    fn routes_under(&mut self, route: &Route) -> Result<&[Route]> {
-        let of = (route.table, route.dst.family());
-        if !self.routes.contains_key(&of) {
-            self.names()?;
-            let failed = |failure: Failure| failure.meaning(None, || "reading routes".to_owned());
-            let entries = route::dump(&mut self.worker.route, of.1, of.0).map_err(failed)?;
-            let names = self.names.take().unwrap_or_default();
-            let mut table = Table::new();
-            for entry in entries {
-                // One on a device that cannot be named is none of ours, but it is in the place.
-                let route = entry.object(&names).unwrap_or(Route {
-                    table: entry.table,
-                    dst: entry.dst,
-                    metric: entry.metric,
-                    target: flannel_core::RouteTarget::Other("an unknown device".to_owned()),
-                    protocol: entry.protocol,
-                });
-                table
-                    .entry((route.dst, route.metric))
-                    .or_default()
-                    .push(route);
-            }
-            self.names = Some(names);
-            self.routes.insert(of, table);
-        }
-        Ok(self
-            .routes
-            .get(&of)
-            .and_then(|table| table.get(&(route.dst, route.metric)))
-            .map_or(&[], Vec::as_slice))
-    }
-
-    /// Keeps what is known of routes up to date with an op that succeeded.
-    fn note_route(&mut self, op: &Op) {
-        if self.routes.is_empty() {
-            return;
-        }
-        match op.object() {
-            Object::Route(route) => {
-                let route = route::normal(route.clone());
-                if let Some(table) = self.routes.get_mut(&(route.table, route.dst.family())) {
-                    let place = table.entry((route.dst, route.metric)).or_default();
-                    match op {
-                        Op::Create(_) => place.push(route),
-                        Op::Change(_) => {
-                            place.drain(..place.len().min(1));
-                            place.insert(0, route);
-                        }
-                        Op::Delete(_) => place.retain(|found| *found != route),
-                    }
-                }
-            }
-            // With a nexthop go the routes through it, and with the last address of a device.
-            Object::Nexthop(_) | Object::Address(_) if matches!(op, Op::Delete(_)) => {
-                self.routes.clear();
-            }
-            _ => {}
-        }
-    }
-
-    /// Finds out what is in the place of objects that could not be made for it. The very object is
-    /// success. A neighbour or forwarding entry that came by itself gives way: it is no
-    /// configuration, and nobody sees it where configuration is read.
-    fn look_into(&mut self, exist: Vec<(usize, Failure)>) {
-        let ops = self.ops;
-        let mut queries = Batch::default();
-        let mut asked = Vec::new();
-        let mut addresses = None;
-        for (at, failure) in exist {
-            let object = ops[at].object();
-            match object {
-                Object::Fdb(_) | Object::Neighbour(_) | Object::Nexthop(_) => {
-                    if let Err(error) = self.query(object, &mut queries) {
-                        self.finish(at, Err(error));
-                    } else {
-                        asked.push((at, failure));
-                    }
-                }
-                Object::Route(route) => {
-                    let route = route::normal(route.clone());
-                    let result = match self.routes_under(&route).map(<[Route]>::first) {
-                        Ok(Some(found)) if *found == route => Ok(()),
-                        Ok(Some(found)) => Err(Error::Exists {
-                            message: Object::Route(found.clone()).to_string(),
-                        }),
-                        Ok(None) => Err(failure.about(object)),
-                        Err(error) => Err(error),
-                    };
-                    self.finish(at, result);
-                }
-                Object::Address(asked) => {
-                    let dump = addresses
-                        .get_or_insert_with(|| address::dump(&mut self.worker.route))
-                        .clone();
-                    let result = self.address_exists(asked, dump, failure);
-                    self.finish(at, result);
-                }
-                _ => self.finish(at, Err(failure.about(object))),
-            }
-        }
-        let mut found = vec![Found::Nothing; asked.len()];
-        let answers = self.worker.route.transact(&mut queries, |at, message| {
-            if let Some(slot) = found.get_mut(at) {
-                if let Some(entry) = neighbour::decode_message(message)? {
-                    *slot = Found::Neighbour(entry);
-                } else if let Some(entry) = nexthop::decode_message(message)? {
-                    *slot = Found::Nexthop(entry);
-                }
-            }
-            Ok(())
-        });
-        let mut replaced = Vec::new();
-        for (((at, failure), found), answer) in asked.into_iter().zip(found).zip(answers) {
-            let object = ops[at].object();
-            let result = match answer {
-                Err(failure) => Err(failure.about(object)),
-                Ok(()) => match self.judge(object, &found) {
-                    Judgement::Same => Ok(()),
-                    Judgement::Other(message) => Err(Error::Exists { message }),
-                    Judgement::GivesWay => match self.encode(at, Some(CREATE | REPLACE)) {
-                        Ok(()) => {
-                            replaced.push(at);
-                            continue;
-                        }
-                        Err(error) => Err(error),
-                    },
-                    Judgement::Unknown => Err(failure.about(object)),
-                },
-            };
-            self.finish(at, result);
-        }
-        let answers = self.worker.route.transact(&mut self.batch, |_, _| Ok(()));
-        self.batch.clear();
-        for (at, answer) in replaced.into_iter().zip(answers) {
-            self.finish(
-                at,
-                answer.map_err(|failure| failure.about(ops[at].object())),
-            );
-        }
-    }
-
-    /// Appends the question for what is in the place of an object.
-    fn query(&mut self, object: &Object, queries: &mut Batch) -> Result<()> {
-        match object {
-            Object::Fdb(o) => {
-                let index = self.names()?.index(o.dev)?;
-                queries.push(neighbour::RTM_GETNEIGH, 0, &neighbour::fdb_query(o, index));
-            }
-            Object::Neighbour(o) => {
-                let index = self.names()?.index(o.dev)?;
-                queries.push(
-                    neighbour::RTM_GETNEIGH,
-                    0,
-                    &neighbour::neighbour_query(o, index),
-                );
-            }
-            Object::Nexthop(o) => {
-                queries.push(nexthop::RTM_GETNEXTHOP, 0, &nexthop::reference(o.id));
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Compares what was asked for with what is there.
-    fn judge(&self, asked: &Object, found: &Found) -> Judgement {
-        let named = |index: u32| self.names.as_ref().and_then(|names| names.get(index));
-        let is = match (asked, found) {
-            (_, Found::Nothing) => return Judgement::Unknown,
-            (Object::Fdb(_) | Object::Neighbour(_), Found::Neighbour(entry))
-                if !entry.is_permanent() =>
-            {
-                return Judgement::GivesWay;
-            }
-            (Object::Fdb(_), Found::Neighbour(entry)) => named(entry.index)
-                .and_then(|dev| entry.fdb(dev))
-                .map(Object::Fdb),
-            (Object::Neighbour(_), Found::Neighbour(entry)) => named(entry.index)
-                .and_then(|dev| entry.neighbour(dev))
-                .map(Object::Neighbour),
-            (Object::Nexthop(_), Found::Nexthop(entry)) => entry
-                .path
-                .and_then(|(index, _)| entry.object(named(index)?))
-                .map(Object::Nexthop),
-            _ => None,
-        };
-        match is {
-            Some(is) if is == *asked => Judgement::Same,
-            Some(is) => Judgement::Other(is.to_string()),
-            None => Judgement::Other(format!("{} of another form", asked.key())),
-        }
-    }
-
-    fn address_exists(
-        &mut self,
-        asked: &flannel_core::Address,
-        dump: Result<Vec<address::Entry>, Failure>,
-        failure: Failure,
-    ) -> Result<()> {
-        let object = || Object::Address(asked.clone());
-        let index = self.names()?.index(asked.dev)?;
-        let found = dump
-            .map_err(|failure| failure.about(&object()))?
-            .into_iter()
-            .filter(|entry| entry.index == index && entry.ip == asked.ip)
-            .map(|entry| entry.object(asked.dev))
-            .collect::<Vec<_>>();
-        if found.contains(asked) {
-            return Ok(());
-        }
-        Err(match found.into_iter().next() {
-            Some(other) => Error::Exists {
-                message: Object::Address(other).to_string(),
-            },
-            None => failure.about(&object()),
-        })
-    }
-}
-
-/// What is in the place of an object.
-#[derive(Debug, Clone, Copy)]
-enum Found {
-    Nothing,
-    Neighbour(neighbour::Entry),
-    Nexthop(nexthop::Entry),
-}
-
-/// What to make of it.
-enum Judgement {
-    Same,
-    Other(String),
-    GivesWay,
-    Unknown,
 }
 
 /// Carries out an op on a setting, which is there as long as its device is: `right` says whether
@@ -602,6 +383,13 @@ fn setting(op: &Op, right: Option<bool>, write: impl FnOnce() -> Result<()>) -> 
             ),
         }),
     }
+}
+
+/// Whether the kernel would take the request to remove a route for one of several: it reads the
+/// metric 0 of an IPv4 route as *any* metric, and the protocol 0 as *any* protocol.
+fn is_vague(route: &Route) -> bool {
+    (route.metric == 0 && route.dst.family() == Family::V4)
+        || route.protocol == RouteProtocol::UNSPEC
 }
 
 /// Whether a removal failed because there is nothing to remove.

@@ -1,0 +1,234 @@
+//! Making, changing and removing a device: several requests each, and a look at what came of them.
+
+use std::net::IpAddr;
+
+use flannel_core::kernel::{Error, Result};
+use flannel_core::{Link, LinkKind, Object};
+use netlink_packet_route::link::LinkMessage;
+use nix::errno::Errno;
+use rtnetlink::LinkUnspec;
+
+use crate::connection::Connection;
+use crate::error::{Failure, no_device};
+use crate::link::{
+    Device, RTM_DELLINK, RTM_NEWLINK, RTM_SETLINK, alteration, creation, get, no_link_local,
+    underlay,
+};
+use crate::names::Names;
+use crate::{CREATE, EXCL};
+
+/// Whether what is there is what was asked for. What was not asked is right as it is.
+pub(crate) fn satisfies(found: &Link, asked: &Link) -> Result<(), String> {
+    let differs = |what: &str, found: &dyn std::fmt::Debug, asked: &dyn std::fmt::Debug| {
+        Err(format!("{what} is {found:?} and not {asked:?}"))
+    };
+    match (&found.kind, &asked.kind) {
+        (LinkKind::Veth { .. }, LinkKind::Veth { peer: None }) => {}
+        (is, wanted) if is == wanted => {}
+        (is, wanted) => return differs("kind", is, wanted),
+    }
+    if asked.mtu.is_some() && found.mtu != asked.mtu {
+        return differs("MTU", &found.mtu, &asked.mtu);
+    }
+    if asked.mac.is_some() && found.mac != asked.mac {
+        return differs("hardware address", &found.mac, &asked.mac);
+    }
+    if asked.alias.is_some() && found.alias != asked.alias {
+        return differs("alias", &found.alias, &asked.alias);
+    }
+    if found.up != asked.up {
+        return differs("up", &found.up, &asked.up);
+    }
+    Ok(())
+}
+
+fn underlay_index(link: &Link, names: &Names) -> Result<Option<u32>> {
+    underlay(link).map(|dev| names.index(dev)).transpose()
+}
+
+/// Makes a device. If that fails half-way nothing stays behind.
+pub(crate) fn create(connection: &mut Connection, names: &Names, link: &Link) -> Result<()> {
+    let failed = |failure: Failure| failure.meaning(None, || format!("link {}", link.name));
+    let message = creation(link, underlay_index(link, names)?)?;
+    if let Err(failure) = connection.request(RTM_NEWLINK, CREATE | EXCL, &message) {
+        if failure.errno() == Some(Errno::EEXIST)
+            && let Some(device) = get(connection, link.name).map_err(failed)?
+            && let Some(found) = object(connection, &device).map_err(failed)?
+        {
+            return satisfies(&found, link).map_err(|why| Error::Exists {
+                message: format!("{}: its {why}", Object::Link(found.clone())),
+            });
+        }
+        return Err(match failure.errno() {
+            // Not the device itself but what it is bound to.
+            Some(Errno::ENODEV) => no_device(underlay(link).unwrap_or(link.name)),
+            _ => failed(failure),
+        });
+    }
+    let device = get(connection, link.name)
+        .map_err(failed)?
+        .ok_or_else(|| no_device(link.name))?;
+    let finished = finish(connection, &device, link);
+    if finished.is_err() {
+        // What failed is told; that the rest is gone is seen when the state is read again. By its
+        // index, lest another that came by the name meanwhile is hit.
+        drop(connection.request(RTM_DELLINK, 0, &by_index(&device)));
+    }
+    finished
+}
+
+fn by_index(device: &Device) -> LinkMessage {
+    LinkUnspec::new_with_index(device.index).build()
+}
+
+/// Sets what can only be set on a device that is there, brings it up and reads it back.
+fn finish(connection: &mut Connection, device: &Device, link: &Link) -> Result<()> {
+    let failed = |failure: Failure| failure.meaning(Some(link.name), || link.name.to_string());
+    if matches!(link.kind, LinkKind::Vxlan(_)) {
+        // No IPv6 link-local address: nobody uses it, and its duplicate detection would send
+        // packets into the overlay. The kernel refuses this while it makes the device. A kernel
+        // without IPv6 has nothing to switch off.
+        match connection.request(RTM_SETLINK, 0, &no_link_local(device.index)) {
+            Err(failure)
+                if !matches!(
+                    failure.errno(),
+                    Some(Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP)
+                ) =>
+            {
+                return Err(failed(failure));
+            }
+            _ => {}
+        }
+    }
+    if link.alias.is_some() || link.up {
+        let mut builder = LinkUnspec::new_with_index(device.index);
+        if let Some(alias) = &link.alias {
+            builder = builder.alias(alias.clone());
+        }
+        if link.up {
+            builder = builder.up();
+        }
+        connection
+            .request(RTM_SETLINK, 0, &builder.build())
+            .map_err(failed)?;
+    }
+    verify(connection, link)
+}
+
+/// Reads a device back: success of a request alone does not prove that it was carried out in full.
+fn verify(connection: &mut Connection, link: &Link) -> Result<()> {
+    let failed = |failure: Failure| failure.meaning(Some(link.name), || link.name.to_string());
+    let found = get(connection, link.name)
+        .and_then(|device| device.map_or(Ok(None), |device| object(connection, &device)))
+        .map_err(failed)?
+        .ok_or_else(|| no_device(link.name))?;
+    satisfies(&found, link).map_err(|why| Error::Rejected {
+        message: format!("the kernel took it and made something else of it: its {why}"),
+    })
+}
+
+/// A device as an object; the names of other devices are read if it is bound to one.
+fn object(connection: &mut Connection, device: &Device) -> Result<Option<Link>, Failure> {
+    let names = if device.has_link() {
+        Names::read(connection)?
+    } else {
+        Names::default()
+    };
+    Ok(device.object(&names))
+}
+
+/// Alters a device in place.
+pub(crate) fn change(connection: &mut Connection, names: &Names, link: &Link) -> Result<()> {
+    let failed = |failure: Failure| failure.meaning(Some(link.name), || link.name.to_string());
+    let device = get(connection, link.name)
+        .map_err(failed)?
+        .ok_or_else(|| no_device(link.name))?;
+    let found = device.object(names).ok_or_else(|| no_device(link.name))?;
+    let bound_to = underlay_index(link, names)?;
+    let fixed = |what: &str| {
+        Err(Error::Unsupported {
+            what: format!("changing {what} of {} in place", link.name),
+        })
+    };
+    match (&found.kind, &link.kind) {
+        (LinkKind::Vxlan(is), LinkKind::Vxlan(asked)) => {
+            let family = |local: Option<IpAddr>| local.map(|ip| ip.is_ipv6());
+            if is.vni != asked.vni {
+                return fixed("the VNI");
+            }
+            if is.port != asked.port {
+                return fixed("the port");
+            }
+            if is.gbp != asked.gbp {
+                return fixed("the GBP flag");
+            }
+            if family(is.local) != family(asked.local) {
+                return fixed("the family of the local address");
+            }
+            if asked.underlay.is_none() && device.has_link() {
+                return fixed("the underlay device to none");
+            }
+            if is != asked {
+                connection
+                    .request(RTM_NEWLINK, 0, &alteration(device.index, asked, bound_to))
+                    .map_err(failed)?;
+            }
+        }
+        (LinkKind::Veth { .. }, LinkKind::Veth { peer: None }) => {}
+        (is, asked) if is == asked => {}
+        (LinkKind::Veth { .. }, LinkKind::Veth { .. }) => return fixed("the other end"),
+        _ => return fixed("the kind"),
+    }
+    let mut builder = LinkUnspec::new_with_index(device.index);
+    let mut wanted = false;
+    if let Some(mtu) = link.mtu.filter(|mtu| Some(*mtu) != found.mtu) {
+        builder = builder.mtu(mtu);
+        wanted = true;
+    }
+    if let Some(mac) = link.mac.filter(|mac| Some(*mac) != found.mac) {
+        builder = builder.address(mac.0.to_vec());
+        wanted = true;
+    }
+    if let Some(alias) = link.alias.as_ref().filter(|_| link.alias != found.alias) {
+        builder = builder.alias(alias.clone());
+        wanted = true;
+    }
+    if link.up != found.up {
+        builder = if link.up {
+            builder.up()
+        } else {
+            builder.down()
+        };
+        wanted = true;
+    }
+    if wanted {
+        connection
+            .request(RTM_SETLINK, 0, &builder.build())
+            .map_err(failed)?;
+    }
+    verify(connection, link)
+}
+
+/// Removes a device, unless what has its name now is of another kind, another VXLAN network or
+/// bears another alias.
+pub(crate) fn delete(connection: &mut Connection, names: &Names, link: &Link) -> Result<()> {
+    let failed = |failure: Failure| failure.meaning(Some(link.name), || link.name.to_string());
+    let Some(device) = get(connection, link.name).map_err(failed)? else {
+        return Ok(());
+    };
+    let Some(found) = device.object(names) else {
+        return Ok(());
+    };
+    let same_kind = match (&found.kind, &link.kind) {
+        (LinkKind::Vxlan(is), LinkKind::Vxlan(meant)) => is.vni == meant.vni,
+        (LinkKind::Other(is), LinkKind::Other(meant)) => is == meant,
+        (is, meant) => std::mem::discriminant(is) == std::mem::discriminant(meant),
+    };
+    if !same_kind || found.alias != link.alias {
+        return Ok(());
+    }
+    match connection.request(RTM_DELLINK, 0, &by_index(&device)) {
+        Err(failure) if failure.errno() == Some(Errno::ENODEV) => Ok(()),
+        other => other.map_err(failed),
+    }
+}

@@ -234,7 +234,7 @@ async fn every_kind_of_object_that_is_altered_is_put_right() {
         assert_eq!(kernel.objects(), before, "after {key}");
         altered += 1;
     }
-    assert!(altered >= 8, "{altered}");
+    assert!(altered >= 10, "{altered}");
 }
 
 /// The object with something else in it that a stranger might put there.
@@ -256,6 +256,13 @@ fn alter(object: &Object) -> Option<Object> {
         Object::Neighbour(mut neighbour) if ours(neighbour.dev) => {
             neighbour.mac = MacAddr([2, 0, 0, 0, 0, 9]);
             Some(Object::Neighbour(neighbour))
+        }
+        Object::Nexthop(mut nexthop) if nexthop.protocol == RouteProtocol::OURS => {
+            nexthop.gateway = match nexthop.gateway {
+                IpAddr::V4(_) => "10.42.99.0".parse().ok()?,
+                IpAddr::V6(_) => "fd00:42:99::".parse().ok()?,
+            };
+            Some(Object::Nexthop(nexthop))
         }
         Object::Sysctl(mut sysctl) if ours(sysctl.dev) => {
             "1".clone_into(&mut sysctl.value);

@@ -164,17 +164,19 @@ proptest! {
     #[test]
     fn foreign_objects_are_left_as_they_are(world in world()) {
         let (kernel, ownership, foreign) = world.build();
+        let before = observe(&kernel, &world.after.desired());
+        let may_take_over = |object: &Object| ownership.may_take_over(object, &before);
         let plan = plan_now(&kernel, &world.after.desired(), &ownership);
         let dropped: BTreeSet<_> = plan.steps.iter().flat_map(|step| &step.disrupts).collect();
         for step in &plan.steps {
             let object = step.op.object();
-            let taken_over = foreign.get(&step.op.key()).is_none_or(|f| ownership.may_take_over(f));
+            let taken_over = foreign.get(&step.op.key()).is_none_or(may_take_over);
             prop_assert!(taken_over, "{} {}", step.op.verb(), object);
             apply(&kernel, step);
         }
         for (key, object) in &foreign {
             let goes_with_its_device = dropped.contains(key) && key.kind() != "link";
-            if !goes_with_its_device && !ownership.may_take_over(object) {
+            if !goes_with_its_device && !may_take_over(object) {
                 prop_assert_eq!(kernel.get(key), Some(object.clone()));
             }
         }
@@ -375,7 +377,7 @@ proptest! {
                 Op::Change(object) => prop_assert!(
                     owner != Some(Owner::Foreign)
                         || free.contains(&key)
-                        || found.is_some_and(|found| ownership.may_take_over(found)),
+                        || found.is_some_and(|found| ownership.may_take_over(found, &observed)),
                     "alters {:?} to {}", found, object
                 ),
                 Op::Delete(object) => {

@@ -1,2 +1,24 @@
-//! The SDK whole, on a real kernel.
+//! The SDK whole, on a real kernel: what its tests and benchmarks share.
+//!
+//! A [`Cluster`] is a number of nodes, each a network namespace with an overlay and a pod, on an
+//! underlay. Tests break it through a kernel handle of their own ([`Node::hand`]), wait for
+//! conditions ([`until`]), and send packets. [`Everything`] is the whole configuration of a
+//! namespace as text, to be compared. [`NodeProcess`] is a node in a process of its own, to be
+//! killed.
+//!
+//! Everything here panics when it cannot do what it should: it is for tests.
 #![forbid(unsafe_code)]
+
+mod cluster;
+mod everything;
+mod measure;
+mod peers;
+mod process;
+mod wait;
+
+pub use cluster::{Cluster, DUAL, Node, Setup, V4, V6, ours};
+pub use everything::{Everything, run_in};
+pub use measure::{Path, no_loss, probe, try_no_loss};
+pub use peers::{Peers, config, dev, route_key};
+pub use process::{NodeProcess, Orders};
+pub use wait::{LIMIT, until, within};

@@ -73,16 +73,27 @@ impl Ownership {
         }
     }
 
-    /// Whether a foreign route may be taken over because its very key is wanted: a route of Go
-    /// flannel's `host-gw` or direct routing. Its gateway is a node on the underlay, so nothing
-    /// but its place tells it from an administrator's; therefore it is never removed as unwanted.
-    pub fn may_take_over(&self, object: &Object) -> bool {
-        matches!(object, Object::Route(Route {
-            dst,
-            protocol: RouteProtocol::BOOT,
-            target: RouteTarget::Gateway { onlink: false, .. },
-            ..
-        }) if self.adopt_flannel && self.holds(dst))
+    /// Whether a foreign object may be taken over because its very key is wanted. Nothing but its
+    /// place tells that it is ours to change; therefore it is never removed as unwanted.
+    ///
+    /// - A nexthop object of our protocol: one of ours that somebody gave another gateway. Not if
+    ///   it leads through another overlay's device.
+    /// - A route of Go flannel's `host-gw` or direct routing: its gateway is a node on the underlay,
+    ///   as an administrator's may be.
+    pub fn may_take_over(&self, object: &Object, observed: &Observed) -> bool {
+        match object {
+            Object::Nexthop(nexthop) => {
+                nexthop.protocol == self.protocol
+                    && !self.is_of_another_overlay(nexthop.dev, observed)
+            }
+            Object::Route(Route {
+                dst,
+                protocol: RouteProtocol::BOOT,
+                target: RouteTarget::Gateway { onlink: false, .. },
+                ..
+            }) => self.adopt_flannel && self.holds(dst),
+            _ => false,
+        }
     }
 
     fn holds(&self, subnet: &Subnet) -> bool {
@@ -157,6 +168,10 @@ impl Ownership {
             },
             RouteTarget::Blackhole | RouteTarget::Other(_) => return false,
         };
+        self.is_of_another_overlay(dev, observed)
+    }
+
+    fn is_of_another_overlay(&self, dev: IfName, observed: &Observed) -> bool {
         matches!(observed.objects.get(&ObjectKey::Link(dev)),
             Some(Object::Link(Link { alias: Some(alias), .. }))
             if alias.starts_with(ALIAS_PREFIX) && !is_alias_of(alias, &self.overlay))

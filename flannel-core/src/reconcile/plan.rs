@@ -281,7 +281,7 @@ impl<'a> Planner<'a> {
             return;
         };
         let is_ours = self.ownership.owner(found, self.observed) != Owner::Foreign
-            || self.ownership.may_take_over(found);
+            || self.ownership.may_take_over(found, self.observed);
         if !is_ours {
             self.block(key, wanted, found);
             return;

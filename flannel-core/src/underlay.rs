@@ -9,7 +9,7 @@ use crate::kernel::Observed;
 use crate::object::{IfName, MacAddr, Object, ObjectKey, Route, RouteTarget};
 use crate::subnet::Subnet;
 
-/// A link of the host with what an [`Object::Link`](crate::Object::Link) does not say.
+/// A link of the host with what an [`Object::Link`] does not say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkInfo {
     /// Its name.
@@ -32,7 +32,7 @@ pub struct LinkInfo {
     pub master: Option<IfName>,
 }
 
-/// An address of the host with what an [`Object::Address`](crate::Object::Address) does not say.
+/// An address of the host with what an [`Object::Address`] does not say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddressInfo {
     /// The device.

@@ -1267,3 +1267,99 @@ async fn an_underlay_that_is_named_is_used() {
     let external = a.status().external.clone().expect("chosen");
     assert_eq!((external.dev, a.status().mtu), (dev("eth1"), Some(8950)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn it_stays_right_when_readings_are_disturbed_and_hints_overrun() {
+    let (_, kernels, overlays) = pair().await;
+    let (kernel, overlay) = (&kernels[0], &overlays[0]);
+    let before = kernel.objects();
+    let dst = subnet_of(&overlays[1], Family::V4);
+    let route = route_to(kernel, dst).expect("it is there");
+    for fault in [
+        FaultKind::Observe {
+            failure: Failure::Interrupted,
+        },
+        FaultKind::Observe {
+            failure: Failure::TimedOut,
+        },
+        FaultKind::Overrun,
+        FaultKind::ApplyTimesOut { after: 0 },
+        FaultKind::Op {
+            kind: "route",
+            failure: Failure::Busy,
+        },
+    ] {
+        let what = format!("{fault:?}");
+        kernel.fail_next(fault);
+        kernel.delete(&route.key());
+        until(Duration::from_secs(2), &what, || {
+            route_to(kernel, dst).is_some()
+        })
+        .await;
+        settle(overlay).await;
+        assert_eq!(kernel.objects(), before, "{what}");
+        kernel.assert_faults_consumed();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn preflight_says_what_is_missing_and_how_to_mend_it() {
+    let kernel = FakeKernel::node(1);
+    let manager = MemoryManager::new(config(DUAL));
+    let report = builder("a", &manager, &kernel)
+        .preflight()
+        .await
+        .expect("a report");
+    assert!(report.ok());
+    let mut features = flannel_core::Features::all();
+    features.net_admin = false;
+    features.forwarding_v4 = Some(false);
+    kernel.set_features(features);
+    let report = builder("a", &manager, &kernel)
+        .preflight()
+        .await
+        .expect("a report");
+    assert!(!report.ok());
+    let missing: Vec<&str> = report
+        .checks
+        .iter()
+        .filter(|c| c.ok == Some(false))
+        .map(|c| c.name)
+        .collect();
+    assert_eq!(missing, ["net-admin", "forwarding-v4"]);
+    let fix = report
+        .checks
+        .iter()
+        .find(|c| c.name == "net-admin")
+        .map(|c| c.fix);
+    assert!(fix.is_some_and(|fix| fix.contains("CAP_NET_ADMIN")));
+}
+
+/// What programs read must not change its form unnoticed.
+#[tokio::test(start_paused = true)]
+async fn status_is_stable_json() {
+    let manager = MemoryManager::new(config(
+        r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#,
+    ));
+    let kernel = FakeKernel::node(1);
+    let a = start("a", &manager, &kernel).await;
+    let mut bad = peer(9, "10.43.0.0/24");
+    bad.key = LeaseKey::new("bad");
+    manager.put_raw(bad).expect("stored");
+    settle(&a).await;
+    let mut status = serde_json::to_value(&*a.status()).expect("it serialises");
+    for condition in status["conditions"].as_array_mut().expect("a list") {
+        condition["since"] = "…".into();
+    }
+    let text = serde_json::to_string_pretty(&status).expect("it serialises") + "\n";
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/status.json");
+    let expected = std::fs::read_to_string(golden).unwrap_or_default();
+    assert_eq!(
+        text, expected,
+        "if the change is meant, write this to tests/golden/status.json"
+    );
+    let back: flannel_core::Status =
+        serde_json::from_value(serde_json::to_value(&*a.status()).expect("it serialises"))
+            .expect("and comes back");
+    assert_eq!(back, *a.status());
+}

@@ -27,14 +27,38 @@ pub struct Wanted {
     pub peer: Option<LeaseKey>,
 }
 
-/// What the kernel should have.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// What the kernel should have. As JSON, the objects are a list in the order of making.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Desired {
     /// The objects by the kernel's key.
+    #[serde(with = "wanted_list")]
     pub objects: BTreeMap<ObjectKey, Wanted>,
     /// Nothing is removed for being unwanted, because it is not yet certain what is wanted: the
     /// first snapshot has not come, or it withdraws too much at once.
     pub hold_orphans: bool,
+}
+
+/// Wanted objects as a JSON array (a map's keys would have to be texts).
+mod wanted_list {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::{ObjectKey, Wanted};
+
+    type Map = BTreeMap<ObjectKey, Wanted>;
+
+    pub(super) fn serialize<S: Serializer>(objects: &Map, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(objects.values())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Map, D::Error> {
+        let list = Vec::<Wanted>::deserialize(d)?;
+        Ok(list
+            .into_iter()
+            .map(|wanted| (wanted.object.key(), wanted))
+            .collect())
+    }
 }
 
 /// Why a peer, or one family of it (`None`: all of it), is not programmed.

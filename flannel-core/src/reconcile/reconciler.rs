@@ -194,9 +194,25 @@ impl Reconciler {
 
     /// When there is something to do next.
     pub(crate) fn next_wake(&self) -> Option<Moment> {
-        let retry = self.failures.values().map(|failure| failure.retry_at).min();
+        if self.read_failures > 0 {
+            return self.read_at;
+        }
         let settings = (!self.scope.settings.is_empty()).then_some(self.settings_at);
-        [self.read_at, retry, settings].into_iter().flatten().min()
+        [self.read_at, self.next_retry(), settings]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// When something that failed is tried again. The kernel is read before each try, so tries are
+    /// gathered where reading is dear: it takes a twentieth of the time at most.
+    fn next_retry(&self) -> Option<Moment> {
+        let first = self
+            .failures
+            .values()
+            .map(|failure| failure.retry_at)
+            .min()?;
+        Some(first.max(self.last_read + self.read_cost * 20))
     }
 
     /// Looks at the settings now and then: nobody hints at them.

@@ -204,7 +204,9 @@ impl Engine {
             Ok(attrs) => {
                 self.attrs = Some(attrs);
                 let message = format!("backend {}", backend.backend_type());
-                self.holds(ConditionType::Config, "Applied", message);
+                if !self.register_failed {
+                    self.holds(ConditionType::Config, "Applied", message);
+                }
             }
             Err(error) => self.backend_refused(&error),
         }
@@ -272,10 +274,15 @@ impl Engine {
                     task.abort();
                 }
                 self.data_path_at = None;
+                self.inputs = Some(inputs);
+                self.register_failed = false;
             }
-            Err(error) => self.backend_refused(&error),
+            // The last one stays in force, and the next opportunity is another try.
+            Err(error) => {
+                self.register_failed = true;
+                self.backend_refused(&error);
+            }
         }
-        self.inputs = Some(inputs);
     }
 
     /// The subnets that our overlay devices have in the kernel, to be had again after everything

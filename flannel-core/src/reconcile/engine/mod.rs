@@ -48,6 +48,9 @@ const BATCH: usize = 4096;
 /// overlay's own clock says is looked at this often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(15);
 
+/// The shortest sleep: what is due and cannot be done must not keep a processor busy.
+const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
+
 /// How long the store is given to answer before a remembered lease is used.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -96,6 +99,8 @@ pub(crate) struct Engine {
     acquire: bool,
     network: Option<Arc<dyn Network>>,
     inputs: Option<Inputs>,
+    /// The backend could not make a network the last time it was asked.
+    register_failed: bool,
 
     leases: LeaseSet,
     compiler: Compiler,
@@ -164,6 +169,7 @@ impl Engine {
             acquire: false,
             network: None,
             inputs: None,
+            register_failed: false,
             compiler: Compiler::new(parts.name.clone(), options.protocol),
             peers: watch_channel::Sender::new(Arc::new(LeaseSet::default())),
             leases,
@@ -199,7 +205,10 @@ impl Engine {
             if let Some(reason) = self.drive().await {
                 return reason;
             }
-            let sleep = self.next_wake().since(self.now()).min(LONGEST_SLEEP);
+            let sleep = self
+                .next_wake()
+                .since(self.now())
+                .clamp(SHORTEST_SLEEP, LONGEST_SLEEP);
             tokio::select! {
                 biased;
                 command = commands.recv() => match command {
@@ -323,8 +332,8 @@ impl Engine {
         let call = (self.call.is_none() && self.wants_call()).then_some(self.call_at);
         let patience = (!self.store_is_down && self.lease.lease().is_none())
             .then_some(self.started + PATIENCE);
-        let watch =
-            (self.watch.0.is_none() && self.lease.lease().is_some()).then_some(self.watch_at);
+        let can_watch = self.lease.lease().is_some() && self.reconciler.observed().is_some();
+        let watch = (self.watch.0.is_none() && can_watch).then_some(self.watch_at);
         let features = self.features.is_none().then_some(self.features_at);
         let now = self.now();
         [
@@ -336,7 +345,7 @@ impl Engine {
             watch,
             features,
             self.confirm_at,
-            self.config_poll_at,
+            self.config_poll_at.filter(|_| self.call.is_none()),
             self.data_path_at,
         ]
         .into_iter()

@@ -25,7 +25,7 @@ use flannel::{
     Address, AddressInfo, Backend, Event, Family, IfName, Interface, Kernel, Lease, LeaseSet, Link,
     LinkInfo, LinkKind, NetlinkKernel, NetworkConfig, NodeContext, Object, ObjectKey, Observed,
     OverlayName, Own, PoolMode, Route, RouteProtocol, RouteTarget, Scope, Snapshot, Underlay,
-    UnderlayOptions, VxlanBackend, WithdrawalGuard,
+    UnderlayOptions, VxlanBackend, WithdrawalGuard, error_chain,
 };
 use serde_json::json;
 
@@ -60,7 +60,7 @@ async fn main() -> ExitCode {
     match run(Flags::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("plan: {}", with_sources(error.as_ref()));
+            eprintln!("plan: {}", error_chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -347,15 +347,4 @@ fn rejections(compiler: &Compiler) -> impl Iterator<Item = (String, String)> + '
 
 fn read(path: &PathBuf) -> Result<String, Error> {
     std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()).into())
-}
-
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

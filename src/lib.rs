@@ -102,7 +102,7 @@ pub use flannel_core::{
 };
 
 // Time and chance as parameters.
-pub use flannel_core::{Backoff, Moment, Rng, TokioClock, stable_hash};
+pub use flannel_core::{Backoff, Moment, Rng, TokioClock, error_chain, stable_hash};
 
 #[cfg(feature = "netlink")]
 pub use flannel_netlink::{BootClock, NetlinkKernel, NetlinkOptions};

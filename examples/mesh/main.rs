@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
-use flannel::Subnet;
+use flannel::{Subnet, error_chain};
 use flannel_testkit::netns::Lab;
 use tracing_subscriber::EnvFilter;
 
@@ -193,13 +193,6 @@ fn step(what: &str) {
 }
 
 fn fail(error: &(dyn std::error::Error + 'static)) -> ExitCode {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    eprintln!("mesh: {text}");
+    eprintln!("mesh: {}", error_chain(error));
     ExitCode::FAILURE
 }

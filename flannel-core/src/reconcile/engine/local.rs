@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-use super::{Engine, with_source};
+use super::Engine;
 use crate::backend::{self, NodeContext};
 use crate::condition::ConditionType;
 use crate::config::NetworkConfig;
+use crate::error_chain::error_chain;
 use crate::family::{DualStack, Family};
 use crate::kernel;
 use crate::lease::Lease;
@@ -32,7 +33,7 @@ pub(super) async fn ended_of(task: &mut Option<JoinHandle<backend::Result<()>>>)
     match task {
         Some(task) => match task.await {
             Ok(Ok(())) => "it ended by itself".to_owned(),
-            Ok(Err(error)) => with_source(&error),
+            Ok(Err(error)) => error_chain(&error),
             Err(error) => error.to_string(),
         },
         None => std::future::pending().await,
@@ -220,7 +221,7 @@ impl Engine {
             backend::Error::Lease { .. } => (ConditionType::Lease, "Unfit"),
             backend::Error::Other { .. } => (ConditionType::Config, "BackendFailed"),
         };
-        self.fails(kind, reason, with_source(error), true);
+        self.fails(kind, reason, error_chain(error), true);
     }
 
     /// Makes the network anew if anything it depends on is different.

@@ -423,15 +423,3 @@ async fn next_change(changes: &mut ChangeStream) -> kernel::Change {
         None => std::future::pending().await,
     }
 }
-
-/// An error with what caused it, in one line.
-fn with_source(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}

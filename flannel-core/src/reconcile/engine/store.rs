@@ -5,10 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Engine, NETWORKS, PATIENCE, with_source};
+use super::{Engine, NETWORKS, PATIENCE};
 use crate::clock::Moment;
 use crate::condition::ConditionType;
 use crate::config::{self, NetworkConfig};
+use crate::error_chain::error_chain;
 use crate::keeper::{Keeper, LossPolicy, Wish};
 use crate::lease::Lease;
 use crate::lease_set::Own;
@@ -438,7 +439,7 @@ impl Engine {
         self.call_failures = self.call_failures.saturating_add(1);
         let wait = self.retry.after(self.call_failures, &mut self.parts.rng);
         self.call_at = self.now() + wait;
-        let message = with_source(error);
+        let message = error_chain(error);
         let (kind, reason, permanent) = match error {
             manager::Error::Unavailable { .. } => (ConditionType::Store, "Unavailable", false),
             manager::Error::Conflict { .. } => (kind, "Conflict", false),

@@ -5,8 +5,9 @@ use std::task::Poll;
 
 use super::local::adopted_routes;
 use super::store::LeaseState;
-use super::{BATCH, Engine, with_source};
+use super::{BATCH, Engine};
 use crate::condition::ConditionType;
+use crate::error_chain::error_chain;
 use crate::event::{Event, EventStream};
 use crate::lease_set::{Applied, LeaseDelta, OwnChange};
 use crate::manager;
@@ -85,7 +86,7 @@ impl Engine {
                     let permanent = matches!(error, manager::Error::Denied { .. });
                     let message = format!(
                         "{}; the last known peers stay in force",
-                        with_source(&error)
+                        error_chain(&error)
                     );
                     self.fails(ConditionType::Store, "WatchFailed", message, permanent);
                 }

@@ -11,7 +11,7 @@ use flannel_testkit::netns::Ns;
 /// What a namespace has, as lines: what our kernel crate reads, what `ip` and `bridge` say, and
 /// every setting of every device.
 ///
-/// What comes and goes by itself (counters, timers, learned neighbours and forwarding entries) is
+/// What comes and goes by itself (operational states, counters, timers, learned neighbours and forwarding entries) is
 /// left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Everything {
@@ -50,7 +50,9 @@ impl Everything {
             ("fdb", "bridge fdb show"),
         ] {
             for line in run_in(ns, command).lines() {
-                if section != "fdb" || line.contains("permanent") {
+                if section == "link" {
+                    add(section, &without_operational_state(line));
+                } else if section != "fdb" || line.contains("permanent") {
                     add(section, line);
                 }
             }
@@ -92,6 +94,16 @@ impl Everything {
             "{when}\n  gone:{gone}\n  came:{came}"
         );
     }
+}
+
+/// A line of `ip link` without the operational state, which the kernel brings up to date when it
+/// gets round to it.
+fn without_operational_state(line: &str) -> String {
+    let mut words: Vec<&str> = line.split(' ').collect();
+    if let Some(at) = words.iter().position(|word| *word == "state") {
+        words.drain(at..(at + 2).min(words.len()));
+    }
+    words.join(" ")
 }
 
 /// Runs a command in a namespace; answers what it prints. There is no quoting, but `''` is an

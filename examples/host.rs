@@ -13,9 +13,9 @@
 use clap::Parser;
 use flannel::{
     ConditionType, MemoryManager, NetlinkKernel, NetworkConfig, NodeId, Overlay, PoolMode,
-    VxlanBackend,
+    VxlanBackend, error_chain,
 };
-use flannel_testkit::netns::Lab;
+use flannel_testkit::netns::{Error as LabError, Lab};
 
 /// Runs one node in a namespace of its own and prints its lease and its conditions.
 #[derive(Parser)]
@@ -25,7 +25,13 @@ struct Flags {}
 async fn main() {
     Flags::parse();
     if let Err(error) = run().await {
-        eprintln!("host: {error}");
+        eprintln!("host: {}", error_chain(error.as_ref()));
+        if error
+            .downcast_ref()
+            .is_some_and(|error| matches!(error, LabError::NotPermitted { .. }))
+        {
+            eprintln!("host: sudo -E cargo run --example host");
+        }
         std::process::exit(1);
     }
 }

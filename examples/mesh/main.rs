@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 use flannel::{Subnet, error_chain};
-use flannel_testkit::netns::Lab;
+use flannel_testkit::netns::{Error as LabError, Lab};
 use tracing_subscriber::EnvFilter;
 
 use crate::cluster::Cluster;
@@ -105,6 +105,10 @@ async fn main() -> ExitCode {
         Lab::new("mesh")
     } {
         Ok(lab) => Arc::new(lab),
+        Err(error @ LabError::NotPermitted { .. }) => {
+            eprintln!("mesh: {error}: sudo -E cargo run --example mesh");
+            return ExitCode::FAILURE;
+        }
         Err(error) => return fail(&error),
     };
     // The cluster runs as a task of its own, so that Ctrl-C is heard whatever it is doing.

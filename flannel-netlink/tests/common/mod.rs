@@ -9,11 +9,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
+use std::time::Duration;
 
 use flannel_core::kernel::Result;
 use flannel_core::{
-    Address, Family, Fdb, IfName, Kernel, Link, LinkKind, MAIN_TABLE, MacAddr, Neighbour, Nexthop,
-    Object, ObjectKey, Observed, Op, Route, RouteProtocol, RouteTarget, Scope, Subnet, Vxlan,
+    Address, Change, ChangeStream, Family, Fdb, IfName, Kernel, Link, LinkKind, MAIN_TABLE,
+    MacAddr, Neighbour, Nexthop, Object, ObjectKey, Observed, Op, Route, RouteProtocol,
+    RouteTarget, Scope, Subnet, Vxlan,
 };
 use flannel_netlink::{NetlinkKernel, NetlinkOptions};
 use nix::sched::{CloneFlags, unshare};
@@ -71,10 +73,10 @@ pub fn this_namespace() -> std::os::fd::OwnedFd {
 
 /// Waits until a condition holds, for ten seconds at most.
 pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let limit = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    let limit = tokio::time::Instant::now() + Duration::from_secs(10);
     while !condition().await {
         assert!(tokio::time::Instant::now() < limit, "never: {what}");
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -300,4 +302,21 @@ pub fn peer(n: u16, family: Family) -> [Object; 4] {
             protocol: RouteProtocol::OURS,
         }),
     ]
+}
+
+pub fn creates(objects: &[Object]) -> Vec<Op> {
+    objects.iter().cloned().map(Op::Create).collect()
+}
+
+pub fn deletes(objects: &[Object]) -> Vec<Op> {
+    objects.iter().rev().cloned().map(Op::Delete).collect()
+}
+
+/// The next hint.
+pub async fn next(hints: &mut ChangeStream) -> Change {
+    let next = std::future::poll_fn(|cx| hints.as_mut().poll_next(cx));
+    tokio::time::timeout(Duration::from_secs(10), next)
+        .await
+        .expect("a hint in time")
+        .expect("the stream never ends")
 }

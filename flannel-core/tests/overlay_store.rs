@@ -1,0 +1,439 @@
+//! The whole SDK on fakes: a store that is down, forgets, or loses our lease, tokio's clock paused.
+#![allow(missing_docs, reason = "tests")]
+
+#[path = "overlay/common.rs"]
+mod common;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use common::*;
+use flannel_backend_vxlan::VxlanBackend;
+use flannel_core::keeper::LossPolicy;
+use flannel_core::manager::{self, LeaseRequest};
+use flannel_core::{
+    Capabilities, Clock, ConditionType, Error, Event, EventStream, Family, Lease, Manager,
+    MemoryManager, Moment, NetworkConfig, Object, ObjectKey, Overlay, OverlayEvent, Revision,
+    RouteProtocol, SavedState, Snapshot, StateStore, TokioClock,
+};
+use flannel_testkit::fake_kernel::FakeKernel;
+
+/// A saved state in memory.
+#[derive(Debug, Clone, Default)]
+struct Memory(Arc<Mutex<Option<SavedState>>>);
+
+#[async_trait]
+impl StateStore for Memory {
+    async fn load(&self) -> std::io::Result<Option<SavedState>> {
+        Ok(self.0.lock().expect("no panic inside").clone())
+    }
+    async fn save(&self, state: &SavedState) -> std::io::Result<()> {
+        *self.0.lock().expect("no panic inside") = Some(state.clone());
+        Ok(())
+    }
+}
+
+/// A store that is down until told otherwise.
+#[derive(Debug)]
+struct Flaky {
+    inner: MemoryManager,
+    up: tokio::sync::watch::Receiver<bool>,
+}
+
+impl Flaky {
+    fn check(&self) -> manager::Result<()> {
+        if *self.up.borrow() {
+            Ok(())
+        } else {
+            Err(manager::Error::unavailable("it is down"))
+        }
+    }
+}
+
+#[async_trait]
+impl Manager for Flaky {
+    fn name(&self) -> &'static str {
+        "flaky"
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    async fn network_config(&self) -> manager::Result<NetworkConfig> {
+        self.check()?;
+        self.inner.network_config().await
+    }
+    async fn acquire_lease(&self, request: &LeaseRequest) -> manager::Result<Lease> {
+        self.check()?;
+        self.inner.acquire_lease(request).await
+    }
+    async fn renew_lease(&self, lease: &Lease) -> manager::Result<Lease> {
+        self.check()?;
+        self.inner.renew_lease(lease).await
+    }
+    async fn release_lease(&self, lease: &Lease) -> manager::Result<()> {
+        self.check()?;
+        self.inner.release_lease(lease).await
+    }
+    fn watch_leases(&self) -> EventStream {
+        if *self.up.borrow() {
+            return self.inner.watch_leases();
+        }
+        // Ends at once, as after a permanent error: the overlay opens it again and again.
+        Box::pin(Ended)
+    }
+}
+
+struct Ended;
+
+impl futures_core::Stream for Ended {
+    type Item = manager::Result<Event>;
+    fn poll_next(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        std::task::Poll::Ready(None)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_boots_while_the_store_is_down() {
+    let inner = MemoryManager::new(config(DUAL));
+    let state = Memory::default();
+    let kernel = FakeKernel::node(1);
+    let first = builder("a", &inner, &kernel)
+        .state(state.clone())
+        .start()
+        .await
+        .expect("parts");
+    first.ready().await.expect("ready");
+    let subnet = subnet_of(&first, Family::V4);
+    first.stop().await.expect("it was running");
+
+    // After a reboot the kernel is empty, and the store does not answer.
+    let kernel = FakeKernel::node(1);
+    let (up, rx) = tokio::sync::watch::channel(false);
+    let manager = Flaky {
+        inner: inner.clone(),
+        up: rx,
+    };
+    let overlay = Overlay::builder(node("a"))
+        .manager(manager)
+        .backend(VxlanBackend::new())
+        .kernel(kernel.clone())
+        .state(state)
+        .start()
+        .await
+        .expect("parts");
+    overlay
+        .ready()
+        .await
+        .expect("the remembered lease is enough");
+    assert_eq!(subnet_of(&overlay, Family::V4), subnet);
+    assert!(kernel.get(&ObjectKey::Link(dev("flannel.1"))).is_some());
+    assert!(!overlay.status().is_true(ConditionType::Store));
+    assert!(!overlay.status().lease.as_ref().expect("a lease").confirmed);
+
+    up.send(true).expect("it listens");
+    overlay
+        .wait_for(|status| status.lease.as_ref().is_some_and(|lease| lease.confirmed))
+        .await
+        .expect("running");
+    assert_eq!(subnet_of(&overlay, Family::V4), subnet);
+    settle(&overlay).await;
+    assert!(overlay.status().is_true(ConditionType::Store));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_down_withdraws_nothing() {
+    let inner = MemoryManager::new(config(DUAL));
+    let kernel = FakeKernel::node(1);
+    let (up, rx) = tokio::sync::watch::channel(true);
+    let a = Overlay::builder(node("a"))
+        .manager(Flaky {
+            inner: inner.clone(),
+            up: rx,
+        })
+        .backend(VxlanBackend::new())
+        .kernel(kernel.clone())
+        .start()
+        .await
+        .expect("parts");
+    a.ready().await.expect("ready");
+    inner.put_raw(peer(9, "10.42.99.0/24")).expect("stored");
+    settle(&a).await;
+    let before = kernel.objects();
+    up.send(false).expect("it listens");
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(kernel.objects(), before);
+}
+
+async fn lose_lease(policy: LossPolicy) -> (MemoryManager, FakeKernel, Overlay, Lease) {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernel = FakeKernel::node(1);
+    let a = builder("a", &manager, &kernel)
+        .on_lease_lost(policy)
+        .start()
+        .await
+        .expect("parts");
+    a.ready().await.expect("ready");
+    let lease = manager.snapshot().leases.into_iter().next().expect("ours");
+    let mut events = a.events();
+    assert!(manager.remove(&lease.key));
+    loop {
+        if let OverlayEvent::LeaseLost { .. } = events.recv().await.expect("it goes on") {
+            break;
+        }
+    }
+    (manager, kernel, a, lease)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_is_asked_for_again() {
+    let (manager, _kernel, a, lease) = lose_lease(LossPolicy::Reacquire).await;
+    a.wait_for(|status| status.is_true(ConditionType::Lease))
+        .await
+        .expect("running");
+    let again = manager.snapshot().leases.into_iter().next().expect("ours");
+    assert_eq!(
+        again.subnet, lease.subnet,
+        "the same subnet, as it was free"
+    );
+    assert!(
+        again.created > lease.created,
+        "a new record, not the old one revived"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_can_be_left_lost() {
+    let (manager, kernel, a, _) = lose_lease(LossPolicy::Hold).await;
+    let before = kernel.objects();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(
+        manager.snapshot().leases.is_empty(),
+        "nothing was asked for"
+    );
+    assert_eq!(kernel.objects(), before, "the data path stays");
+    assert!(!a.status().is_true(ConditionType::Lease));
+    a.reacquire().await.expect("running");
+    a.wait_for(|status| status.is_true(ConditionType::Lease))
+        .await
+        .expect("running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_can_stop_the_overlay() {
+    let (_, kernel, a, _) = lose_lease(LossPolicy::Stop).await;
+    let error = a.stopped().await;
+    assert!(
+        matches!(&error, Error::Stopped { reason } if reason.contains("lost")),
+        "{error}"
+    );
+    assert!(
+        kernel.get(&ObjectKey::Link(dev("flannel.1"))).is_some(),
+        "packets keep flowing"
+    );
+}
+
+/// A clock that can jump ahead, as that of a machine that slept.
+#[derive(Debug, Clone)]
+struct Sleepy {
+    tokio: TokioClock,
+    asleep: Arc<Mutex<Duration>>,
+}
+
+impl Clock for Sleepy {
+    fn now(&self) -> Moment {
+        self.tokio.now() + *self.asleep.lock().expect("no panic inside")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspended_node_wakes_to_a_lost_lease_not_to_a_revived_one() {
+    let manager = MemoryManager::new(config(DUAL)).with_ttl(Duration::from_secs(86_400));
+    let clock = Sleepy {
+        tokio: TokioClock::new(),
+        asleep: Arc::default(),
+    };
+    let kernel = FakeKernel::node(1);
+    let a = builder("a", &manager, &kernel)
+        .clock(clock.clone())
+        .on_lease_lost(LossPolicy::Hold)
+        .start()
+        .await
+        .expect("parts");
+    a.ready().await.expect("ready");
+    *clock.asleep.lock().expect("no panic inside") = Duration::from_secs(2 * 86_400);
+    a.wait_for(|status| {
+        status
+            .condition(ConditionType::Lease)
+            .is_some_and(|c| c.reason == "Lost")
+    })
+    .await
+    .expect("running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_renewed_for_as_long_as_it_is_wanted() {
+    let ttl = Duration::from_secs(120);
+    let manager = MemoryManager::new(config(DUAL)).with_ttl(ttl);
+    let kernel = FakeKernel::node(1);
+    let a = start("a", &manager, &kernel).await;
+    let subnet = subnet_of(&a, Family::V4);
+    tokio::time::sleep(ttl * 50).await;
+    assert_eq!(subnet_of(&a, Family::V4), subnet);
+    assert!(a.status().is_true(ConditionType::Lease));
+    a.stop().await.expect("it was running");
+    tokio::time::sleep(ttl * 2).await;
+    assert!(manager.snapshot().leases.is_empty(), "and no longer");
+}
+
+/// A store that tells what the test says.
+#[derive(Debug)]
+struct Script {
+    inner: MemoryManager,
+    snapshots: Mutex<std::collections::VecDeque<Vec<Lease>>>,
+}
+
+#[async_trait]
+impl Manager for Script {
+    fn name(&self) -> &'static str {
+        "script"
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    async fn network_config(&self) -> manager::Result<NetworkConfig> {
+        self.inner.network_config().await
+    }
+    async fn acquire_lease(&self, request: &LeaseRequest) -> manager::Result<Lease> {
+        self.inner.acquire_lease(request).await
+    }
+    async fn renew_lease(&self, lease: &Lease) -> manager::Result<Lease> {
+        self.inner.renew_lease(lease).await
+    }
+    async fn release_lease(&self, lease: &Lease) -> manager::Result<()> {
+        self.inner.release_lease(lease).await
+    }
+    /// The next snapshot of the script, then silence for a minute, then the end.
+    fn watch_leases(&self) -> EventStream {
+        let mut snapshots = self.snapshots.lock().expect("no panic inside");
+        let leases = snapshots.pop_front().unwrap_or_default();
+        let revision = Revision(100);
+        let own = self.inner.snapshot().leases;
+        let leases = leases.into_iter().chain(own).collect();
+        let snapshot = Snapshot {
+            leases,
+            unreadable: Vec::new(),
+            revision,
+        };
+        Box::pin(Once {
+            event: Some(Event::Snapshot(snapshot)),
+            end: Box::pin(tokio::time::sleep(Duration::from_secs(60))),
+        })
+    }
+}
+
+struct Once {
+    event: Option<Event>,
+    end: std::pin::Pin<Box<tokio::time::Sleep>>,
+}
+
+impl futures_core::Stream for Once {
+    type Item = manager::Result<Event>;
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        match self.event.take() {
+            Some(event) => std::task::Poll::Ready(Some(Ok(event))),
+            None => self.end.as_mut().poll(cx).map(|()| None),
+        }
+    }
+}
+
+use std::future::Future;
+
+#[tokio::test(start_paused = true)]
+async fn an_emptied_snapshot_is_confirmed_before_it_is_believed() {
+    let peers: Vec<Lease> = (1..=6)
+        .map(|n| peer(100 + n, &format!("10.42.{n}.0/24")))
+        .collect();
+    let script = |snapshots: Vec<Vec<Lease>>| Script {
+        inner: MemoryManager::new(config(
+            r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.200.0","Backend":{"Type":"vxlan"}}"#,
+        )),
+        snapshots: Mutex::new(snapshots.into()),
+    };
+    let routes = |kernel: &FakeKernel| {
+        let all = kernel.objects();
+        all.values()
+            .filter(|o| matches!(o, Object::Route(r) if r.protocol == RouteProtocol::OURS))
+            .count()
+    };
+    let run = |manager: Script, kernel: FakeKernel| async move {
+        let overlay = Overlay::builder(node("a"))
+            .manager(manager)
+            .backend(VxlanBackend::new())
+            .kernel(kernel)
+            .start()
+            .await
+            .expect("parts");
+        overlay
+            .wait_for(|status| status.peers > 0)
+            .await
+            .expect("running");
+        overlay
+    };
+
+    // All known peers vanish; the second reading has them again: no route ever goes.
+    let kernel = FakeKernel::node(1);
+    let a = run(
+        script(vec![
+            peers.clone(),
+            Vec::new(),
+            peers.clone(),
+            peers.clone(),
+        ]),
+        kernel.clone(),
+    )
+    .await;
+    settle(&a).await;
+    assert_eq!(routes(&kernel), 6);
+    let mut held = a.events();
+    loop {
+        if let OverlayEvent::WithdrawalHeld { withdrawn, known } = held.recv().await.expect("more")
+        {
+            assert_eq!((withdrawn, known), (6, 6));
+            break;
+        }
+    }
+    for _ in 0..40 {
+        assert_eq!(routes(&kernel), 6, "nothing is withdrawn");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(
+        a.status().is_true(ConditionType::Peers),
+        "{:?}",
+        a.status().conditions
+    );
+    a.stop().await.expect("it was running");
+
+    // A fresh process with the same kernel: the routes it finds count as known.
+    let a = run(
+        Script {
+            snapshots: Mutex::new(vec![vec![peers[0].clone()]; 3].into()),
+            ..script(vec![])
+        },
+        kernel.clone(),
+    )
+    .await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(routes(&kernel), 6, "not yet");
+    until(Duration::from_secs(30), "the confirmed withdrawal", || {
+        routes(&kernel) == 1
+    })
+    .await;
+    drop(a);
+}

@@ -10,7 +10,7 @@ use crate::clock::Moment;
 pub enum ConditionType {
     /// The store answers and its watch is alive. While false, the last known peers stay in force.
     Store,
-    /// The network config is known, valid and applied.
+    /// The network config is known, valid, fit for this host, and applied.
     Config,
     /// An external interface is chosen.
     Underlay,

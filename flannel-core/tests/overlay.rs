@@ -845,3 +845,25 @@ async fn status_is_stable_json() {
             .expect("and comes back");
     assert_eq!(back, *a.status());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_config_that_cannot_be_used_leaves_the_last_good_one_in_force() {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernel = FakeKernel::node(1);
+    let a = start("a", &manager, &kernel).await;
+    let before = kernel.objects();
+    manager.set_config(config(&DUAL.replace("vxlan", "wireguard")));
+    settle(&a).await;
+    let status = a.status();
+    let condition = status
+        .condition(ConditionType::Config)
+        .expect("it is there");
+    assert_eq!(
+        (condition.status, condition.reason.as_str()),
+        (ConditionStatus::False, "UnknownBackend")
+    );
+    assert_eq!(kernel.objects(), before);
+    manager.set_config(config(DUAL));
+    settle(&a).await;
+    assert!(a.status().is_true(ConditionType::Config));
+}

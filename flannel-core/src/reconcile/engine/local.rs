@@ -205,7 +205,7 @@ impl Engine {
             Ok(attrs) => {
                 self.attrs = Some(attrs);
                 let message = format!("backend {}", backend.backend_type());
-                if !self.register_failed {
+                if !self.register_failed && !self.config_refused {
                     self.holds(ConditionType::Config, "Applied", message);
                 }
             }
@@ -214,14 +214,15 @@ impl Engine {
     }
 
     pub(super) fn backend_refused(&mut self, error: &backend::Error) {
-        let (kind, reason) = match error {
-            backend::Error::Config(_) => (ConditionType::Config, "InvalidConfig"),
-            backend::Error::Underlay { .. } => (ConditionType::Underlay, "Unfit"),
-            backend::Error::Unsupported { .. } => (ConditionType::Kernel, "Unsupported"),
-            backend::Error::Lease { .. } => (ConditionType::Lease, "Unfit"),
-            backend::Error::Other { .. } => (ConditionType::Config, "BackendFailed"),
+        let reason = match error {
+            backend::Error::Config(_) => "InvalidConfig",
+            backend::Error::Underlay { .. } => "UnderlayUnfit",
+            backend::Error::Unsupported { .. } => "Unsupported",
+            backend::Error::Lease { .. } => "LeaseUnfit",
+            backend::Error::Other { .. } => "BackendFailed",
         };
-        self.fails(kind, reason, error_chain(error), true);
+        // One condition for all of these, so that nothing else says the opposite in between.
+        self.fails(ConditionType::Config, reason, error_chain(error), true);
     }
 
     /// Makes the network anew if anything it depends on is different.

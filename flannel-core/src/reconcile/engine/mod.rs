@@ -89,6 +89,8 @@ pub(crate) struct Engine {
     config: Option<Arc<NetworkConfig>>,
     /// The config is the saved one; the store's is still wanted.
     config_is_saved: bool,
+    /// The store's config cannot be used; the last good one, if any, stays in force.
+    config_refused: bool,
     networks: Vec<Subnet>,
     external: Option<External>,
     underlay: Arc<Underlay>,
@@ -160,6 +162,7 @@ impl Engine {
             features_failures: 0,
             config: None,
             config_is_saved: false,
+            config_refused: false,
             networks: Vec::new(),
             external: None,
             underlay: Arc::default(),

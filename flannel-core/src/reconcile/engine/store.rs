@@ -17,6 +17,9 @@ use crate::manager::{self, LeaseRequest};
 use crate::state::SavedState;
 use crate::status::OverlayEvent;
 
+/// How often the config is read from a store that does not tell of its changes.
+const CONFIG_POLL: Duration = Duration::from_secs(300);
+
 /// What we know of our lease.
 #[derive(Debug)]
 pub(super) enum LeaseState {
@@ -147,9 +150,10 @@ impl Engine {
 
     pub(super) async fn set_config(&mut self, config: NetworkConfig) {
         if !self.config_is_saved && !self.parts.manager.capabilities().watches_config {
-            self.config_poll_at = Some(self.now() + Duration::from_secs(300));
+            self.config_poll_at = Some(self.now() + CONFIG_POLL);
         }
         if self.config.as_deref() == Some(&config) {
+            self.config_refused = self.backend.is_none();
             return;
         }
         let wanted = config.backend().backend_type();
@@ -171,9 +175,12 @@ impl Engine {
                 have.join(", ")
             );
             self.fails(ConditionType::Config, "UnknownBackend", message, true);
+            self.config_refused = true;
             if self.config.is_some() {
                 return; // the last good config stays in force
             }
+        } else {
+            self.config_refused = false;
         }
         for pool in config.pools().values() {
             let network = pool.network();
@@ -249,9 +256,8 @@ impl Engine {
     }
 
     pub(super) fn lose_lease(&mut self, reason: String) {
-        let LeaseState::Held { lease, .. } = std::mem::replace(&mut self.lease, LeaseState::None)
-        else {
-            return;
+        let Some(lease) = self.lease.held().cloned() else {
+            return; // it is lost or given up already
         };
         self.lease = LeaseState::Lost { lease };
         tracing::warn!(reason, "the lease is lost");
@@ -400,7 +406,13 @@ impl Engine {
                 self.config_is_saved = false;
                 self.set_config(config).await;
             }
-            Answer::Config(Err(error)) => self.store_failed(&error, ConditionType::Config),
+            Answer::Config(Err(error)) => {
+                self.config_refused |= !error.is_transient();
+                if self.config.is_some() && !self.config_is_saved {
+                    self.config_poll_at = Some(now + CONFIG_POLL);
+                }
+                self.store_failed(&error, ConditionType::Config);
+            }
             Answer::Lease {
                 asked,
                 renewal,

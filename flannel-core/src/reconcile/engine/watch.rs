@@ -108,6 +108,7 @@ impl Engine {
                 return;
             }
             Event::ConfigUnreadable { reason } => {
+                self.config_refused = true;
                 let message = format!("{reason}; the last good config stays in force");
                 self.fails(ConditionType::Config, "Unreadable", message, false);
                 return;

@@ -116,6 +116,8 @@ pub(crate) struct Engine {
     watch: Watch,
     watch_at: Moment,
     watch_failures: u32,
+    /// The watch's last word was an error.
+    watch_broken: bool,
     /// The next snapshot confirms or refutes one that was held.
     confirming: bool,
     confirm_at: Option<Moment>,
@@ -185,6 +187,7 @@ impl Engine {
             watch: Watch(None),
             watch_at: now,
             watch_failures: 0,
+            watch_broken: false,
             confirming: false,
             confirm_at: None,
             adopted: false,

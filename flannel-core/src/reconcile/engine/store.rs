@@ -444,7 +444,9 @@ impl Engine {
         self.call_failures = 0;
         self.call_at = self.now();
         self.store_is_down = false;
-        self.holds(ConditionType::Store, "Connected", self.parts.manager.name());
+        if !self.watch_broken {
+            self.holds(ConditionType::Store, "Connected", self.parts.manager.name());
+        }
     }
 
     pub(super) fn store_failed(&mut self, error: &manager::Error, kind: ConditionType) {

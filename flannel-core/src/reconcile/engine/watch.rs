@@ -79,10 +79,12 @@ impl Engine {
             match item {
                 Some(Ok(event)) => {
                     self.watch_failures = 0;
+                    self.watch_broken = false;
                     self.holds(ConditionType::Store, "Connected", self.parts.manager.name());
                     self.event(event).await;
                 }
                 Some(Err(error)) => {
+                    self.watch_broken = true;
                     let permanent = matches!(error, manager::Error::Denied { .. });
                     let message = format!(
                         "{}; the last known peers stay in force",

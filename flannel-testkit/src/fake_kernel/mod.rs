@@ -389,6 +389,11 @@ impl State {
             return Err(failure.error(op));
         }
         self.check_features(op.object())?;
+        let is_ignored =
+            |f: &FaultKind| matches!(f, FaultKind::Ignored { kind } if *kind == key.kind());
+        if self.take_fault(|f| is_ignored(f).then_some(())).is_some() {
+            return Ok(());
+        }
         self.host.apply(op)
     }
 

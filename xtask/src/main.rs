@@ -14,6 +14,7 @@ mod lint;
 mod long;
 mod metadata;
 mod msrv;
+mod mutants;
 mod run;
 mod setup;
 mod stage;
@@ -38,7 +39,7 @@ const TASKS: &[Task] = &[
         name: "test",
         args: "",
         about: "Everything that CI checks, in this order: setup, fmt, lint, doc, deps, deny, msrv,\n\
-                examples, then all tests; last a line that sums the tests up, as cargo does.\n\
+                examples, all tests, mutants; last a line that sums the tests up, as cargo does.\n\
                 As root it runs the tests and examples that need network namespaces; else it\n\
                 skips and counts them. With CI=true a missing privilege or tool is a failure.",
         run: |_| test(),
@@ -96,6 +97,13 @@ const TASKS: &[Task] = &[
         args: "[NAME…]",
         about: "Runs the examples (all, or the named ones) and checks their exit codes.",
         run: examples::run,
+    },
+    Task {
+        name: "mutants",
+        args: "[NAME…]",
+        about: "Makes each of the deliberate defects of mutants/ (all, or the named ones) in a copy\n\
+                of the sources, and fails if the test that is to catch it does not.",
+        run: mutants::run,
     },
     Task {
         name: "bench",
@@ -166,6 +174,7 @@ fn test() -> Outcome {
             summary = Some(run);
             passed
         }),
+        Stage::new("mutants", || mutants::run(&[])),
     ]);
     skips.print()?;
     if let Some(summary) = summary {

@@ -436,7 +436,7 @@ impl Reconciler {
     /// the last time, after a fresh reading, does not.
     fn fail(&mut self, key: ObjectKey, step: Step, error: &kernel::Error, now: Moment) -> bool {
         if matches!(error, kernel::Error::Skipped { .. }) {
-            return true; // the next plan has it again, held back by what failed
+            return false; // the next plan has it again, held back by what failed
         }
         let before = self
             .failures

@@ -1,15 +1,18 @@
 //! The manager on the fake store keeps the promises of every manager: on a perfect link, on a slow
 //! one that delivers write by write, and on threads.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use flannel_core::{
-    DualStack, Lease, LeaseAttrs, Manager, NetworkConfig, NodeId, Subnet, TokioClock, wire,
+    DualStack, Lease, LeaseAttrs, LeaseKey, Manager, NetworkConfig, NodeId, Subnet, TokioClock,
+    wire,
 };
 use flannel_testkit::conformance::manager::{ManagerFixture, StoreFixture};
-use flannel_testkit::fake_store::{Delivery, FakeStore, Layout, StoreManager, StoreOptions};
+use flannel_testkit::fake_store::{
+    Delivery, FakeStore, Layout, StoreLink, StoreManager, StoreOptions,
+};
 use tokio::runtime::{Builder, Runtime};
 
 /// What is between the nodes and the store.
@@ -34,6 +37,7 @@ impl ManagerFixture for Way {
             way: *self,
             store: FakeStore::new(Arc::new(TokioClock::new())),
             layout: Layout::default(),
+            links: Mutex::default(),
         };
         store.set_config(config).await;
         Box::new(store)
@@ -44,6 +48,8 @@ struct Store {
     way: Way,
     store: FakeStore,
     layout: Layout,
+    /// Those of all managers.
+    links: Mutex<Vec<StoreLink>>,
 }
 
 impl Store {
@@ -60,6 +66,9 @@ impl Store {
 impl StoreFixture for Store {
     async fn manager(&self) -> Arc<dyn Manager> {
         let link = self.store.link("a node");
+        let mut links = self.links.lock().expect("no test panicked with it");
+        links.push(link.clone());
+        drop(links);
         link.set_latency(self.way.latency);
         link.deliver(self.way.delivery);
         let options = StoreOptions {
@@ -82,8 +91,22 @@ impl StoreFixture for Store {
     }
 
     async fn write_raw(&self, lease: Lease) -> bool {
-        let key = format!("{}/{}", self.layout.subnets(), lease.key);
+        let key = match lease.key.as_str() {
+            key if self.layout.is_record(key) => key.to_owned(),
+            end => format!("{}/{end}", self.layout.subnets()),
+        };
         self.write(&key, &lease.node, &lease.attrs)
+    }
+
+    async fn spoil(&self, key: &LeaseKey) -> bool {
+        self.store.put(key.as_str(), "{");
+        true
+    }
+
+    async fn interrupt_watches(&self) -> bool {
+        let links = self.links.lock().expect("no test panicked with it");
+        links.iter().for_each(StoreLink::break_watches);
+        true
     }
 
     async fn reserve(&self, node: &NodeId, subnets: DualStack<Subnet>) -> bool {

@@ -101,7 +101,8 @@ type Parked = Box<dyn FnOnce(&mut Kv, Moment) + Send>;
 pub(super) struct LinkState {
     pub(super) cut: Option<Cut>,
     latency: Duration,
-    faults: VecDeque<CallFault>,
+    /// What goes wrong with each of the coming calls, as far as it is set.
+    faults: VecDeque<Option<CallFault>>,
     parked: Vec<Parked>,
     pub(super) delivery: Delivery,
     /// How many watches were opened: they are numbered from 1.
@@ -182,14 +183,22 @@ impl StoreLink {
         self.change(|state| state.latency = each_way);
     }
 
-    /// Lets one more of the coming calls go wrong.
+    /// Lets the next call go wrong that no fault is set for yet.
     pub fn fail_next(&self, fault: CallFault) {
-        self.change(|state| state.faults.push_back(fault));
+        self.fail_after(0, fault);
+    }
+
+    /// The same, after so many calls that go well.
+    pub fn fail_after(&self, calls: usize, fault: CallFault) {
+        self.change(|state| {
+            let well = std::iter::repeat_n(None, calls);
+            state.faults.extend(well.chain([Some(fault)]));
+        });
     }
 
     /// The faults that no call has met yet.
     pub fn pending_faults(&self) -> usize {
-        self.lock().faults.len()
+        self.lock().faults.iter().flatten().count()
     }
 
     /// Forgets the faults that no call has met yet.
@@ -349,7 +358,7 @@ impl StoreLink {
     ) -> Result<T> {
         let fault = self.change(|state| {
             state.count(what);
-            let fault = state.faults.pop_front();
+            let fault = state.faults.pop_front().flatten();
             fault
                 .into_iter()
                 .for_each(|fault| state.count(fault.name()));

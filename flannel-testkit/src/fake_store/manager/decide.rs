@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use flannel_core::alloc::choose_among;
 use flannel_core::manager::Error;
 use flannel_core::{
-    DualStack, LeaseAttrs, LeaseRequest, NetworkConfig, NodeId, PoolMode, Revision, Subnet, wire,
+    DualStack, Lease, LeaseAttrs, LeaseRequest, NetworkConfig, NodeId, PoolMode, Revision, Subnet,
+    wire,
 };
 
 use super::super::{Compare, Expectation, KeyRange, KeyValue, LeaseId, Op, Txn};
@@ -46,6 +47,12 @@ impl View {
             Some(entry) => drop(self.markers.insert(key, entry)),
             None => drop(self.markers.remove(&key)),
         }
+    }
+
+    /// When a record was last written; 0 if it is not there.
+    fn modified(&self, key: &str) -> Revision {
+        let record = self.records.iter().find(|record| record.entry.key == key);
+        record.map_or(Revision(0), |record| record.entry.modified)
     }
 
     /// Refuses a record that would crash Go nodes, judged by the records they have written.
@@ -146,10 +153,7 @@ pub fn decide(
             expected: Expectation::Modified(config_revision.unwrap_or_default()),
         }],
         deletes: Vec::new(),
-        markers: subnets
-            .values()
-            .map(|subnet| layout.marker(subnet))
-            .collect(),
+        markers: layout.markers(&request.node, &subnets),
         key,
         subnets,
     };
@@ -264,12 +268,13 @@ impl Decision {
                 self.compares.push(Compare::absent(KeyRange::key(marker)));
                 continue;
             };
-            // A marker that outlived its record: somebody deleted the record alone.
+            // A marker that outlived its record, which somebody deleted alone or took over.
             let holder = String::from_utf8_lossy(&entry.value);
             self.compares
                 .push(Compare::unchanged(marker, entry.modified));
-            if !is_own(&holder) && *holder != self.key {
-                self.compares.push(Compare::absent(KeyRange::key(holder)));
+            if *holder != self.key && !is_own(&holder) {
+                let modified = view.modified(&holder);
+                self.compares.push(Compare::unchanged(holder, modified));
             }
         }
     }
@@ -299,13 +304,14 @@ impl Decision {
     }
 }
 
-/// The transaction that removes a record and its markers, if it was not written since.
-pub(super) fn removal(layout: &Layout, key: &str, modified: Revision) -> Txn {
-    let subnets = wire::parse_subnet_key(key).unwrap_or_default();
+/// The transaction that removes a lease's record and its markers, if it was not written since.
+pub(super) fn removal(layout: &Layout, lease: &Lease) -> Txn {
+    let key = lease.key.as_str();
+    let markers = layout.markers(&lease.node, &lease.subnet);
     let mut then = vec![Op::delete(key)];
-    then.extend(subnets.values().map(|s| Op::delete(layout.marker(s))));
+    then.extend(markers.into_iter().map(Op::delete));
     Txn {
-        compares: vec![Compare::unchanged(key, modified)],
+        compares: vec![Compare::unchanged(key, lease.revision)],
         then,
         or_else: vec![Op::Range(KeyRange::key(key))],
     }

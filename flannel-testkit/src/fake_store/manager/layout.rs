@@ -5,10 +5,11 @@
 //! | `<prefix>/config` | the network config |
 //! | `<prefix>/subnets/10.5.1.0-24&fd00:5:0:1::-64` | a lease |
 //! | `<prefix>/taken/10.5.1.0-24`, `<prefix>/taken/fd00:5:0:1::-64` | a marker: the subnet is taken by the record whose key is the value |
+//! | `<prefix>/taken/node-worker-1` | a marker: the node holds the record whose key is the value |
 //!
 //! A transaction can ask whether a key is there, but not whether some key names a subnet as its
-//! second half. Markers make that a question of one key. Go flannel reads neither them nor anything
-//! else outside of the string `<prefix>/subnets`.
+//! second half, or some value a node. Markers make that a question of one key. Go flannel reads
+//! neither them nor anything else outside of the string `<prefix>/subnets`.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -79,6 +80,13 @@ impl Layout {
     /// What the keys of all leases begin with that have this IPv4 half in this very spelling.
     pub fn records_of(&self, v4: &Subnet) -> KeyRange {
         KeyRange::prefix(format!("{}/{}-{}", self.subnets(), v4.address(), v4.len()))
+    }
+
+    /// The keys of the markers that go with a node's record.
+    pub fn markers(&self, node: &NodeId, subnets: &DualStack<Subnet>) -> Vec<String> {
+        let mut markers = vec![format!("{}/taken/node-{node}", self.prefix)];
+        markers.extend(subnets.values().map(|subnet| self.marker(subnet)));
+        markers
     }
 
     /// The key of a subnet's marker.

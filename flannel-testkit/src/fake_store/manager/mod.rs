@@ -59,8 +59,9 @@ const ATTEMPTS: usize = 64;
 /// - A lease is claimed in one transaction per candidate. It is conditional on the config and on
 ///   the candidate alone, so that nodes which join at once are in each other's way only where they
 ///   want the same subnet; when it fails, it brings the reading that the next one starts from.
-/// - Each family of a record has a marker key of its own, outside of what Go flannel reads, that
-///   lives and dies with the record: so two dual-stack records cannot share one half.
+/// - Each family of a record has a marker key of its own, and so has its node, outside of what Go
+///   flannel reads, that live and die with the record: so two dual-stack records cannot share one
+///   half, and a claim that arrives late cannot give a node a second record.
 /// - Writes are conditional on the revision at which the record was last seen, and the record is
 ///   looked at before: the revisions of a store that was restored from a backup are used twice.
 /// - Where Go flannel, which asks nobody, has written an overlapping record, ours is given up.
@@ -130,7 +131,7 @@ impl StoreManager {
                 }
             };
             let answer = self.link.txn(decision.txn(layout, used)).await?;
-            let (succeeded, revision) = (answer.succeeded, answer.revision);
+            let succeeded = answer.succeeded;
             let mut ranges = answer.ranges();
             view.read(layout, ranges.next().unwrap_or_default());
             if !succeeded {
@@ -143,18 +144,18 @@ impl StoreManager {
             let Some(ours) = view.records.iter().find(is_ours) else {
                 continue;
             };
-            if view.records.iter().any(|other| decide::yields(ours, other)) {
-                // Go flannel was faster, in a way that no condition could see.
-                let removal = removal(layout, &decision.key, revision);
-                self.link.txn(removal).await?;
-                view = self.view().await?;
-                continue;
-            }
             let held = ours.lease(self.options.ttl);
-            return held.map_err(|unreadable| Error::Corrupt {
+            let held = held.map_err(|unreadable| Error::Corrupt {
                 key: unreadable.key,
                 reason: unreadable.reason,
-            });
+            })?;
+            let mut others = view.records.iter();
+            if !others.any(|other| decide::yields(ours, other)) {
+                return Ok(held);
+            }
+            // Go flannel was faster, in a way that no condition could see.
+            self.link.txn(removal(layout, &held)).await?;
+            view = self.view().await?;
         }
         Err(Error::Conflict {
             reason: format!("{ATTEMPTS} claims in a row came too late"),
@@ -184,9 +185,7 @@ impl StoreManager {
             return Ok(());
         }
         if other.taken.overlaps(&own.subnet) {
-            let layout = &self.options.layout;
-            let removal = removal(layout, own.key.as_str(), own.revision);
-            self.link.txn(removal).await?;
+            self.link.txn(removal(&self.options.layout, &own)).await?;
         }
         Ok(())
     }
@@ -290,9 +289,8 @@ impl Manager for StoreManager {
         let key = lease.key.as_str();
         let layout = &self.options.layout;
         let mut then = vec![Op::put(key, value(&lease.node, &lease.attrs)?, granted)];
-        for subnet in record.taken.values() {
-            then.push(Op::put(layout.marker(subnet), key, granted));
-        }
+        let markers = layout.markers(&lease.node, &record.taken);
+        then.extend(markers.into_iter().map(|m| Op::put(m, key, granted)));
         let answer = self.link.txn(Txn {
             compares: vec![Compare::unchanged(key, lease.revision)],
             then,
@@ -316,14 +314,14 @@ impl Manager for StoreManager {
         let Some(record) = self.find_ours(lease).await? else {
             return Ok(());
         };
-        let key = lease.key.as_str();
-        let mut txn = removal(&self.options.layout, key, lease.revision);
+        let mut txn = removal(&self.options.layout, lease);
         if record.entry.lease.is_none() {
             let attrs = LeaseAttrs {
                 public_ip: lease.attrs.public_ip,
                 ..LeaseAttrs::default()
             };
-            txn.then = vec![Op::put(key, value(&lease.node, &attrs)?, None)];
+            let value = value(&lease.node, &attrs)?;
+            txn.then = vec![Op::put(lease.key.as_str(), value, None)];
         }
         let answer = self.link.txn(txn).await?;
         if !answer.succeeded {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use flannel_core::reconcile::ownership::nexthop_id;
 use flannel_core::{
     Address, Family, Fdb, IfName, Link, LinkKind, MAIN_TABLE, MacAddr, Neighbour, Nexthop, Object,
     ObjectKey, Objects, OverlayName, PublicIp, Route, RouteProtocol, RouteTarget, Subnet, Vxlan,
@@ -159,7 +160,11 @@ pub(super) fn ours(objects: &Objects) -> Vec<Object> {
         link(objects, dev).is_some_and(|link| link.alias.as_deref() == Some(alias.as_str()))
     };
     let marked = |object: &&Object| match object {
-        Object::Nexthop(nexthop) => nexthop.protocol == RouteProtocol::OURS,
+        Object::Nexthop(o) => {
+            let name = OverlayName::default();
+            o.protocol == RouteProtocol::OURS
+                && o.id == nexthop_id(&name, o.gateway, o.dev, o.onlink)
+        }
         Object::Route(route) => route.protocol == RouteProtocol::OURS,
         // A device's own link-local address comes and goes with it.
         Object::Address(Address {

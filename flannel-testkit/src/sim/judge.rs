@@ -374,7 +374,12 @@ impl Judge {
             self.broken(Invariant::ForeignUntouched, Some(node), what);
             return;
         }
-        if entry.result.is_err() {
+        // A device that vanished without being asked to takes what is on it along.
+        let vanished = view.batch.before.values().any(|way| {
+            link(objects, way.dev).is_none()
+                && entry.op.key() != ObjectKey::Link(way.dev)
+        });
+        if entry.result.is_err() || vanished {
             view.batch.excused = true;
         }
         if matches!(entry.op, Op::Create(_)) {

@@ -135,6 +135,7 @@ fn pool_and_ops() -> impl Strategy<Value = (Pool, Vec<Op>)> {
 
 /// All that can be given out, and what is taken, as plain lists.
 struct Model {
+    network: Subnet,
     slots: Vec<Subnet>,
     taken: Vec<Subnet>,
 }
@@ -145,13 +146,16 @@ impl Model {
         let slots = pool.network().subnets(first.len());
         let slots = slots.filter(|slot| *slot >= first && *slot <= last);
         Self {
+            network: pool.network(),
             slots: slots.collect(),
             taken: Vec::new(),
         }
     }
 
     fn is_free(&self, subnet: &Subnet) -> bool {
-        !self.taken.iter().any(|taken| taken.overlaps(subnet))
+        let counts = |taken: &&Subnet| !taken.contains(&self.network);
+        let mut taken = self.taken.iter().filter(counts);
+        !taken.any(|taken| taken.overlaps(subnet))
     }
 
     fn free(&self) -> BTreeSet<Subnet> {
@@ -358,6 +362,18 @@ fn a_pool_at_the_end_of_the_space_does_not_wrap() {
         allocator.release(&last);
         assert_eq!(allocator.free_count(), slots, "{network}");
     }
+}
+
+#[test]
+fn a_record_of_everything_leaves_a_subnet_for_everybody() {
+    let pool = pool("10.5.0.0/22", 24);
+    let mut allocator = Allocator::new(&pool).expect("allocated from");
+    for everything in ["0.0.0.0/0", "10.0.0.0/8", "10.5.0.0/22"] {
+        allocator.take(&subnet(everything));
+        assert_eq!(allocator.free_count(), allocator.slots(), "{everything}");
+    }
+    allocator.take(&subnet("10.5.0.0/23"));
+    assert!(allocator.free_count() < allocator.slots(), "half counts");
 }
 
 #[test]

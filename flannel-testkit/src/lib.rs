@@ -9,6 +9,8 @@ pub mod netns;
 pub mod permute;
 #[cfg(all(feature = "lab", target_os = "linux"))]
 pub mod prober;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod skipping;
 #[cfg(feature = "proptest")]
 pub mod strategies;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::metadata::{Example, Workspace};
+use crate::metadata::{Target, Workspace};
 use crate::run::{Outcome, cargo, in_ci, is_root, line, run as run_command, run_limited};
 use crate::suite::Skips;
 
@@ -80,7 +80,7 @@ pub(crate) fn run_all(skips: Option<&Skips>) -> Outcome {
 
 fn run_where(skips: Option<&Skips>, wanted: impl Fn(&Run) -> bool) -> Outcome {
     let workspace = Workspace::load()?;
-    let examples: Vec<&Example> = workspace
+    let examples: Vec<&Target> = workspace
         .members()
         .flat_map(|package| &package.examples)
         .collect();
@@ -108,7 +108,7 @@ fn run_where(skips: Option<&Skips>, wanted: impl Fn(&Run) -> bool) -> Outcome {
 }
 
 /// The table and the workspace must name the same examples, so that none goes untested.
-fn check_table(examples: &[&Example]) -> Outcome {
+fn check_table(examples: &[&Target]) -> Outcome {
     let untested = examples
         .iter()
         .find(|example| RUNS.iter().all(|run| run.name != example.name));

@@ -100,9 +100,10 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "mutants",
-        args: "[NAME…]",
+        args: "[--by TEST] [NAME…]",
         about: "Makes each of the deliberate defects of mutants/ (all, or the named ones) in a copy\n\
-                of the sources, and fails if the test that is to catch it does not.",
+                of the sources, and fails if the test that is to catch it does not; with --by, if\n\
+                that test does not, be it listed or not.",
         run: mutants::run,
     },
     Task {

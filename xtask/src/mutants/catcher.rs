@@ -23,6 +23,8 @@ pub(super) struct Bench<'a> {
     pub(super) tree: &'a Tree,
     /// What is built together.
     pub(super) packages: BTreeSet<String>,
+    /// And with which features, as `package/feature`.
+    pub(super) features: BTreeSet<String>,
     /// Cargo's target directory.
     pub(super) build: PathBuf,
     /// Where the output of each mutant's test is kept.
@@ -149,6 +151,9 @@ impl Bench<'_> {
         ]);
         for package in &self.packages {
             command.args(["--package", package]);
+        }
+        for feature in &self.features {
+            command.args(["--features", feature]);
         }
         for target in targets {
             command.args(["--test", target]);

@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
+use crate::metadata::{Target, Workspace};
 use crate::run::Outcome;
 
 /// Where the list is, below the workspace's root.
@@ -141,11 +142,35 @@ impl List {
         Ok(self.0.iter().filter(wanted).collect())
     }
 
+    /// Lets one test catch all of them, whatever the list says.
+    pub(super) fn are_to_be_caught_by(&mut self, catcher: &Catcher) {
+        for mutant in &mut self.0 {
+            mutant.caught_by = catcher.clone();
+        }
+    }
+
     /// The packages whose tests catch something. They are always built together, so that what they
     /// share is built once.
     pub(super) fn packages(&self) -> BTreeSet<String> {
         let catchers = self.0.iter().map(|mutant| &mutant.caught_by);
         catchers.map(|catcher| catcher.package.clone()).collect()
+    }
+
+    /// The features that the test programs need, as `package/feature`.
+    pub(super) fn features(&self, workspace: &Workspace) -> BTreeSet<String> {
+        let mut features = BTreeSet::new();
+        for package in workspace.members() {
+            let is_used = |target: &&Target| {
+                self.0.iter().any(|Mutant { caught_by, .. }| {
+                    caught_by.package == package.name && caught_by.target == target.name
+                })
+            };
+            for target in package.tests.iter().filter(is_used) {
+                let needed = target.required_features.iter();
+                features.extend(needed.map(|feature| format!("{}/{feature}", package.name)));
+            }
+        }
+        features
     }
 }
 

@@ -24,17 +24,27 @@ struct Result<'a> {
     seconds: f64,
 }
 
-/// Tries the named mutants, or all: each must be caught by the test that its entry names.
-pub(crate) fn run(names: &[String]) -> Outcome {
-    let list = List::load()?;
+/// Tries the named mutants, or all: each must be caught by the test that its entry names, or by the
+/// one after `--by`.
+pub(crate) fn run(args: &[String]) -> Outcome {
+    let mut list = List::load()?;
+    let names = match args {
+        [by, test, names @ ..] if by == "--by" => {
+            list.are_to_be_caught_by(&test.parse()?);
+            names
+        }
+        names => names,
+    };
     let mutants = list.selected(names)?;
-    let target = Workspace::load()?.target_directory.join("mutants");
+    let workspace = Workspace::load()?;
+    let target = workspace.target_directory.join("mutants");
     let tree = Tree::copy(target.join("tree"))?;
     let logs = target.join("logs");
     fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))?;
     let bench = Bench {
         tree: &tree,
         packages: list.packages(),
+        features: list.features(&workspace),
         build: target.join("build"),
         logs,
     };

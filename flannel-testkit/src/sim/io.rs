@@ -24,7 +24,13 @@ struct State {
     died_of: Option<CrashPoint>,
     dead: bool,
     calls: u64,
+    /// How many more calls it may make before somebody looks again.
+    allowed: u64,
 }
+
+/// How many calls a process may make between two looks at it. One that makes more runs in circles,
+/// perhaps without any time passing, so that nobody would ever look again: it is stopped.
+const ALLOWED: u64 = 2_000;
 
 /// What becomes of a batch.
 pub(super) enum Batch {
@@ -39,6 +45,7 @@ impl Io {
         Self {
             state: Mutex::new(State {
                 frozen,
+                allowed: ALLOWED,
                 ..State::default()
             }),
             changed: Notify::new(),
@@ -76,9 +83,16 @@ impl Io {
         self.state().died_of
     }
 
-    /// How often the process did something outside of itself.
-    pub(super) fn calls(&self) -> u64 {
-        self.state().calls
+    /// How often the process did something outside of itself; from now on it may do as much again.
+    pub(super) fn look(&self) -> u64 {
+        let mut state = self.state();
+        state.allowed = ALLOWED;
+        state.calls
+    }
+
+    /// Whether the process was stopped because it ran in circles.
+    pub(super) fn ran_wild(&self) -> bool {
+        self.state().allowed == 0
     }
 
     /// The process is about to do something outside of itself.
@@ -87,13 +101,15 @@ impl Io {
         let dies = {
             let mut state = self.state();
             state.calls += 1;
+            state.allowed = state.allowed.saturating_sub(1);
+            let ran_wild = state.allowed == 0;
             match &mut state.crash {
                 Some(CrashPoint::Before(0)) => true,
                 Some(CrashPoint::Before(left)) => {
                     *left -= 1;
-                    false
+                    ran_wild
                 }
-                _ => false,
+                _ => ran_wild,
             }
         };
         if dies {

@@ -376,8 +376,7 @@ impl Judge {
         }
         // A device that vanished without being asked to takes what is on it along.
         let vanished = view.batch.before.values().any(|way| {
-            link(objects, way.dev).is_none()
-                && entry.op.key() != ObjectKey::Link(way.dev)
+            link(objects, way.dev).is_none() && entry.op.key() != ObjectKey::Link(way.dev)
         });
         if entry.result.is_err() || vanished {
             view.batch.excused = true;

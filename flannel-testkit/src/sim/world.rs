@@ -318,7 +318,7 @@ impl World {
     }
 
     fn calls(&self) -> Vec<u64> {
-        let calls = |node: &Node| node.process.as_ref().map_or(0, |p| p.io.calls());
+        let calls = |node: &Node| node.process.as_ref().map_or(0, |p| p.io.look());
         self.nodes.iter().map(calls).collect()
     }
 
@@ -338,6 +338,14 @@ impl World {
         for at in 0..self.nodes.len() {
             let dead = |process: &Process| process.io.is_dead();
             if self.nodes[at].process.as_ref().is_some_and(dead) {
+                if self.nodes[at]
+                    .process
+                    .as_ref()
+                    .is_some_and(|p| p.io.ran_wild())
+                {
+                    let what = "it runs in circles".to_owned();
+                    self.judge.broken(Invariant::StaysCalm, Some(at), what);
+                }
                 if let Some(point) = self.nodes[at].process.as_ref().and_then(|p| p.io.died_of()) {
                     self.count(Action::Node(at, NodeAction::Crash(point)).kind());
                 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use flannel_core::manager::Error;
 use flannel_core::{DualStack, Lease, LeaseKey, NodeId, Subnet, Unreadable, stable_hash, wire};
 
-use super::super::{KeyRange, KeyValue};
+use crate::store::{KeyRange, KeyValue};
 
 /// The keys of one network.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,6 +18,9 @@ use super::tree::Tree;
 /// A test that takes longer hangs, which is no verdict.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// The tests are few and short: optimising what they depend on would take longer than they do.
+const UNOPTIMISED: &str = r#"profile.dev.package."*".opt-level=0"#;
+
 /// Where mutants are tried.
 pub(super) struct Bench<'a> {
     pub(super) tree: &'a Tree,
@@ -144,11 +147,8 @@ impl Bench<'_> {
         targets: impl IntoIterator<Item = &'t str>,
         log: &Path,
     ) -> Outcome<Option<Programs>> {
-        let mut command = cargo([
-            "test",
-            "--no-run",
-            "--message-format=json-render-diagnostics",
-        ]);
+        let mut command = cargo(["test", "--no-run", "--config", UNOPTIMISED]);
+        command.arg("--message-format=json-render-diagnostics");
         for package in &self.packages {
             command.args(["--package", package]);
         }
@@ -163,7 +163,7 @@ impl Bench<'_> {
         let output = command
             .current_dir(self.tree.root())
             .env("CARGO_TARGET_DIR", &self.build)
-            // Little is to be built often: debug information would take most of the time.
+            // Much is built, little is run, and nobody debugs it.
             .env("CARGO_INCREMENTAL", "1")
             .env("CARGO_PROFILE_DEV_DEBUG", "0")
             .stdout(Stdio::piped())
@@ -204,6 +204,8 @@ impl Bench<'_> {
             .current_dir(&directory)
             .env("CARGO_MANIFEST_DIR", &directory)
             .stdin(Stdio::null())
+            // Unoptimised, strategies of proptest need more than a thread usually has.
+            .env("RUST_MIN_STACK", (16 << 20).to_string())
             // The same cases every time, and no smaller ones looked for: it is known what is wrong.
             .env("PROPTEST_RNG_SEED", "4")
             .env("PROPTEST_MAX_SHRINK_ITERS", "0")

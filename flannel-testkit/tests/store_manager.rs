@@ -281,6 +281,37 @@ async fn a_lease_that_go_flannel_overwrote_is_lost_and_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_written_while_we_look_is_not_overwritten() {
+    let other = [198, 51, 100, 7];
+    for release in [false, true] {
+        let world = World::new(V4);
+        let node = world.node("a");
+        let lease = acquire(&node, &request("a")).await;
+        let end = lease.key.as_str().rsplit_once('/').expect("a path").1;
+        // Behind the look at the record, which takes two seconds, and before the write.
+        node.link().set_latency(SECOND);
+        let written = async {
+            sleep(SECOND * 5 / 2).await;
+            world.go(end, other);
+        };
+        let call = async {
+            if release {
+                is_lost(&node.release_lease(&lease).await)
+            } else {
+                is_lost(&node.renew_lease(&lease).await)
+            }
+        };
+        let (lost, ()) = tokio::join!(biased; call, written);
+        assert!(lost, "release: {release}");
+        let entry = world.store.entries(&KeyRange::key(lease.key.as_str()));
+        let theirs = br#"{"PublicIP":"198.51.100.7""#;
+        assert!(entry[0].value.starts_with(theirs), "release: {release}");
+        let counts = node.link().counts();
+        assert!(release || counts["grant"] - 1 == counts["revoke"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn we_give_way_when_go_flannel_claims_what_is_ours() {
     let world = World::new(DUAL);
     let node = world.node("a");

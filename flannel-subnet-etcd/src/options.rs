@@ -319,7 +319,7 @@ mod tests {
         let plain = options(&["http://a:2379"]).expect("good").tls(tls());
         assert!(matches!(plain.check(), Err(OptionsError::TlsUnused { .. })));
         let bare = EtcdOptions::new(["a:2379"]).expect("good").tls(tls());
-        assert_eq!(bare.is_tls("a:2379"), true);
+        assert!(bare.is_tls("a:2379"));
         let without = EtcdOptions::new(["https://a:2379"]).expect("good");
         assert!(matches!(
             without.check(),

@@ -4,6 +4,7 @@
 pub mod conformance;
 pub mod fake_kernel;
 pub mod fake_store;
+pub mod go_peer;
 #[cfg(all(feature = "lab", target_os = "linux"))]
 pub mod netns;
 pub mod permute;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use flannel_core::{Revision, TokioClock};
 use flannel_testkit::fake_store::{
-    CallFault, Compare, Cut, Delivery, Expectation, FakeStore, KeyEvent, KeyRange, Op, OpAnswer,
-    Silence, StoreError, StoreLink, StoreWatch, Txn, WatchAnswer,
+    CallFault, Compare, Cut, Delivery, Expectation, FakeStore, KeyEvent, KeyRange, LinkWatch, Op,
+    OpAnswer, Silence, StoreError, StoreLink, Txn, WatchAnswer,
 };
 use tokio::time::{Instant, advance, timeout};
 
@@ -38,15 +38,20 @@ fn words(events: &[KeyEvent]) -> Vec<String> {
     events.iter().map(word).collect()
 }
 
-async fn next(watch: &mut StoreWatch) -> Vec<String> {
-    match watch.next().await {
+async fn said(watch: &mut LinkWatch) -> Result<WatchAnswer, StoreError> {
+    let said = timeout(3600 * SECOND, watch.next()).await;
+    said.expect("something within an hour")
+}
+
+async fn next(watch: &mut LinkWatch) -> Vec<String> {
+    match said(watch).await {
         Ok(WatchAnswer::Events { events, .. }) => words(&events),
         other => vec![format!("{other:?}")],
     }
 }
 
 /// Whether nothing comes for an hour.
-async fn is_silent(watch: &mut StoreWatch) -> bool {
+async fn is_silent(watch: &mut LinkWatch) -> bool {
     timeout(3600 * SECOND, watch.next()).await.is_err()
 }
 
@@ -259,7 +264,7 @@ async fn the_past_can_be_read_until_it_is_compacted() {
 
     let link = store.link("x");
     let mut late = link.watch(all(), Some(Revision(3))).await.expect("a watch");
-    assert_eq!(late.next().await, Err(gone));
+    assert_eq!(said(&mut late).await, Err(gone));
     let mut in_time = link.watch(all(), Some(Revision(4))).await.expect("a watch");
     assert_eq!(next(&mut in_time).await, ["a=3", "a=4", "a-"]);
 }
@@ -277,7 +282,7 @@ async fn a_watch_that_has_not_come_so_far_loses_what_is_compacted() {
     let gone = StoreError::Compacted {
         revision: Revision(4),
     };
-    assert_eq!(watch.next().await, Err(gone));
+    assert_eq!(said(&mut watch).await, Err(gone));
 }
 
 #[tokio::test(start_paused = true)]
@@ -295,7 +300,7 @@ async fn a_restored_backup_takes_the_revision_back() {
     assert_eq!(store.revision(), Revision(2));
     assert_eq!(keys(&store, &all()), ["a"]);
     assert!(
-        matches!(watch.next().await, Err(StoreError::Unavailable { .. })),
+        matches!(said(&mut watch).await, Err(StoreError::Unavailable { .. })),
         "it broke"
     );
     // Someone who goes on where he was waits for revisions that are years away.
@@ -307,7 +312,7 @@ async fn a_restored_backup_takes_the_revision_back() {
     let progress = WatchAnswer::Progress {
         revision: Revision(3),
     };
-    assert_eq!(deaf.next().await, Ok(progress), "it can be found out");
+    assert_eq!(said(&mut deaf).await, Ok(progress), "it can be found out");
     advance(9 * SECOND).await;
     assert_eq!(keys(&store, &all()), ["a", "c"], "the lease began anew");
     advance(2 * SECOND).await;
@@ -328,9 +333,9 @@ async fn put(link: &StoreLink, key: &str) -> Result<Revision, StoreError> {
     answer.map(|answer| answer.revision)
 }
 
-const BROKE: Result<Revision, StoreError> = Err(StoreError::Unavailable {
-    reason: "the connection broke",
-});
+fn broke() -> Result<Revision, StoreError> {
+    Err(StoreError::unavailable("the connection broke"))
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_request_is_not_done_and_a_lost_answer_is() {
@@ -340,8 +345,8 @@ async fn a_lost_request_is_not_done_and_a_lost_answer_is() {
     link.fail_next(CallFault::LoseAnswer(Silence::Error));
     link.fail_next(CallFault::LoseRequest(Silence::Hang));
     link.fail_next(CallFault::LoseAnswer(Silence::Hang));
-    assert_eq!(put(&link, "a").await, BROKE);
-    assert_eq!(put(&link, "b").await, BROKE);
+    assert_eq!(put(&link, "a").await, broke());
+    assert_eq!(put(&link, "b").await, broke());
     for key in ["c", "d"] {
         let hangs = timeout(3600 * SECOND, put(&link, key)).await;
         assert!(hangs.is_err(), "{key} is answered");
@@ -361,7 +366,7 @@ async fn a_parked_request_is_done_when_nobody_waits_any_more() {
     let store = store();
     let link = store.link("x");
     link.fail_next(CallFault::Park(Silence::Error));
-    assert_eq!(put(&link, "a").await, BROKE);
+    assert_eq!(put(&link, "a").await, broke());
     assert_eq!(put(&link, "b").await, Ok(Revision(2)));
     let mut watch = link.watch(all(), None).await.expect("a watch");
     assert_eq!(link.deliver_parked(), 1);
@@ -379,7 +384,10 @@ async fn a_cut_link_fails_or_hangs_and_others_do_not_notice() {
         Err(StoreError::Unavailable { .. })
     ));
     link.cut(Cut::Deny);
-    assert_eq!(put(&link, "a").await, Err(StoreError::Denied));
+    assert!(matches!(
+        put(&link, "a").await,
+        Err(StoreError::Denied { .. })
+    ));
     assert_eq!(store.revision(), Revision(1));
     link.cut(Cut::Hang);
     {
@@ -432,7 +440,7 @@ async fn latency_is_the_time_each_way() {
 // The link: watches
 
 /// A watch, and the writes `a=1 b=1 a=2 c=1 b-` that it has not fetched.
-async fn watched(delivery: Delivery) -> (FakeStore, StoreLink, StoreWatch) {
+async fn watched(delivery: Delivery) -> (FakeStore, StoreLink, LinkWatch) {
     let store = store();
     let link = store.link("x");
     link.deliver(delivery);
@@ -455,7 +463,7 @@ async fn a_watch_delivers_what_was_written_in_its_order() {
     let progress = WatchAnswer::Progress {
         revision: Revision(6),
     };
-    assert_eq!(watch.next().await, Ok(progress));
+    assert_eq!(said(&mut watch).await, Ok(progress));
     assert!(is_silent(&mut watch).await);
     store.put("d", "1");
     assert_eq!(next(&mut watch).await, ["d=1"]);
@@ -471,7 +479,7 @@ async fn progress_is_told_after_all_that_came_before() {
     watch.ask_progress();
     assert_eq!(next(&mut watch).await, WRITES);
     assert!(matches!(
-        watch.next().await,
+        said(&mut watch).await,
         Ok(WatchAnswer::Progress { .. })
     ));
 }
@@ -547,10 +555,10 @@ async fn a_hanging_link_silences_a_watch_and_a_failing_one_breaks_it() {
     assert_eq!(next(&mut watch).await, WRITES);
     link.cut(Cut::Fail);
     link.heal();
-    assert!(watch.next().await.is_err(), "it does not come back");
+    assert!(said(&mut watch).await.is_err(), "it does not come back");
     let mut watch = link.watch(all(), None).await.expect("a new one");
     link.break_watches();
-    assert!(watch.next().await.is_err());
+    assert!(said(&mut watch).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]

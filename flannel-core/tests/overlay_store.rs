@@ -4,7 +4,8 @@
 #[path = "overlay/common.rs"]
 mod common;
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,8 +14,9 @@ use flannel_backend_vxlan::VxlanBackend;
 use flannel_core::keeper::LossPolicy;
 use flannel_core::manager::{self, LeaseRequest};
 use flannel_core::{
-    Capabilities, ConditionType, Error, Event, EventStream, Family, Lease, Manager, MemoryManager,
-    NetworkConfig, Object, ObjectKey, Overlay, OverlayEvent, Revision, RouteProtocol, Snapshot,
+    Address, Capabilities, ConditionType, Error, Event, EventStream, Family, Lease, Manager,
+    MemoryManager, NetworkConfig, Object, ObjectKey, Overlay, OverlayEvent, Revision,
+    RouteProtocol, Snapshot,
 };
 use flannel_testkit::fake_kernel::FakeKernel;
 
@@ -249,6 +251,126 @@ async fn a_lost_lease_can_stop_the_overlay() {
         kernel.get(&ObjectKey::Link(dev("flannel.1"))).is_some(),
         "packets keep flowing"
     );
+}
+
+/// A restored backup sets back what we publish, at a revision older than our last write.
+#[tokio::test(start_paused = true)]
+async fn what_a_restored_backup_set_back_is_published_again() {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernel = FakeKernel::node(1);
+    let a = start("a", &manager, &kernel).await;
+    let backup = manager.export();
+    let address = |n| {
+        Object::Address(Address {
+            dev: dev("eth0"),
+            ip: [192, 0, 2, n].into(),
+            prefix_len: 24,
+        })
+    };
+    kernel.insert_foreign(address(77)).expect("it is free");
+    kernel.delete(&address(1).key());
+    settle(&a).await;
+    let published = || {
+        let leases = manager.snapshot().leases;
+        let ours = leases.first().expect("our record");
+        ours.attrs.public_ip(Family::V4)
+    };
+    let new = Some([192, 0, 2, 77].into());
+    assert_eq!(published(), new);
+    manager.import(&backup).expect("a sound backup");
+    assert_ne!(published(), new);
+    let limit = Duration::from_secs(5);
+    until(limit, "the record says it again", || published() == new).await;
+}
+
+/// The config asks for more than the lease has, and before another can be asked for, the old one is
+/// renewed.
+#[tokio::test(start_paused = true)]
+async fn a_renewal_does_not_make_an_unfit_lease_fit() {
+    let v4 = r#"{"Network": "10.42.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+    let ttl = Duration::from_secs(60);
+    let manager = MemoryManager::new(config(v4)).with_ttl(ttl);
+    let kernel = FakeKernel::node(1);
+    let a = start("a", &manager, &kernel).await;
+    let v6 = Object::Address(Address {
+        dev: dev("eth0"),
+        ip: "2001:db8::1".parse().expect("an address"),
+        prefix_len: 64,
+    });
+    kernel.delete(&v6.key());
+    manager.set_config(config(DUAL));
+    tokio::time::sleep(ttl * 3).await;
+    kernel.insert_foreign(v6).expect("it is free");
+    let has_both = || {
+        a.status()
+            .lease
+            .as_ref()
+            .is_some_and(|l| l.subnet.v6.is_some())
+    };
+    until(
+        Duration::from_secs(90),
+        "a lease of both families",
+        has_both,
+    )
+    .await;
+}
+
+/// A store that gives what it gave before, whatever the config says.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_stays_unfit_is_asked_for_ever_more_rarely() {
+    let inner = MemoryManager::new(config(DUAL));
+    let other = r#"{"Network": "10.77.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+    let manager = Stubborn {
+        inner,
+        config: config(other),
+        asked: Arc::default(),
+    };
+    let asked = Arc::clone(&manager.asked);
+    let a = Overlay::builder(node("a"))
+        .manager(manager)
+        .backend(VxlanBackend::new())
+        .kernel(FakeKernel::node(1))
+        .start()
+        .await
+        .expect("parts");
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let asked = asked.load(Ordering::Relaxed);
+    assert!((5..60).contains(&asked), "{asked} times in ten minutes");
+    drop(a);
+}
+
+/// A store that says one config and gives leases of another.
+#[derive(Debug)]
+struct Stubborn {
+    inner: MemoryManager,
+    config: NetworkConfig,
+    asked: Arc<AtomicU32>,
+}
+
+#[async_trait]
+impl Manager for Stubborn {
+    fn name(&self) -> &'static str {
+        "stubborn"
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    async fn network_config(&self) -> manager::Result<NetworkConfig> {
+        Ok(self.config.clone())
+    }
+    async fn acquire_lease(&self, request: &LeaseRequest) -> manager::Result<Lease> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.inner.acquire_lease(request).await
+    }
+    async fn renew_lease(&self, lease: &Lease) -> manager::Result<Lease> {
+        self.inner.renew_lease(lease).await
+    }
+    async fn release_lease(&self, lease: &Lease) -> manager::Result<()> {
+        self.inner.release_lease(lease).await
+    }
+    fn watch_leases(&self) -> EventStream {
+        Box::pin(Ended)
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -26,6 +26,8 @@ struct State {
     calls: u64,
     /// How many more calls it may make before somebody looks again.
     allowed: u64,
+    /// It waits for an answer.
+    busy: u32,
 }
 
 /// How many calls a process may make between two looks at it. One that makes more runs in circles,
@@ -90,6 +92,11 @@ impl Io {
         state.calls
     }
 
+    /// Whether the process waits for an answer.
+    pub(super) fn is_busy(&self) -> bool {
+        self.state().busy > 0
+    }
+
     /// Whether the process was stopped because it ran in circles.
     pub(super) fn ran_wild(&self) -> bool {
         self.state().allowed == 0
@@ -101,6 +108,7 @@ impl Io {
         let dies = {
             let mut state = self.state();
             state.calls += 1;
+            state.busy += 1;
             state.allowed = state.allowed.saturating_sub(1);
             let ran_wild = state.allowed == 0;
             match &mut state.crash {
@@ -119,13 +127,17 @@ impl Io {
 
     /// The process has done something outside of itself, and is about to learn so.
     pub(super) async fn after(&self) {
-        let dies = match &mut self.state().crash {
-            Some(CrashPoint::After(0)) => true,
-            Some(CrashPoint::After(left)) => {
-                *left -= 1;
-                false
+        let dies = {
+            let mut state = self.state();
+            state.busy = state.busy.saturating_sub(1);
+            match &mut state.crash {
+                Some(CrashPoint::After(0)) => true,
+                Some(CrashPoint::After(left)) => {
+                    *left -= 1;
+                    false
+                }
+                _ => false,
             }
-            _ => false,
         };
         if dies {
             self.die().await;

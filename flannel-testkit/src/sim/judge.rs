@@ -126,6 +126,17 @@ struct View {
     batch: BatchView,
     /// How many ops its program gave to its kernel.
     ops: u64,
+    /// Its program was given a lease.
+    acquired: bool,
+}
+
+impl View {
+    fn set_own(&mut self, own: DualStack<Subnet>) {
+        if self.own != own {
+            self.own = own;
+            self.doubts_all = true;
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -135,8 +146,10 @@ struct BatchView {
     gaps: BTreeMap<Subnet, String>,
     /// Subnets whose route an op removed.
     removed: BTreeMap<Subnet, String>,
-    /// Something failed, or a device was touched: gaps are allowed.
-    excused: bool,
+    /// Something failed: gaps are allowed.
+    failed: bool,
+    /// A device was touched: what is on it may go.
+    shaken: bool,
 }
 
 impl Judge {
@@ -149,6 +162,7 @@ impl Judge {
             doubts_all: false,
             batch: BatchView::default(),
             ops: 0,
+            acquired: false,
         });
         Self {
             cluster,
@@ -235,13 +249,16 @@ impl Judge {
         self.state().nodes[node].foreign.clone()
     }
 
-    /// The subnets that a node says it holds.
-    pub(super) fn set_own(&self, node: usize, own: DualStack<Subnet>) {
+    /// A node's program was started: what it holds is not known.
+    pub(super) fn started(&self, node: usize) {
+        self.state().nodes[node].acquired = false;
+    }
+
+    /// The subnets that a node's status names. What its events say is newer.
+    pub(super) fn remembers(&self, node: usize, own: DualStack<Subnet>) {
         let mut state = self.state();
-        let view = &mut state.nodes[node];
-        if view.own != own {
-            view.own = own;
-            view.doubts_all = true;
+        if !state.nodes[node].acquired {
+            state.nodes[node].set_own(own);
         }
     }
 
@@ -279,11 +296,20 @@ impl Judge {
         }
         if !touched.is_empty() {
             state.changes += 1;
-            // What else hangs together with them: the same address, MAC, or an overlap.
-            let related: Vec<Subnet> = new
-                .values()
-                .filter(|lease| touched.iter().any(|other| are_rivals(lease, other)))
-                .chain(&touched)
+            // What else hangs together with them: who was in the way of one may have kept another
+            // from being in the way of a third.
+            let mut rest: Vec<&Lease> = new.values().collect();
+            let mut seen = 0;
+            while seen < touched.len() {
+                let (rivals, others) = rest
+                    .into_iter()
+                    .partition::<Vec<_>, _>(|lease| are_rivals(lease, &touched[seen]));
+                touched.extend(rivals.into_iter().cloned());
+                rest = others;
+                seen += 1;
+            }
+            let related: Vec<Subnet> = touched
+                .iter()
                 .flat_map(|lease| lease.subnet.values().copied())
                 .collect();
             for view in &mut state.nodes {
@@ -307,7 +333,11 @@ impl Judge {
     /// Something happened in a node's program.
     pub(super) fn event(&self, node: usize, event: &OverlayEvent) {
         match event {
-            OverlayEvent::LeaseAcquired { subnet } => self.set_own(node, *subnet),
+            OverlayEvent::LeaseAcquired { subnet } => {
+                let mut state = self.state();
+                state.nodes[node].acquired = true;
+                state.nodes[node].set_own(*subnet);
+            }
             OverlayEvent::Step { step, .. } => {
                 if let Op::Create(Object::Route(route)) | Op::Change(Object::Route(route)) =
                     &step.op
@@ -336,7 +366,7 @@ impl Judge {
         let mut state = self.state();
         state.nodes[node].batch = BatchView {
             before: whole(objects, RouteProtocol::OURS),
-            excused: ops.iter().any(|op| match op {
+            shaken: ops.iter().any(|op| match op {
                 Op::Change(Object::Link(_)) => true,
                 // A device that is made anew takes what is on it along.
                 Op::Delete(Object::Link(link)) => ops
@@ -378,9 +408,8 @@ impl Judge {
         let vanished = view.batch.before.values().any(|way| {
             link(objects, way.dev).is_none() && entry.op.key() != ObjectKey::Link(way.dev)
         });
-        if entry.result.is_err() || vanished {
-            view.batch.excused = true;
-        }
+        view.batch.failed |= entry.result.is_err();
+        view.batch.shaken |= vanished;
         if matches!(entry.op, Op::Create(_)) {
             return;
         }
@@ -407,7 +436,7 @@ impl Judge {
             let view = &mut nodes[node];
             let batch = std::mem::take(&mut view.batch);
             for (subnet, op) in &batch.gaps {
-                if now.contains_key(subnet) && !batch.excused {
+                if now.contains_key(subnet) && !batch.failed && !batch.shaken {
                     let what = format!("{subnet} was not routed for a moment, from {op} on");
                     broken.push((Invariant::NoBlackHole, what));
                 }
@@ -418,7 +447,7 @@ impl Judge {
                 let holder = truth.values().find(|lease| {
                     lease.node != view.id && lease.subnet.values().any(|s| s == subnet)
                 });
-                if let (true, false, Some(holder)) = (gone && !batch.excused, doubted, holder) {
+                if let (true, false, Some(holder)) = (gone && !batch.shaken, doubted, holder) {
                     let what = format!(
                         "the route to {subnet} was withdrawn by {op}, though record {} is as ever",
                         holder.key
@@ -490,7 +519,7 @@ fn check_op(op: &Op, objects: &Objects, ops: &[Op], networks: &[Subnet]) -> Resu
         return Ok(());
     }
     let is_inner = |ip| networks.iter().any(|network| network.contains_ip(ip));
-    let is_overlay = |dev| {
+    let is_of_others = |dev| {
         let is_vxlan = |link: &flannel_core::Link| {
             matches!(link.kind, LinkKind::Vxlan(_))
                 && (link
@@ -503,7 +532,7 @@ fn check_op(op: &Op, objects: &Objects, ops: &[Op], networks: &[Subnet]) -> Resu
             matches!(op, Op::Create(Object::Link(link)) | Op::Change(Object::Link(link))
                 if link.name == dev && is_vxlan(link))
         });
-        made || link(objects, dev).is_some_and(is_vxlan)
+        !made && link(objects, dev).is_some_and(|link| !is_vxlan(link))
     };
     let complain = |bad: bool, why: &str| if bad { Err(why.to_owned()) } else { Ok(()) };
     match op.object() {
@@ -519,19 +548,19 @@ fn check_op(op: &Op, objects: &Objects, ops: &[Op], networks: &[Subnet]) -> Resu
             )
         }
         Object::Nexthop(nexthop) => complain(
-            !is_inner(nexthop.gateway) && is_overlay(nexthop.dev) || !is_host(nexthop.gateway),
+            !is_inner(nexthop.gateway) && !is_of_others(nexthop.dev) || !is_host(nexthop.gateway),
             "its gateway is neither in the network nor on the underlay",
         ),
         Object::Neighbour(neighbour) => {
             complain(!is_inner(neighbour.ip), "its address is not in the network")?;
-            complain(!is_overlay(neighbour.dev), "it is on a device of others")
+            complain(is_of_others(neighbour.dev), "it is on a device of others")
         }
         Object::Fdb(fdb) => {
             complain(
                 is_inner(fdb.remote) || !is_host(fdb.remote),
                 "its remote is no host of the underlay",
             )?;
-            complain(!is_overlay(fdb.dev), "it is on a device of others")
+            complain(is_of_others(fdb.dev), "it is on a device of others")
         }
         Object::Address(address) => {
             complain(!is_inner(address.ip), "it is not in the network")?;
@@ -539,10 +568,10 @@ fn check_op(op: &Op, objects: &Objects, ops: &[Op], networks: &[Subnet]) -> Resu
                 address.prefix_len != Family::of(&address.ip).bits(),
                 "it is not a single address",
             )?;
-            complain(!is_overlay(address.dev), "it is on a device of others")
+            complain(is_of_others(address.dev), "it is on a device of others")
         }
-        Object::Sysctl(setting) => complain(!is_overlay(setting.dev), "it is of others"),
-        Object::Offload(offload) => complain(!is_overlay(offload.dev), "it is of others"),
+        Object::Sysctl(setting) => complain(is_of_others(setting.dev), "it is of others"),
+        Object::Offload(offload) => complain(is_of_others(offload.dev), "it is of others"),
         Object::Link(link) => complain(
             link.alias
                 .as_deref()

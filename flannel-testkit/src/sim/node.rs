@@ -38,6 +38,8 @@ pub(super) struct Node {
     pub(super) address: u8,
     /// The external interface is down.
     pub(super) unplugged: bool,
+    /// Something went wrong with its saved state: it may not know its old networks.
+    pub(super) forgetful: bool,
     /// The faults given to the kernel, with the kinds of their actions.
     pub(super) faults: Vec<(FaultKind, String)>,
     pub(super) refused: Vec<ObjectKey>,

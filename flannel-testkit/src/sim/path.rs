@@ -1,6 +1,5 @@
 //! The way of a packet through a node's kernel objects, looked up as the kernel would.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -21,16 +20,20 @@ pub struct Way {
     pub tunnel: Option<(MacAddr, IpAddr)>,
 }
 
-/// Follows a packet to an address.
+/// The way by the very route to a subnet, whatever more special routes there are.
 ///
 /// # Errors
 /// Says where the way ends.
-pub fn follow(objects: &Objects, to: IpAddr) -> Result<Way, String> {
-    let best = routes(objects)
-        .filter(|route| route.table == MAIN_TABLE && route.dst.contains_ip(to))
-        .min_by_key(|route| (Reverse(route.dst.len()), route.metric))
-        .ok_or_else(|| format!("no route to {to}"))?;
-    through(objects, best, to)
+pub fn route_to(objects: &Objects, subnet: &Subnet) -> Result<Way, String> {
+    let key = ObjectKey::Route {
+        table: MAIN_TABLE,
+        dst: *subnet,
+        metric: Route::default_metric(subnet.family()),
+    };
+    match objects.get(&key) {
+        Some(Object::Route(route)) => through(objects, route, inside(subnet)),
+        _ => Err("there is no route".to_owned()),
+    }
 }
 
 /// Every subnet with a route that bears a protocol number and leads somewhere whole.
@@ -41,8 +44,8 @@ pub fn whole(objects: &Objects, protocol: RouteProtocol) -> BTreeMap<Subnet, Way
         .collect()
 }
 
-/// An address in a subnet that is not the first one, to which there may be a host route.
-pub fn inside(subnet: &Subnet) -> IpAddr {
+/// An address in a subnet that is not the first one.
+fn inside(subnet: &Subnet) -> IpAddr {
     subnet.last_address()
 }
 

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use flannel_core::reconcile::plan::difference;
-use flannel_core::{ConditionType, Object, ObjectKey, Route, RouteTarget};
+use flannel_core::{ConditionType, Object, ObjectKey, Route, RouteTarget, Subnet};
 
 use super::cluster::Tamper;
 use super::hardware::{addresses, external, ours};
 use super::judge::Invariant;
 use super::model::{Expected, Hop, Me, own_record, peers};
-use super::path::{follow, inside, link};
+use super::path::{link, route_to};
 use super::world::World;
 
 /// What may pass until everything is right, leases aside: the longest wait for a store that failed
@@ -86,6 +86,10 @@ impl World {
             return Some(false);
         }
         for (at, (before, now)) in before.into_iter().zip(self.judge.ops()).enumerate() {
+            // Who forgot something may find what it left only when its peers are certain.
+            if now > before && self.nodes[at].forgetful {
+                return Some(false);
+            }
             if now > before {
                 let what = format!("{} more ops on a kernel that was right", now - before);
                 self.judge.broken(Invariant::Rests, Some(at), what);
@@ -106,7 +110,9 @@ impl World {
     pub(super) fn trust_who_knows(&mut self) {
         for at in 0..self.nodes.len() {
             let node = &self.nodes[at];
-            let idle = node.process.is_some() && !node.frozen && node.link.is_quiet();
+            let idle = !node.frozen
+                && node.link.is_quiet()
+                && node.process.as_ref().is_some_and(|p| !p.io.is_busy());
             if idle && self.problems_of(at).is_empty() {
                 self.judge.trust(at);
             }
@@ -131,6 +137,9 @@ impl World {
         let Some(process) = &node.process else {
             return vec!["it does not run".to_owned()];
         };
+        if !node.link.is_quiet() {
+            return vec!["deliveries are under way to it".to_owned()];
+        }
         let truth = self.cluster.truth();
         let records = truth.leases;
         let Some(lease) = own_record(&node.id, &self.config, &records) else {
@@ -199,7 +208,7 @@ impl World {
             if foreign.iter().any(is_foreign) {
                 continue;
             }
-            match (follow(&objects, inside(subnet)), hop) {
+            match (route_to(&objects, subnet), hop) {
                 (Err(why), _) => problems.push(format!("{subnet} is not reached: {why}")),
                 (Ok(way), Some(Hop { dev, gateway }))
                     if way.dev != *dev || way.gateway != *gateway =>
@@ -236,9 +245,24 @@ impl World {
                     .as_ref()
                     .is_none_or(|objects| objects.contains_key(&object.key())),
             };
-            if !is_expected {
+            // Who forgot that a network was its own cannot know what it had there.
+            let is_forgotten = self.nodes[at].forgetful && !self.is_inner(&object);
+            if !is_expected && !is_forgotten {
                 problems.push(format!("{object} should not be there"));
             }
         }
+    }
+
+    /// Whether a route or an address is of the network that is in force.
+    fn is_inner(&self, object: &Object) -> bool {
+        let place = match object {
+            Object::Route(route) => route.dst,
+            Object::Address(address) => Subnet::host(address.ip),
+            Object::Neighbour(neighbour) => Subnet::host(neighbour.ip),
+            Object::Nexthop(nexthop) => Subnet::host(nexthop.gateway),
+            _ => return true,
+        };
+        let mut pools = self.config.pools().values();
+        pools.any(|pool| pool.network().contains(&place))
     }
 }

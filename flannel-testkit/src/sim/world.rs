@@ -86,6 +86,7 @@ impl World {
                 member: false,
                 address: 0,
                 unplugged: false,
+                forgetful: false,
                 faults: Vec::new(),
                 refused: Vec::new(),
                 latency: Arc::new(Latency::default()),
@@ -198,6 +199,7 @@ impl World {
             return false;
         }
         node.member = true;
+        self.judge.started(at);
         let io = Arc::new(Io::new(node.frozen, Arc::clone(&self.died)));
         let manager = Faulty {
             node: node.id.clone(),
@@ -272,7 +274,8 @@ impl World {
         node.member = false;
         node.disk = Arc::new(Disk::default());
         let left = matches!(left, Ok(Ok(())));
-        if left {
+        let forgetful = std::mem::replace(&mut node.forgetful, true);
+        if left && !forgetful {
             let rest = hardware::ours(&node.kernel.objects());
             if let Some(object) = rest.first() {
                 let what = format!("{object} is still there");
@@ -391,7 +394,7 @@ impl World {
             self.seen[at] = Some(Arc::clone(&status));
         }
         if let Some(lease) = &status.lease {
-            self.judge.set_own(at, lease.subnet);
+            self.judge.remembers(at, lease.subnet);
         }
         if ended
             && !self.nodes[at]
@@ -414,9 +417,9 @@ impl World {
     /// Counts the faults that took effect.
     pub(super) fn gather_effects(&mut self, at: usize) {
         let node = &mut self.nodes[at];
-        let mut felt: Vec<String> = node
-            .disk
-            .take_felt()
+        let disk = node.disk.take_felt();
+        node.forgetful |= !disk.is_empty();
+        let mut felt: Vec<String> = disk
             .into_iter()
             .map(|fault| Action::Node(at, NodeAction::State(fault)).kind())
             .collect();

@@ -24,18 +24,19 @@ fn colour() -> &'static str {
 }
 
 pub(crate) fn clippy() -> Outcome {
-    clippy_with(&["--workspace", "--all-targets", "--all-features"])?;
-    clippy_with(&["--package", "flannel-core", "--no-default-features"])?;
-    let facade = ["--package", "flannel", "--lib", "--no-default-features"];
-    clippy_with(&facade)?;
+    clippy_with(&["--workspace", "--all-targets", "--all-features"])
+}
+
+/// Every crate by itself, so that no sibling turns on what it forgot to ask for: without features,
+/// and with each of its features alone.
+pub(crate) fn features() -> Outcome {
     let workspace = Workspace::load()?;
-    let features = workspace
-        .members()
-        .filter(|package| package.name == "flannel")
-        .flat_map(|package| &package.features)
-        .filter(|feature| *feature != "default");
-    for feature in features {
-        clippy_with(&[&facade[..], &["--features", feature]].concat())?;
+    for package in workspace.members() {
+        let alone = ["--package", &package.name, "--no-default-features"];
+        clippy_with(&alone)?;
+        for feature in package.features.iter().filter(|name| *name != "default") {
+            clippy_with(&[&alone[..], &["--features", feature]].concat())?;
+        }
     }
     Ok(())
 }

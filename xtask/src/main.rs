@@ -37,8 +37,9 @@ const TASKS: &[Task] = &[
     Task {
         name: "test",
         args: "",
-        about: "Everything that CI checks, in this order: setup, fmt, lint, doc, deps, deny, msrv,\n\
-                examples, then all tests; last a line that sums the tests up, as cargo does.\n\
+        about: "Everything that CI checks, in this order: setup, fmt, lint, features, doc, deps,\n\
+                deny, msrv, examples, then all tests, those of the documentation too; last a\n\
+                line that sums the tests up, as cargo does.\n\
                 As root it runs the tests and examples that need network namespaces; else it\n\
                 skips and counts them. With CI=true a missing privilege or tool is a failure.",
         run: |_| test(),
@@ -59,9 +60,14 @@ const TASKS: &[Task] = &[
     Task {
         name: "lint",
         args: "",
-        about: "Clippy with warnings denied: the whole workspace with all features, flannel-core\n\
-                alone, and the facade with no feature and with each feature alone.",
+        about: "Clippy with warnings denied: every target of the workspace with all features.",
         run: |_| lint::clippy(),
+    },
+    Task {
+        name: "features",
+        args: "",
+        about: "The same for each crate by itself: with no feature, and with each feature alone.",
+        run: |_| lint::features(),
     },
     Task {
         name: "doc",
@@ -155,6 +161,7 @@ fn test() -> Outcome {
         Stage::new("setup", setup::run),
         Stage::new("fmt", || lint::fmt(&[])),
         Stage::new("lint", lint::clippy),
+        Stage::new("features", lint::features),
         Stage::new("doc", lint::doc),
         Stage::new("deps", deps::run),
         Stage::new("deny", deny::run),

@@ -7,6 +7,7 @@
     reason = "a program for the terminal that runs other programs and measures how long they take"
 )]
 
+mod api;
 mod deny;
 mod deps;
 mod examples;
@@ -37,9 +38,9 @@ const TASKS: &[Task] = &[
     Task {
         name: "test",
         args: "",
-        about: "Everything that CI checks, in this order: setup, fmt, lint, features, doc, deps,\n\
-                deny, msrv, examples, then all tests, those of the documentation too; last a\n\
-                line that sums the tests up, as cargo does.\n\
+        about: "Everything that CI checks, in this order: setup, fmt, lint, features, doc, api,\n\
+                deps, deny, msrv, examples, then all tests, those of the documentation too;\n\
+                last a line that sums the tests up, as cargo does.\n\
                 As root it runs the tests and examples that need network namespaces; else it\n\
                 skips and counts them. With CI=true a missing privilege or tool is a failure.",
         run: |_| test(),
@@ -74,6 +75,13 @@ const TASKS: &[Task] = &[
         args: "",
         about: "Builds the documentation of every crate, with warnings denied.",
         run: |_| lint::doc(),
+    },
+    Task {
+        name: "api",
+        args: "[--write]",
+        about: "Compares the public API of each published crate with its listing in api/; --write\n\
+                brings the listings up to date.",
+        run: api::run,
     },
     Task {
         name: "deps",
@@ -119,6 +127,9 @@ const TASKS: &[Task] = &[
 ];
 
 fn main() -> ExitCode {
+    if let Some(code) = api::as_rustdoc() {
+        return code;
+    }
     let mut args = env::args().skip(1);
     let name = args.next().unwrap_or_else(|| "help".to_owned());
     let args: Vec<String> = args.collect();
@@ -163,6 +174,7 @@ fn test() -> Outcome {
         Stage::new("lint", lint::clippy),
         Stage::new("features", lint::features),
         Stage::new("doc", lint::doc),
+        Stage::new("api", || api::check(Some(&skips))),
         Stage::new("deps", deps::run),
         Stage::new("deny", deny::run),
         Stage::new("msrv", msrv::run),

@@ -5,13 +5,23 @@ use std::io::IsTerminal;
 use crate::metadata::Workspace;
 use crate::run::{Outcome, cargo, run};
 
+/// The fuzzer's binaries, a workspace of their own.
+const FUZZ: [&str; 2] = ["--manifest-path", "fuzz/Cargo.toml"];
+
 pub(crate) fn fmt(args: &[String]) -> Outcome {
-    match args {
-        [] => run(&mut cargo(["fmt", "--all", "--check", "--", colour()]))
-            .map_err(|reason| format!("{reason}; `cargo xtask fmt --fix` formats the code")),
-        [fix] if fix == "--fix" => run(&mut cargo(["fmt", "--all"])),
-        _ => Err("the only argument is --fix".to_owned()),
+    let (check, remedy) = match args {
+        [] => (
+            &["--check", "--", colour()][..],
+            "; `cargo xtask fmt --fix` formats the code",
+        ),
+        [fix] if fix == "--fix" => (&[][..], ""),
+        _ => return Err("the only argument is --fix".to_owned()),
+    };
+    for workspace in [&["--all"][..], &FUZZ] {
+        run(&mut cargo([&["fmt"], workspace, check].concat()))
+            .map_err(|reason| format!("{reason}{remedy}"))?;
     }
+    Ok(())
 }
 
 /// rustfmt colours its output wherever it goes, unless told otherwise.
@@ -24,7 +34,9 @@ fn colour() -> &'static str {
 }
 
 pub(crate) fn clippy() -> Outcome {
-    clippy_with(&["--workspace", "--all-targets", "--all-features"])
+    clippy_with(&["--workspace", "--all-targets", "--all-features"])?;
+    // Without the fuzzer itself, which takes a C++ compiler and a nightly Rust.
+    clippy_with(&[&FUZZ[..], &["--no-default-features"]].concat())
 }
 
 /// Every crate by itself, so that no sibling turns on what it forgot to ask for: without features,

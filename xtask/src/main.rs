@@ -61,7 +61,8 @@ const TASKS: &[Task] = &[
     Task {
         name: "lint",
         args: "",
-        about: "Clippy with warnings denied: every target of the workspace with all features.",
+        about: "Clippy with warnings denied: every target of the workspace with all features,\n\
+                and the binaries of the fuzzer.",
         run: |_| lint::clippy(),
     },
     Task {

@@ -197,10 +197,11 @@ impl Capabilities {
 ///   `renewal_never_revives_a_lost_lease`, `stale_renewal_is_refused`).
 /// - [`release_lease`](Self::release_lease) of a lease that is gone is `Ok`, of one that is no
 ///   longer ours [`Error::LeaseLost`] and changes nothing (`release_frees_the_subnet`,
-///   `release_is_idempotent`, `release_of_anothers_lease_changes_nothing`).
+///   `release_is_idempotent`, `release_of_anothers_lease_changes_nothing`). A record that was
+///   written in another's name is no longer ours (`a_record_that_another_wrote_is_lost`).
 /// - A dual-stack node gets both families or none (`both_families_or_none`).
 /// - Dropping the future of a call leaves the store as it was or as the call would have left it;
-///   asking again is safe (`acquire_is_idempotent_per_node`).
+///   asking again is safe (`a_dropped_acquire_is_safe_to_repeat`).
 #[async_trait]
 pub trait Manager: Debug + Send + Sync + 'static {
     /// A short name for logs and status: `memory`, `etcd`, `kube`.
@@ -255,7 +256,9 @@ pub trait Manager: Debug + Send + Sync + 'static {
     ///
     /// - The first successful lease item is a [`Snapshot`](crate::Event::Snapshot), complete or
     ///   not sent at all (`watch_starts_with_a_snapshot`); after any gap the next one is a
-    ///   snapshot too.
+    ///   snapshot too (`a_gap_is_followed_by_a_snapshot`).
+    /// - A record that cannot be read is reported as such; its subnets stay taken, and it hides no
+    ///   other (`an_unreadable_record_hides_nobody`).
     /// - Puts and deletes follow (`watch_delivers_puts_and_deletes`), a delete also when a lease
     ///   runs out (`expiry_is_delivered`), every change of any field
     ///   (`every_field_change_is_delivered`), our own lease included.

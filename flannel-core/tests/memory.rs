@@ -55,6 +55,10 @@ impl StoreFixture for Store {
         self.0.put_raw(lease).is_ok()
     }
 
+    async fn interrupt_watches(&self) -> bool {
+        self.0.import(&self.0.export()).is_ok()
+    }
+
     async fn reserve(&self, node: &NodeId, subnets: DualStack<Subnet>) -> bool {
         self.0.reserve(node, subnets).is_ok()
     }
@@ -602,6 +606,8 @@ mod faults {
         NoSnapshot,
         /// Of a known record no change is delivered.
         DropsChanges,
+        /// After a gap the watch goes on without a word.
+        HidesGaps,
         /// The watch's revisions are not those of the store.
         Backwards,
         /// The config is read once.
@@ -689,6 +695,7 @@ mod faults {
             Box::pin(FaultyWatch {
                 fault: self.fault,
                 inner: self.inner.watch_leases(),
+                begun: false,
                 seen: Vec::new(),
             })
         }
@@ -697,6 +704,7 @@ mod faults {
     struct FaultyWatch {
         fault: Fault,
         inner: EventStream,
+        begun: bool,
         seen: Vec<LeaseKey>,
     }
 
@@ -720,6 +728,11 @@ mod faults {
                             Some(lease) => Event::Put(lease),
                             None => continue,
                         }
+                    }
+                    (Fault::HidesGaps, Event::Snapshot(_)) if self.begun => continue,
+                    (Fault::HidesGaps, Event::Snapshot(snapshot)) => {
+                        self.begun = true;
+                        Event::Snapshot(snapshot)
                     }
                     (Fault::DropsChanges, Event::Snapshot(snapshot)) => {
                         let keys = snapshot.leases.iter().map(|lease| lease.key.clone());
@@ -768,6 +781,10 @@ mod faults {
             self.1.write_raw(lease).await
         }
 
+        async fn interrupt_watches(&self) -> bool {
+            self.1.interrupt_watches().await
+        }
+
         async fn reserve(&self, node: &NodeId, subnets: DualStack<Subnet>) -> bool {
             self.1.reserve(node, subnets).await
         }
@@ -798,9 +815,11 @@ mod faults {
             (Fault::SharedSubnet, "taken_previous_subnet_is_not_given"),
             (Fault::SharedSubnet, "reserved_subnet_is_kept"),
             (Fault::ForgetsNodes, "acquire_is_idempotent_per_node"),
+            (Fault::ForgetsNodes, "a_dropped_acquire_is_safe_to_repeat"),
             (Fault::IgnoresPrevious, "previous_subnet_is_honoured"),
             (Fault::RenewsBlindly, "renewal_never_revives_a_lost_lease"),
             (Fault::RenewsBlindly, "stale_renewal_is_refused"),
+            (Fault::RenewsBlindly, "a_record_that_another_wrote_is_lost"),
             (Fault::KeepsAttributes, "renew_publishes_attributes"),
             (Fault::KeepsAttributes, "every_field_change_is_delivered"),
             (
@@ -812,6 +831,7 @@ mod faults {
             (Fault::DropsDeletes, "watch_delivers_puts_and_deletes"),
             (Fault::DropsDeletes, "watchers_are_independent"),
             (Fault::NoSnapshot, "watch_starts_with_a_snapshot"),
+            (Fault::HidesGaps, "a_gap_is_followed_by_a_snapshot"),
             (Fault::DropsChanges, "every_field_change_is_delivered"),
             (Fault::Backwards, "revisions_never_go_back"),
             (Fault::DropsConfigs, "config_change_is_delivered"),

@@ -3,6 +3,7 @@
 
 pub mod conformance;
 pub mod fake_kernel;
+pub mod fake_store;
 #[cfg(all(feature = "lab", target_os = "linux"))]
 pub mod netns;
 pub mod permute;

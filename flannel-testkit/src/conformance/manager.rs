@@ -52,7 +52,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use flannel_core::{DualStack, Lease, Manager, NetworkConfig, NodeId, Subnet};
+use flannel_core::{DualStack, Lease, LeaseKey, Manager, NetworkConfig, NodeId, Subnet};
 
 use leases::*;
 use watch::*;
@@ -93,6 +93,18 @@ pub trait StoreFixture: Send + Sync {
     /// Writes a record of a node that asks nobody: as a faulty or foreign program would.
     async fn write_raw(&self, lease: Lease) -> bool {
         let _ = lease;
+        false
+    }
+
+    /// Overwrites a record with something that cannot be read.
+    async fn spoil(&self, key: &LeaseKey) -> bool {
+        let _ = key;
+        false
+    }
+
+    /// Breaks every watch that is open, so that what is written before they are open again is
+    /// missed by them.
+    async fn interrupt_watches(&self) -> bool {
         false
     }
 
@@ -226,6 +238,7 @@ macro_rules! promises {
 
 promises! { $
     acquire_is_idempotent_per_node
+    a_dropped_acquire_is_safe_to_repeat
     a_lease_that_no_longer_fits_is_replaced
     no_two_nodes_share_a_subnet
     pool_is_used_to_the_last_subnet
@@ -237,14 +250,17 @@ promises! { $
     renewal_extends_the_lease
     renewal_never_revives_a_lost_lease
     stale_renewal_is_refused
+    a_record_that_another_wrote_is_lost
     release_frees_the_subnet
     release_is_idempotent
     release_of_anothers_lease_changes_nothing
     both_families_or_none
     watch_starts_with_a_snapshot
+    a_gap_is_followed_by_a_snapshot
     watch_delivers_puts_and_deletes
     expiry_is_delivered
     every_field_change_is_delivered
+    an_unreadable_record_hides_nobody
     revisions_never_go_back
     watchers_are_independent
     config_change_is_delivered

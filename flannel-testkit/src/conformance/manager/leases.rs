@@ -1,6 +1,10 @@
 //! The promises about acquiring, renewing and releasing.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
 use flannel_core::manager::Error;
 use flannel_core::{DualStack, Family, Lease, LeaseKey, Manager, Revision};
@@ -27,6 +31,37 @@ pub(super) async fn acquire_is_idempotent_per_node(fixture: &dyn ManagerFixture)
         "one node holds {} records",
         records.len()
     );
+    Ok(Verdict::Kept)
+}
+
+/// How often the call is polled, at the most, before it is dropped.
+const POLLS: u8 = 16;
+
+pub(super) async fn a_dropped_acquire_is_safe_to_repeat(fixture: &dyn ManagerFixture) -> Outcome {
+    let (store, manager) = store(fixture, DUAL_POOL_OF_64).await?;
+    for polls in 0..=POLLS {
+        let wants = request(polls);
+        store.add_node(&wants.node).await;
+        {
+            let mut call = pin!(manager.acquire_lease(&wants));
+            for _ in 0..polls {
+                let poll = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx)));
+                if poll.await.is_ready() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        let lease = acquire(&*store, &manager, &wants).await?;
+        let stored = records(&manager).await?;
+        let own = stored.iter().filter(|record| record.node == wants.node);
+        ensure!(
+            own.map(|record| &record.key).eq([&lease.key])
+                && stored.len() == usize::from(polls) + 1,
+            "an acquire that was dropped at poll {polls} and repeated left {stored:?}"
+        );
+        ensure!(overlap(&stored).is_none(), "records in the store overlap");
+    }
     Ok(Verdict::Kept)
 }
 
@@ -357,6 +392,40 @@ pub(super) async fn stale_renewal_is_refused(fixture: &dyn ManagerFixture) -> Ou
             .map(|record| (&record.attrs, record.revision))
             .eq([(&changed.attrs, current.revision)]),
         "a refused renewal left {stored:?}"
+    );
+    Ok(Verdict::Kept)
+}
+
+pub(super) async fn a_record_that_another_wrote_is_lost(fixture: &dyn ManagerFixture) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_64).await?;
+    let lease = acquire(&*store, &manager, &request(1)).await?;
+    // As Go flannel renews: whatever is there, whosever it is.
+    let mut others = lease.clone();
+    (others.node, others.attrs) = (node(2), attrs(2));
+    require!(
+        store.write_raw(others).await,
+        "the fixture cannot write records of others"
+    );
+    let renewed = manager.renew_lease(&lease).await;
+    ensure!(is_lost(&renewed), "another's lease is renewed: {renewed:?}");
+    let released = manager.release_lease(&lease).await;
+    ensure!(
+        matches!(released, Err(Error::LeaseLost { .. })),
+        "releasing another's lease is answered {released:?}"
+    );
+    let stored = records(&manager).await?;
+    ensure!(
+        stored
+            .iter()
+            .map(|r| (&r.node, &r.attrs))
+            .eq([(&node(2), &attrs(2))]),
+        "what another wrote became {stored:?}"
+    );
+    let next = acquire(&*store, &manager, &request(1)).await?;
+    ensure!(
+        !next.subnet.overlaps(&lease.subnet),
+        "{} is given out, which another holds now",
+        next.subnet
     );
     Ok(Verdict::Kept)
 }

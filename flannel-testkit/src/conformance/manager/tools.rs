@@ -1,6 +1,6 @@
 //! What the trials are written with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,8 +168,10 @@ pub(super) struct Watched {
     pub(super) leases: BTreeMap<LeaseKey, Lease>,
     /// The highest revision seen.
     pub(super) revision: Revision,
-    /// Whether a snapshot was seen.
-    pub(super) begun: bool,
+    /// How many snapshots were seen.
+    pub(super) snapshots: usize,
+    /// The records that are there and cannot be read.
+    pub(super) unreadable: BTreeSet<LeaseKey>,
 }
 
 impl Watched {
@@ -178,14 +180,15 @@ impl Watched {
             stream: manager.watch_leases(),
             leases: BTreeMap::new(),
             revision: Revision::default(),
-            begun: false,
+            snapshots: 0,
+            unreadable: BTreeSet::new(),
         }
     }
 
     /// A watch that has seen its first snapshot.
     pub(super) async fn begin(manager: &Arc<dyn Manager>) -> Result<Self, Violation> {
         let mut watched = Self::new(manager);
-        while !watched.begun {
+        while watched.snapshots == 0 {
             watched.next().await?;
         }
         Ok(watched)
@@ -225,8 +228,10 @@ impl Watched {
     fn fold(&mut self, event: &Event) -> Result<(), Violation> {
         let revision = match event {
             Event::Snapshot(snapshot) => {
-                self.begun = true;
+                self.snapshots += 1;
                 self.leases.clear();
+                let unreadable = snapshot.unreadable.iter();
+                self.unreadable = unreadable.map(|record| record.key.clone()).collect();
                 for lease in &snapshot.leases {
                     ensure!(
                         lease.revision <= snapshot.revision,
@@ -239,14 +244,23 @@ impl Watched {
                 snapshot.revision
             }
             Event::Put(lease) => {
-                ensure!(self.begun, "a put comes before the first snapshot");
+                ensure!(self.snapshots > 0, "a put comes before the first snapshot");
+                self.unreadable.remove(&lease.key);
                 self.leases.insert(lease.key.clone(), lease.clone());
                 lease.revision
             }
             Event::Delete { key, revision } => {
-                ensure!(self.begun, "a delete comes before the first snapshot");
+                ensure!(
+                    self.snapshots > 0,
+                    "a delete comes before the first snapshot"
+                );
+                self.unreadable.remove(key);
                 self.leases.remove(key);
                 *revision
+            }
+            Event::Unreadable(record) => {
+                self.unreadable.insert(record.key.clone());
+                record.revision
             }
             Event::Progress(revision) => *revision,
             _ => self.revision,

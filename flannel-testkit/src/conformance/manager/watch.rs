@@ -1,8 +1,10 @@
 //! The promises about watching.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use flannel_core::{BackendData, BackendType, Event, LeaseAttrs, Manager};
+use flannel_core::manager::Error;
+use flannel_core::{BackendData, BackendType, Event, Lease, LeaseAttrs, LeaseKey, Manager};
 
 use super::tools::*;
 use super::{ManagerFixture, Outcome, StoreFixture, Verdict, Violation};
@@ -35,6 +37,33 @@ pub(super) async fn watch_starts_with_a_snapshot(fixture: &dyn ManagerFixture) -
         shown.ttl = lease.ttl;
         ensure!(shown == *lease, "{lease:?} is shown as {shown:?}");
     }
+    Ok(Verdict::Kept)
+}
+
+pub(super) async fn a_gap_is_followed_by_a_snapshot(fixture: &dyn ManagerFixture) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_64).await?;
+    let [gone, kept] = [1, 2].map(request);
+    let gone = acquire(&*store, &manager, &gone).await?;
+    let kept = acquire(&*store, &manager, &kept).await?;
+    let mut watched = Watched::begin(&manager).await?;
+    require!(
+        store.interrupt_watches().await,
+        "the fixture cannot break watches"
+    );
+    let elsewhere = store.manager().await;
+    let released = elsewhere.release_lease(&gone).await;
+    released.or_violation("releasing is refused")?;
+    let new = acquire(&*store, &elsewhere, &request(3)).await?;
+    while watched.snapshots < 2 {
+        watched.next().await?;
+    }
+    watched
+        .until("what happened in the gap", |leases| {
+            leases
+                .keys()
+                .eq([&kept.key, &new.key].into_iter().collect::<BTreeSet<_>>())
+        })
+        .await?;
     Ok(Verdict::Kept)
 }
 
@@ -139,6 +168,43 @@ pub(super) async fn every_field_change_is_delivered(fixture: &dyn ManagerFixture
                 shown.is_some_and(|shown| shown.attrs == wants.attrs)
             })
             .await?;
+    }
+    Ok(Verdict::Kept)
+}
+
+pub(super) async fn an_unreadable_record_hides_nobody(fixture: &dyn ManagerFixture) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_4).await?;
+    let mut watched = Watched::begin(&manager).await?;
+    let spoilt = acquire(&*store, &manager, &request(1)).await?;
+    require!(
+        store.spoil(&spoilt.key).await,
+        "the fixture cannot spoil a record"
+    );
+    let mut held = Vec::new();
+    for n in 2..=4 {
+        held.push(acquire(&*store, &manager, &request(n)).await?);
+    }
+    held.sort_by(|a, b| a.key.cmp(&b.key));
+    ensure!(
+        held.iter()
+            .all(|lease| !lease.subnet.overlaps(&spoilt.subnet)),
+        "a subnet is given out whose record cannot be read"
+    );
+    let fifth = try_acquire(&manager, &request(5)).await;
+    ensure!(
+        matches!(fifth, Err(Error::PoolExhausted { .. })),
+        "a subnet is given out of a full pool: {fifth:?}"
+    );
+    let all = |leases: &BTreeMap<LeaseKey, Lease>| held.iter().all(|l| leases.contains_key(&l.key));
+    watched.until("what came behind it", all).await?;
+    let fresh = Watched::begin(&manager).await?;
+    for (what, watched) in [("the watch", watched), ("a snapshot", fresh)] {
+        ensure!(
+            watched.unreadable.iter().eq([&spoilt.key]),
+            "{what} reports as unreadable {:?}",
+            watched.unreadable
+        );
+        ensure!(all(&watched.leases), "{what} shows {:?}", watched.leases);
     }
     Ok(Verdict::Kept)
 }

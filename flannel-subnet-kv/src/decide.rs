@@ -1,0 +1,319 @@
+//! What a node that asks for a lease is to write, decided from what it read: pure.
+
+use std::collections::BTreeMap;
+
+use flannel_core::alloc::choose_among;
+use flannel_core::manager::Error;
+use flannel_core::{
+    DualStack, Lease, LeaseAttrs, LeaseRequest, NetworkConfig, NodeId, PoolMode, Revision, Subnet,
+    wire,
+};
+
+use crate::layout::{Layout, Record};
+use crate::store::{KeyRange, KeyValue, LeaseId};
+use crate::txn::{Compare, Expectation, Op, Txn};
+
+/// What a node knows of the store: one reading of config and leases, and what it learnt of markers
+/// when transactions failed.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    pub(super) config: Option<KeyValue>,
+    pub(super) records: Vec<Record>,
+    markers: BTreeMap<String, KeyValue>,
+}
+
+impl View {
+    /// What a reading of [`Layout::range`] says.
+    pub fn new(layout: &Layout, entries: Vec<KeyValue>) -> Self {
+        let mut view = Self::default();
+        view.read(layout, entries);
+        view
+    }
+
+    /// Takes a later reading; what is known of markers stays.
+    pub fn read(&mut self, layout: &Layout, entries: Vec<KeyValue>) {
+        (self.config, self.records) = (None, Vec::new());
+        for entry in entries {
+            if entry.key == layout.config() {
+                self.config = Some(entry);
+            } else if layout.is_record(&entry.key) {
+                self.records.push(Record::parse(entry));
+            }
+        }
+    }
+
+    /// Takes what was found under a marker's key.
+    pub fn marker(&mut self, key: String, found: Option<KeyValue>) {
+        match found {
+            Some(entry) => drop(self.markers.insert(key, entry)),
+            None => drop(self.markers.remove(&key)),
+        }
+    }
+
+    /// When a record was last written; 0 if it is not there.
+    fn modified(&self, key: &str) -> Revision {
+        let record = self.records.iter().find(|record| record.entry.key == key);
+        record.map_or(Revision(0), |record| record.entry.modified)
+    }
+
+    /// Refuses a record that would crash Go nodes, judged by the records they have written.
+    pub(super) fn check_go(
+        &self,
+        subnets: &DualStack<Subnet>,
+        attrs: &LeaseAttrs,
+    ) -> Result<(), Error> {
+        check_go(subnets, attrs, &self.records)
+    }
+
+    /// The network config, as it is used for allocation.
+    ///
+    /// # Errors
+    /// [`Error::NoConfig`] or [`Error::Config`].
+    pub fn config(&self) -> Result<NetworkConfig, Error> {
+        let entry = self.config.as_ref().ok_or_else(|| Error::NoConfig {
+            hint: "put flannel's JSON under <prefix>/config".to_owned(),
+        })?;
+        parse_config(&entry.value)
+    }
+}
+
+/// Reads the value of the config key.
+pub(super) fn parse_config(value: &[u8]) -> Result<NetworkConfig, Error> {
+    let text = String::from_utf8_lossy(value);
+    Ok(NetworkConfig::from_json(&text, PoolMode::Allocated)?)
+}
+
+/// What is to be written, and on what condition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// The record's key.
+    pub key: String,
+    /// The subnets that it names.
+    pub subnets: DualStack<Subnet>,
+    /// Whether the record must not expire: it is a reservation.
+    pub reserved: bool,
+    value: String,
+    compares: Vec<Compare>,
+    deletes: Vec<String>,
+    /// The markers' keys.
+    markers: Vec<String>,
+}
+
+/// Decides what a node writes to hold a lease.
+///
+/// In this order: a record of its own that the config still allows and nobody else has a better
+/// claim to, its previous subnets, the slot of its hash, the next free one. Its other records go in
+/// the same transaction. `mixed` lets it write a record of other families than those of Go
+/// flannel's records, which makes Go nodes crash.
+///
+/// # Errors
+/// Those of [`View::config`], [`Error::PoolExhausted`], and [`Error::Invalid`] if there is no such
+/// record or it would crash a Go node.
+pub fn decide(
+    layout: &Layout,
+    view: &View,
+    request: &LeaseRequest,
+    mixed: bool,
+) -> Result<Decision, Error> {
+    let config = view.config()?;
+    let config_revision = view.config.as_ref().map(|entry| entry.modified);
+    let (mut own, others): (Vec<&Record>, Vec<&Record>) = view
+        .records
+        .iter()
+        .partition(|record| is_own(record, request));
+    // If one of them is what the node uses, that one stays; else the oldest.
+    own.sort_by_key(|record| {
+        let used = record.taken == request.previous;
+        (!used, record.entry.created, record.entry.key.clone())
+    });
+    let kept = own.iter().find(|record| {
+        config.fits(&record.taken) && !others.iter().any(|other| yields(record, other))
+    });
+    let subnets = match kept {
+        Some(record) => record.taken,
+        None => {
+            let taken = others
+                .iter()
+                .flat_map(|other| other.taken.values().copied());
+            let taken = taken.chain(marked(layout, view, &own, &others));
+            choose_among(config.pools(), taken, &request.node, &request.previous)?
+        }
+    };
+    if !mixed {
+        check_go(&subnets, &request.attrs, others.iter().copied())?;
+    }
+    let key = match kept {
+        Some(record) => record.entry.key.clone(),
+        None => layout.record(&subnets)?,
+    };
+    let mut decision = Decision {
+        reserved: kept.is_some_and(|record| record.entry.lease.is_none()),
+        value: value(&request.node, &request.attrs)?,
+        compares: vec![Compare {
+            range: KeyRange::key(layout.config()),
+            expected: Expectation::Modified(config_revision.unwrap_or_default()),
+        }],
+        deletes: Vec::new(),
+        markers: layout.markers(&request.node, &subnets),
+        key,
+        subnets,
+    };
+    for record in &own {
+        let key = record.entry.key.clone();
+        decision
+            .compares
+            .push(Compare::unchanged(&key, record.entry.modified));
+        if key != decision.key {
+            decision.deletes.push(key);
+            let markers = record.taken.values().map(|subnet| layout.marker(subnet));
+            decision.deletes.extend(markers);
+        }
+    }
+    if kept.is_none() {
+        decision.claim(layout, view, &own);
+    }
+    let written = |key: &String| *key == decision.key || decision.markers.contains(key);
+    decision.deletes = std::mem::take(&mut decision.deletes)
+        .into_iter()
+        .filter(|key| !written(key))
+        .collect();
+    Ok(decision)
+}
+
+/// Whether a record is the node's: it bears its id, or it bears none and the node's address, as
+/// Go flannel's records and reservations do.
+fn is_own(record: &Record, request: &LeaseRequest) -> bool {
+    let Some(node) = record.node() else {
+        return false;
+    };
+    let mut ips = request.attrs.public_ip.ips();
+    let derived = ips.next().map(NodeId::from_public_ip);
+    node == request.node || (record.is_gos() && Some(node) == derived)
+}
+
+/// Whether a record of ours gives way to another: to Go flannel's always, as that never does; to
+/// any other if that is older.
+pub(super) fn yields(ours: &Record, other: &Record) -> bool {
+    let age = |record: &Record| (record.entry.created, record.entry.key.clone());
+    ours.taken.overlaps(&other.taken) && (other.is_gos() || age(other) < age(ours))
+}
+
+/// The subnets whose marker names a record that is there: they are taken, whatever it is. A marker
+/// whose record is gone, or is ours, counts for nothing.
+fn marked<'a>(
+    layout: &'a Layout,
+    view: &'a View,
+    own: &'a [&Record],
+    others: &'a [&Record],
+) -> impl Iterator<Item = Subnet> + 'a {
+    view.markers.iter().filter_map(move |(key, entry)| {
+        let holder = String::from_utf8_lossy(&entry.value);
+        let is_holder = |record: &&Record| record.entry.key == holder;
+        if own.iter().any(is_holder) || !others.iter().any(is_holder) {
+            return None;
+        }
+        layout.marked(key)
+    })
+}
+
+/// The value of the node's record.
+pub(super) fn value(node: &NodeId, attrs: &LeaseAttrs) -> Result<String, Error> {
+    wire::lease_value(node, attrs).map_err(|error| Error::Invalid {
+        reason: error.to_string(),
+    })
+}
+
+/// Refuses what would crash Go nodes, whose records are among those of others: a node of one
+/// family reads no record of two, and the other way round.
+fn check_go<'a>(
+    subnets: &DualStack<Subnet>,
+    attrs: &LeaseAttrs,
+    others: impl IntoIterator<Item = &'a Record>,
+) -> Result<(), Error> {
+    let refuse = |reason: &str| {
+        Err(Error::Invalid {
+            reason: format!("{reason}: allow it explicitly if there are no such nodes any more"),
+        })
+    };
+    let gos = others.into_iter().filter(|other| other.is_gos());
+    for other in gos.filter_map(|other| other.subnets.as_ref().ok()) {
+        if subnets.v6.is_some() && other.v6.is_none() {
+            return refuse("a dual-stack record crashes the Go nodes that run IPv4 alone");
+        }
+        if subnets.v6.is_none() && other.v6.is_some() {
+            return refuse("an IPv4 record crashes dual-stack Go nodes when they start");
+        }
+        if subnets.v6.is_some() && attrs.public_ip.v6.is_none() {
+            return refuse("a dual-stack record without PublicIPv6 crashes Go nodes");
+        }
+    }
+    Ok(())
+}
+
+impl Decision {
+    /// The conditions under which new subnets may be claimed.
+    fn claim(&mut self, layout: &Layout, view: &View, own: &[&Record]) {
+        let is_own = |key: &str| own.iter().any(|record| record.entry.key == key);
+        if !is_own(&self.key) {
+            let key = KeyRange::key(&self.key);
+            self.compares.push(Compare::absent(key));
+        }
+        // No other record with this IPv4 half, whatever its IPv6 half is.
+        if let Some(same) = self.subnets.v4.map(|v4| layout.records_of(&v4))
+            && !own.iter().any(|record| same.contains(&record.entry.key))
+        {
+            self.compares.push(Compare::absent(same));
+        }
+        for marker in &self.markers {
+            let Some(entry) = view.markers.get(marker) else {
+                self.compares.push(Compare::absent(KeyRange::key(marker)));
+                continue;
+            };
+            // A marker that outlived its record, which somebody deleted alone or took over.
+            let holder = String::from_utf8_lossy(&entry.value);
+            self.compares
+                .push(Compare::unchanged(marker, entry.modified));
+            if *holder != self.key && !is_own(&holder) {
+                let modified = view.modified(&holder);
+                self.compares.push(Compare::unchanged(holder, modified));
+            }
+        }
+    }
+
+    /// The keys of the markers that go with the record.
+    pub fn markers(&self) -> &[String] {
+        &self.markers
+    }
+
+    /// The transaction that does it. Either way it reads the store anew, and what is under the
+    /// markers' keys when it fails.
+    pub fn txn(&self, layout: &Layout, lease: Option<LeaseId>) -> Txn {
+        let mut then = vec![Op::put(&self.key, self.value.as_str(), lease)];
+        for marker in &self.markers {
+            then.push(Op::put(marker, self.key.as_str(), lease));
+        }
+        then.extend(self.deletes.iter().map(Op::delete));
+        then.push(Op::Range(layout.range()));
+        let mut or_else = vec![Op::Range(layout.range())];
+        let markers = self.markers.iter().map(KeyRange::key);
+        or_else.extend(markers.map(Op::Range));
+        Txn {
+            compares: self.compares.clone(),
+            then,
+            or_else,
+        }
+    }
+}
+
+/// The transaction that removes a lease's record and its markers, if it was not written since.
+pub(super) fn removal(layout: &Layout, lease: &Lease) -> Txn {
+    let key = lease.key.as_str();
+    let markers = layout.markers(&lease.node, &lease.subnet);
+    let mut then = vec![Op::delete(key)];
+    then.extend(markers.into_iter().map(Op::delete));
+    Txn {
+        compares: vec![Compare::unchanged(key, lease.revision)],
+        then,
+        or_else: vec![Op::Range(KeyRange::key(key))],
+    }
+}

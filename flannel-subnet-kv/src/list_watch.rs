@@ -1,0 +1,224 @@
+//! A [`KvManager`]'s watch: a reading, then what is written after it; from the beginning again
+//! after anything that may have lost a write.
+//!
+//! The watch is opened *before* the reading, for what is written from then on. So nothing is
+//! missed between the two, no revision of an earlier time is ever asked for, and a store that was
+//! restored meanwhile is noticed, as it breaks its watches.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use flannel_core::manager::{Error, Result};
+use flannel_core::{Backoff, Event, Revision, Rng, Snapshot};
+use futures_core::Stream;
+use tokio::time::Instant;
+
+use crate::decide::parse_config;
+use crate::layout::{Record, lease_key};
+use crate::manager::KvManager;
+use crate::store::{KeyEvent, KeyValue, Store, StoreError, StoreWatch, WatchAnswer};
+
+/// The waits between one failure and the next beginning.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const MOST_WAIT: Duration = Duration::from_secs(5);
+
+/// The watch as a stream: polls one step after the other.
+pub(super) struct ListWatch<S: Store>(Step<S>);
+
+/// A step under way: its item, and what comes after it.
+type Step<S> = Pin<Box<dyn Future<Output = (Result<Event>, Steps<S>)> + Send>>;
+
+impl<S: Store> ListWatch<S> {
+    pub(super) fn new(manager: KvManager<S>) -> Self {
+        let rng = Rng::from_text(manager.store().name());
+        Self(Box::pin(
+            Steps {
+                manager,
+                rng,
+                failures: 0,
+                open: None,
+                ready: VecDeque::new(),
+            }
+            .next(),
+        ))
+    }
+}
+
+impl<S: Store> Stream for ListWatch<S> {
+    type Item = Result<Event>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.as_mut().poll(cx).map(|(item, steps)| {
+            self.0 = Box::pin(steps.next());
+            Some(item)
+        })
+    }
+}
+
+/// A watch that is open, and what was read when it was opened.
+struct Open<W> {
+    watch: W,
+    /// The revision of the reading: what is older is known.
+    since: Revision,
+    /// When it is asked how far it is, or, once it was asked, given up.
+    due: Instant,
+    asked: bool,
+}
+
+struct Steps<S: Store> {
+    manager: KvManager<S>,
+    rng: Rng,
+    failures: u32,
+    open: Option<Open<S::Watch>>,
+    ready: VecDeque<Event>,
+}
+
+impl<S: Store> Steps<S> {
+    /// The next item, and what comes after it.
+    async fn next(mut self) -> (Result<Event>, Self) {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return (Ok(event), self);
+            }
+            let step = match self.open.take() {
+                None => self.begin().await,
+                Some(open) => self.proceed(open).await,
+            };
+            if let Err(error) = step {
+                self.failures = self.failures.saturating_add(1);
+                return (Err(error), self);
+            }
+        }
+    }
+
+    /// Opens a watch and reads everything.
+    async fn begin(&mut self) -> Result<()> {
+        let backoff = Backoff::new(FIRST_WAIT, MOST_WAIT);
+        let wait = backoff.after(self.failures, &mut self.rng);
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        let manager = self.manager.clone();
+        let options = manager.options();
+        let range = options.layout.range();
+        let opening = async {
+            let watch = manager.store().watch(range.clone()).await?;
+            let answer = manager.store().range(range.clone()).await?;
+            Ok::<_, StoreError>((watch, answer))
+        };
+        let opened = tokio::time::timeout(options.patience, opening).await;
+        let (watch, answer) = opened.map_err(|_| silent("the first reading"))??;
+        let mut snapshot = Snapshot {
+            revision: answer.revision,
+            ..Snapshot::default()
+        };
+        let mut config = None;
+        for entry in answer.entries {
+            if entry.key == options.layout.config() {
+                config = Some(entry);
+            } else if options.layout.is_record(&entry.key) {
+                let record = Record::parse(entry);
+                manager.yield_to(&record).await?;
+                match record.lease(options.ttl) {
+                    Ok(lease) => snapshot.leases.push(lease),
+                    Err(unreadable) => snapshot.unreadable.push(unreadable),
+                }
+            }
+        }
+        self.failures = 0;
+        self.ready.push_back(Event::Snapshot(snapshot));
+        self.ready.push_back(config_event(config));
+        self.open = Some(Open {
+            watch,
+            since: answer.revision,
+            due: Instant::now() + options.progress_interval,
+            asked: false,
+        });
+        Ok(())
+    }
+
+    /// Waits for what the watch says next, or for the time in which it should have.
+    async fn proceed(&mut self, mut open: Open<S::Watch>) -> Result<()> {
+        let options = self.manager.options();
+        let answer = tokio::select! {
+            biased;
+            answer = open.watch.next() => Some(answer?),
+            () = tokio::time::sleep_until(open.due) => None,
+        };
+        let now = Instant::now();
+        match answer {
+            None if open.asked => return Err(silent("the watch")),
+            None => {
+                open.watch.ask_progress().await?;
+                open.asked = true;
+                open.due = now + options.patience;
+            }
+            Some(answer) => {
+                open.asked = false;
+                open.due = now + options.progress_interval;
+                self.take(answer, open.since).await?;
+            }
+        }
+        self.open = Some(open);
+        Ok(())
+    }
+
+    async fn take(&mut self, answer: WatchAnswer, since: Revision) -> Result<()> {
+        let events = match answer {
+            WatchAnswer::Progress { revision } => {
+                self.ready.push_back(Event::Progress(revision));
+                return Ok(());
+            }
+            WatchAnswer::Events { events, .. } => events,
+        };
+        let manager = self.manager.clone();
+        let layout = &manager.options().layout;
+        for event in events {
+            if event.revision() <= since {
+                continue;
+            }
+            let is_config = event.key() == layout.config();
+            if !is_config && !layout.is_record(event.key()) {
+                continue;
+            }
+            self.ready.push_back(match event {
+                KeyEvent::Put(entry) if is_config => config_event(Some(entry)),
+                KeyEvent::Delete { .. } if is_config => config_event(None),
+                KeyEvent::Put(entry) => {
+                    let record = Record::parse(entry);
+                    manager.yield_to(&record).await?;
+                    match record.lease(manager.options().ttl) {
+                        Ok(lease) => Event::Put(lease),
+                        Err(unreadable) => Event::Unreadable(unreadable),
+                    }
+                }
+                KeyEvent::Delete { key, revision } => Event::Delete {
+                    key: lease_key(&key),
+                    revision,
+                },
+            });
+        }
+        Ok(())
+    }
+}
+
+fn silent(what: &str) -> Error {
+    Error::unavailable(format!("{what} was silent for too long"))
+}
+
+fn config_event(entry: Option<KeyValue>) -> Event {
+    let Some(entry) = entry else {
+        return Event::ConfigUnreadable {
+            reason: "there is no network config in the store".to_owned(),
+        };
+    };
+    match parse_config(&entry.value) {
+        Ok(config) => Event::Config(config),
+        Err(error) => Event::ConfigUnreadable {
+            reason: flannel_core::error_chain(&error),
+        },
+    }
+}

@@ -1,0 +1,328 @@
+//! [`KvManager`]: leases on a store as flannel lays them out, beside Go flannel.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use flannel_core::manager::{Error, Result};
+use flannel_core::{
+    Capabilities, EventStream, Lease, LeaseAttrs, LeaseRequest, Manager, NetworkConfig,
+};
+
+use crate::decide::{self, View, decide, removal, value};
+use crate::layout::{Layout, Record, lease_key};
+use crate::list_watch::ListWatch;
+use crate::store::{KeyRange, KeyValue, LeaseId, Store, StoreError};
+use crate::txn::{Compare, Op, Txn, TxnAnswer};
+
+/// How a [`KvManager`] uses the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KvOptions {
+    /// The keys.
+    pub layout: Layout,
+    /// How long a lease lasts. Default: 24 hours, as flannel's.
+    pub ttl: Duration,
+    /// How often a silent watch is asked how far it is. Default: 2 s.
+    pub progress_interval: Duration,
+    /// How long a watch may be silent after it was asked, and how long its first reading may take.
+    /// Default: 3 s.
+    pub patience: Duration,
+    /// Whether to write records of other families than those of the records of Go flannel, whose
+    /// nodes they crash. Default: no.
+    pub mixed_families: bool,
+}
+
+impl Default for KvOptions {
+    fn default() -> Self {
+        Self {
+            layout: Layout::default(),
+            ttl: Duration::from_secs(24 * 3600),
+            progress_interval: Duration::from_secs(2),
+            patience: Duration::from_secs(3),
+            mixed_families: false,
+        }
+    }
+}
+
+/// How often a claim is tried anew before the caller is told to come again.
+const ATTEMPTS: usize = 64;
+
+/// A subnet manager on a revisioned key-value store, in flannel's etcd layout.
+///
+/// - A lease is claimed in one transaction per candidate. It is conditional on the config and on
+///   the candidate alone, so that nodes which join at once are in each other's way only where they
+///   want the same subnet; when it fails, it brings the reading that the next one starts from.
+/// - Each family of a record has a marker key of its own, and so has its node, outside of what Go
+///   flannel reads, that live and die with the record: so two dual-stack records cannot share one
+///   half, and a claim that arrives late cannot give a node a second record.
+/// - Writes are conditional on the revision at which the record was last seen, and the record is
+///   looked at before: the revisions of a store that was restored from a backup are used twice.
+/// - Where Go flannel, which asks nobody, has written an overlapping record, ours is given up.
+/// - The watch is a reading and a watch, and again from the beginning whenever anything is wrong
+///   with it, silence included.
+///
+/// It does nothing for a network without IPv4, for which flannel has no keys.
+#[derive(Debug, Clone)]
+pub struct KvManager<S> {
+    store: S,
+    options: Arc<KvOptions>,
+    /// The lease that we hold, as far as we know.
+    own: Arc<Mutex<Option<Lease>>>,
+}
+
+impl<S: Store> KvManager<S> {
+    /// A manager that reaches its store over this link.
+    pub fn new(store: S, options: KvOptions) -> Self {
+        Self {
+            store,
+            options: Arc::new(options),
+            own: Arc::default(),
+        }
+    }
+
+    /// The way to the store.
+    pub const fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// How the store is used.
+    pub fn options(&self) -> &KvOptions {
+        &self.options
+    }
+
+    fn set_own(&self, lease: Option<Lease>) {
+        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = lease;
+    }
+
+    fn own(&self) -> Option<Lease> {
+        let own = self.own.lock();
+        own.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn view(&self) -> Result<View> {
+        let layout = &self.options.layout;
+        let answer = self.store.range(layout.range()).await?;
+        Ok(View::new(layout, answer.entries))
+    }
+
+    /// Writes until a record of ours stands that nobody else has a better claim to.
+    async fn claim(&self, request: &LeaseRequest, lease: &mut Option<LeaseId>) -> Result<Lease> {
+        let layout = &self.options.layout;
+        let mut view = self.view().await?;
+        for _ in 0..ATTEMPTS {
+            let decision = decide(layout, &view, request, self.options.mixed_families)?;
+            let used = if decision.reserved {
+                None
+            } else {
+                match *lease {
+                    Some(lease) => Some(lease),
+                    None => {
+                        let (granted, _) = self.store.grant(self.options.ttl).await?;
+                        *lease = Some(granted);
+                        *lease
+                    }
+                }
+            };
+            let answer = self.store.txn(decision.txn(layout, used)).await?;
+            let succeeded = answer.succeeded;
+            let mut ranges = answer.ranges();
+            view.read(layout, ranges.next().unwrap_or_default());
+            if !succeeded {
+                for (key, found) in decision.markers().iter().zip(ranges) {
+                    view.marker(key.clone(), found.into_iter().next());
+                }
+                continue;
+            }
+            let is_ours = |record: &&Record| record.entry.key == decision.key;
+            let Some(ours) = view.records.iter().find(is_ours) else {
+                continue;
+            };
+            let held = ours.lease(self.options.ttl);
+            let held = held.map_err(|unreadable| Error::Corrupt {
+                key: unreadable.key,
+                reason: unreadable.reason,
+            })?;
+            let mut others = view.records.iter();
+            if !others.any(|other| decide::yields(ours, other)) {
+                return Ok(held);
+            }
+            // Go flannel was faster, in a way that no condition could see.
+            self.store.txn(removal(layout, &held)).await?;
+            view = self.view().await?;
+        }
+        Err(Error::Conflict {
+            reason: format!("{ATTEMPTS} claims in a row came too late"),
+        })
+    }
+
+    /// Our record, if it stands as we know it; nothing if it is gone.
+    async fn find_ours(&self, lease: &Lease) -> Result<Option<Record>> {
+        let key = KeyRange::key(lease.key.as_str());
+        let found = self.store.range(key).await?.entries.pop();
+        still_ours(lease, found)
+    }
+
+    /// Refuses attributes that would crash dual-stack Go nodes, if there are any.
+    async fn check_attrs(&self, lease: &Lease) -> Result<()> {
+        let lacks_address = lease.subnet.v6.is_some() && lease.attrs.public_ip.v6.is_none();
+        if self.options.mixed_families || !lacks_address {
+            return Ok(());
+        }
+        self.view().await?.check_go(&lease.subnet, &lease.attrs)
+    }
+
+    /// Gives our lease up if Go flannel has written a record that overlaps it.
+    pub(crate) async fn yield_to(&self, other: &Record) -> Result<(), StoreError> {
+        let Some(own) = self.own() else { return Ok(()) };
+        if !other.is_gos() || lease_key(&other.entry.key) == own.key {
+            return Ok(());
+        }
+        if other.taken.overlaps(&own.subnet) {
+            self.store.txn(removal(&self.options.layout, &own)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The record of a lease if it was not written since; an error if it was.
+fn still_ours(lease: &Lease, found: Option<KeyValue>) -> Result<Option<Record>> {
+    let Some(record) = found.map(Record::parse) else {
+        return Ok(None);
+    };
+    let lost = |reason: String| {
+        Err(Error::LeaseLost {
+            key: lease.key.clone(),
+            reason,
+        })
+    };
+    let (node, revision) = (record.node(), record.entry.modified);
+    // A revision alone proves nothing: a store that was restored uses it a second time.
+    if node.as_ref() != Some(&lease.node) {
+        return lost(match node {
+            Some(node) => format!("it belongs to node {node} now"),
+            None => "it cannot be read any more".to_owned(),
+        });
+    }
+    if revision != lease.revision {
+        let held = lease.revision;
+        return lost(format!(
+            "it was written at revision {revision}, after our {held}"
+        ));
+    }
+    Ok(Some(record))
+}
+
+/// The single entry that a failed transaction of ours read.
+fn found(answer: TxnAnswer) -> Option<KeyValue> {
+    answer.ranges().next()?.pop()
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Denied { reason } => Self::Denied { reason },
+            StoreError::Refused { reason } => Self::Invalid { reason },
+            error => Self::Unavailable {
+                reason: "a call to the store failed".to_owned(),
+                source: Some(Box::new(error)),
+            },
+        }
+    }
+}
+
+#[async_trait]
+impl<S: Store> Manager for KvManager<S> {
+    fn name(&self) -> &'static str {
+        self.store.kind()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::ALL
+    }
+
+    async fn network_config(&self) -> Result<NetworkConfig> {
+        self.view().await?.config()
+    }
+
+    async fn acquire_lease(&self, request: &LeaseRequest) -> Result<Lease> {
+        let previous = request.previous.check_families();
+        previous.map_err(|error| Error::Invalid {
+            reason: error.to_string(),
+        })?;
+        let mut granted = None;
+        let claimed = self.claim(request, &mut granted).await;
+        match (&claimed, granted) {
+            (Ok(lease), _) => self.set_own(Some(lease.clone())),
+            // A record of ours may hang on it.
+            (Err(Error::Unavailable { .. } | Error::Denied { .. }), _) => {}
+            // Nobody uses it; if it cannot be given back it runs out by itself.
+            (Err(_), Some(granted)) => drop(self.store.revoke(granted).await),
+            (Err(_), None) => {}
+        }
+        claimed
+    }
+
+    async fn renew_lease(&self, lease: &Lease) -> Result<Lease> {
+        let lost = |reason: &str| Error::LeaseLost {
+            key: lease.key.clone(),
+            reason: reason.to_owned(),
+        };
+        let record = self.find_ours(lease).await?;
+        let record = record.ok_or_else(|| lost("the record is gone"))?;
+        self.check_attrs(lease).await?;
+        let mut renewed = lease.clone();
+        let granted = match record.entry.lease {
+            None => None,
+            Some(_) => Some(self.store.grant(self.options.ttl).await?),
+        };
+        renewed.ttl = granted.map(|(_, ttl)| ttl);
+        let granted = granted.map(|(lease, _)| lease);
+        let key = lease.key.as_str();
+        let layout = &self.options.layout;
+        let mut then = vec![Op::put(key, value(&lease.node, &lease.attrs)?, granted)];
+        let markers = layout.markers(&lease.node, &record.taken);
+        then.extend(markers.into_iter().map(|m| Op::put(m, key, granted)));
+        let answer = self.store.txn(Txn {
+            compares: vec![Compare::unchanged(key, lease.revision)],
+            then,
+            or_else: vec![Op::Range(KeyRange::key(key))],
+        });
+        let answer = answer.await?;
+        if !answer.succeeded {
+            if let Some(granted) = granted {
+                self.store.revoke(granted).await.ok();
+            }
+            still_ours(lease, found(answer))?;
+            return Err(lost("the record is gone"));
+        }
+        renewed.revision = answer.revision;
+        self.set_own(Some(renewed.clone()));
+        Ok(renewed)
+    }
+
+    /// A reservation is kept for its node: its record stays, without what the node published.
+    async fn release_lease(&self, lease: &Lease) -> Result<()> {
+        let Some(record) = self.find_ours(lease).await? else {
+            return Ok(());
+        };
+        let mut txn = removal(&self.options.layout, lease);
+        if record.entry.lease.is_none() {
+            let attrs = LeaseAttrs {
+                public_ip: lease.attrs.public_ip,
+                ..LeaseAttrs::default()
+            };
+            let value = value(&lease.node, &attrs)?;
+            txn.then = vec![Op::put(lease.key.as_str(), value, None)];
+        }
+        let answer = self.store.txn(txn).await?;
+        if !answer.succeeded {
+            still_ours(lease, found(answer))?;
+        }
+        self.set_own(None);
+        Ok(())
+    }
+
+    fn watch_leases(&self) -> EventStream {
+        Box::pin(ListWatch::new(self.clone()))
+    }
+}

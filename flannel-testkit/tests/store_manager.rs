@@ -1,0 +1,679 @@
+//! What the manager on the fake store promises beyond every manager's promises: beside Go flannel,
+//! after a restored backup, with calls that arrive late, and on a watch that goes wrong.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flannel_core::manager::Error;
+use flannel_core::{
+    DualStack, Event, EventStream, Lease, LeaseAttrs, LeaseRequest, Manager, NodeId, PublicIp,
+    Revision, Subnet, TokioClock, wire,
+};
+use flannel_testkit::fake_store::{
+    CallFault, Cut, Delivery, FakeStore, KeyRange, Layout, Silence, StoreManager, StoreOptions,
+};
+use tokio::time::{Instant, sleep, timeout};
+
+const SECOND: Duration = Duration::from_secs(1);
+const V4: &str = r#"{"Network":"10.5.0.0/20","SubnetLen":24}"#;
+const DUAL: &str = r#"{"Network":"10.5.0.0/20","SubnetLen":24,
+    "EnableIPv6":true,"IPv6Network":"fd00:5::/60"}"#;
+
+struct World {
+    store: FakeStore,
+    layout: Layout,
+}
+
+impl World {
+    fn new(config: &str) -> Self {
+        let store = FakeStore::new(Arc::new(TokioClock::new()));
+        let layout = Layout::default();
+        store.put(layout.config(), config);
+        Self { store, layout }
+    }
+
+    fn node(&self, name: &str) -> StoreManager {
+        StoreManager::new(self.store.link(name), StoreOptions::default())
+    }
+
+    /// A record as Go flannel writes it.
+    fn go(&self, key: &str, ip: [u8; 4]) -> Revision {
+        let attrs = LeaseAttrs {
+            public_ip: PublicIp::v4(ip.into()),
+            ..LeaseAttrs::default()
+        };
+        let node = NodeId::from_public_ip(ip.into());
+        let value = wire::lease_value(&node, &attrs).expect("a value");
+        let key = format!("{}/{key}", self.layout.subnets());
+        self.store.put_for(key, value, 24 * 3600 * SECOND)
+    }
+
+    /// The ends of all keys but that of the config.
+    fn keys(&self) -> Vec<String> {
+        let entries = self
+            .store
+            .entries(&KeyRange::prefix(Layout::DEFAULT_PREFIX));
+        let keys = entries.iter().filter_map(|entry| {
+            let key = entry.key.strip_prefix(Layout::DEFAULT_PREFIX)?;
+            (key != "/config").then(|| key.to_owned())
+        });
+        keys.collect()
+    }
+}
+
+fn request(name: &str) -> LeaseRequest {
+    let n = name
+        .bytes()
+        .fold(0, |n: u8, b| n.wrapping_mul(31).wrapping_add(b));
+    LeaseRequest {
+        node: NodeId::new(name).expect("a node id"),
+        attrs: LeaseAttrs {
+            public_ip: PublicIp::both(
+                [192, 0, 2, n].into(),
+                [0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(n)].into(),
+            ),
+            ..LeaseAttrs::default()
+        },
+        previous: DualStack::default(),
+    }
+}
+
+fn wanting(name: &str, subnets: &[&str]) -> LeaseRequest {
+    let subnets = subnets
+        .iter()
+        .map(|text| text.parse::<Subnet>().expect("a subnet"));
+    LeaseRequest {
+        previous: DualStack::of_subnets(subnets),
+        ..request(name)
+    }
+}
+
+async fn acquire(manager: &StoreManager, request: &LeaseRequest) -> Lease {
+    manager.acquire_lease(request).await.expect("a lease")
+}
+
+fn is_lost<T: std::fmt::Debug>(result: &Result<T, Error>) -> bool {
+    matches!(result, Err(Error::LeaseLost { .. }))
+}
+
+// What is in the store
+
+#[tokio::test(start_paused = true)]
+async fn records_and_markers_come_and_go_together() {
+    let world = World::new(DUAL);
+    let node = world.node("a");
+    let wants = wanting("a", &["10.5.3.0/24", "fd00:5:0:4::/64"]);
+    let all = [
+        "/subnets/10.5.3.0-24&fd00:5:0:4::-64",
+        "/taken/10.5.3.0-24",
+        "/taken/fd00:5:0:4::-64",
+        "/taken/node-a",
+    ];
+    let lease = acquire(&node, &wants).await;
+    assert_eq!(world.keys(), all);
+    node.release_lease(&lease).await.expect("released");
+    assert!(world.keys().is_empty(), "{:?}", world.keys());
+
+    let lease = acquire(&node, &wants).await;
+    sleep(23 * 3600 * SECOND).await;
+    node.renew_lease(&lease).await.expect("renewed");
+    sleep(23 * 3600 * SECOND).await;
+    assert_eq!(world.keys(), all, "a renewal renews them all");
+    sleep(2 * 3600 * SECOND).await;
+    assert!(world.keys().is_empty(), "{:?}", world.keys());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_without_races_is_joined_with_one_transaction() {
+    let world = World::new(DUAL);
+    for name in ["a", "b", "c", "d", "e"] {
+        let node = world.node(name);
+        acquire(&node, &request(name)).await;
+        let counts = node.store().counts();
+        assert_eq!((counts["txn"], counts["range"]), (1, 1), "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_records_never_share_a_half() {
+    // Both want the same half, of either family, and the other halves differ: no key is equal.
+    for (first, second) in [
+        (
+            ["10.5.3.0/24", "fd00:5:0:4::/64"],
+            ["10.5.3.0/24", "fd00:5:0:5::/64"],
+        ),
+        (
+            ["10.5.3.0/24", "fd00:5:0:4::/64"],
+            ["10.5.4.0/24", "fd00:5:0:4::/64"],
+        ),
+    ] {
+        let world = World::new(DUAL);
+        let nodes = ["a", "b"].map(|name| world.node(name));
+        let wants = [wanting("a", &first), wanting("b", &second)];
+        for node in &nodes {
+            node.store().set_latency(SECOND);
+        }
+        let (a, b) = tokio::join!(
+            biased;
+            nodes[0].acquire_lease(&wants[0]),
+            nodes[1].acquire_lease(&wants[1])
+        );
+        let (a, b) = (a.expect("a lease"), b.expect("a lease"));
+        assert!(
+            !a.subnet.overlaps(&b.subnet),
+            "{} and {}",
+            a.subnet,
+            b.subnet
+        );
+        assert_eq!(nodes[1].store().counts()["txn"], 2, "the race took place");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_marker_that_outlived_its_record_is_no_hindrance() {
+    let world = World::new(DUAL);
+    let wants = ["10.5.3.0/24", "fd00:5:0:4::/64"];
+    let lease = acquire(&world.node("a"), &wanting("a", &wants)).await;
+    assert!(
+        world.store.delete(lease.key.as_str()),
+        "somebody removes the record alone"
+    );
+    let node = world.node("b");
+    let lease = acquire(&node, &wanting("b", &wants)).await;
+    assert_eq!(lease.subnet, wanting("b", &wants).previous);
+    assert_eq!(node.store().counts()["txn"], 2, "one try finds the markers");
+    let other = acquire(&world.node("a"), &wanting("a", &wants)).await;
+    assert!(!other.subnet.overlaps(&lease.subnet));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_arrives_late_gives_no_second_record() {
+    let world = World::new(V4);
+    let node = world.node("a");
+    let (link, wants) = (node.store(), request("a"));
+    // The range and the grant pass, the transaction is held up.
+    link.fail_after(2, CallFault::Park(Silence::Hang));
+    let given_up = timeout(SECOND, node.acquire_lease(&wants)).await;
+    assert!(given_up.is_err());
+    assert_eq!(link.pending_faults(), 0);
+    // Asked again, the node wants another subnet, and gets it.
+    let again = world.node("a");
+    let lease = acquire(&again, &wanting("a", &["10.5.9.0/24"])).await;
+    assert_eq!(link.deliver_parked(), 1);
+    assert_eq!(world.keys().len(), 3, "{:?}", world.keys());
+    assert_eq!(acquire(&again, &request("a")).await.subnet, lease.subnet);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_config_that_changes_on_the_way_is_the_one_that_counts() {
+    let world = World::new(V4);
+    let node = world.node("a");
+    node.store().set_latency(SECOND);
+    let acquired = async { acquire(&node, &request("a")).await };
+    let changed = async {
+        sleep(3 * SECOND).await;
+        let other = r#"{"Network":"10.5.0.0/20","SubnetLen":26}"#;
+        world.store.put(world.layout.config(), other);
+    };
+    let (lease, ()) = tokio::join!(biased; acquired, changed);
+    assert_eq!(lease.subnet.v4.expect("IPv4").len(), 26);
+    assert_eq!(world.keys().len(), 3);
+}
+
+// Beside Go flannel
+
+#[tokio::test(start_paused = true)]
+async fn go_flannels_record_of_our_address_is_taken_over() {
+    let world = World::new(V4);
+    let wants = request("a");
+    let ip = wants.attrs.public_ip.v4.expect("an address").octets();
+    world.go("10.5.7.0-24", ip);
+    let lease = acquire(&world.node("a"), &wants).await;
+    assert_eq!(lease.subnet.to_string(), "10.5.7.0/24");
+    assert_eq!(lease.node, wants.node);
+    assert_eq!(lease.created, Revision(3), "the same record");
+    let keys = [
+        "/subnets/10.5.7.0-24",
+        "/taken/10.5.7.0-24",
+        "/taken/node-a",
+    ];
+    assert_eq!(world.keys(), keys);
+    // A node of ours behind the same address is another node.
+    let mut other = request("b");
+    other.attrs.public_ip = wants.attrs.public_ip;
+    let other = acquire(&world.node("b"), &other).await;
+    assert!(!other.subnet.overlaps(&lease.subnet));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reservation_stays_without_expiry_and_stays_when_it_is_released() {
+    let world = World::new(V4);
+    let wants = request("a");
+    let value = wire::lease_value(&wants.node, &LeaseAttrs::default()).expect("a value");
+    let key = format!("{}/10.5.7.0-24", world.layout.subnets());
+    world.store.put(&key, value);
+    let node = world.node("a");
+    let lease = acquire(&node, &wants).await;
+    let renewed = node.renew_lease(&lease).await.expect("renewed");
+    assert_eq!((lease.ttl, renewed.ttl), (None, None));
+    sleep(48 * 3600 * SECOND).await;
+    node.release_lease(&renewed).await.expect("released");
+    let other = wanting("b", &["10.5.7.0/24"]);
+    let other = acquire(&world.node("b"), &other).await;
+    assert_ne!(other.subnet, lease.subnet, "it is still reserved");
+    assert!(is_lost(&node.renew_lease(&renewed).await));
+    assert_eq!(acquire(&node, &wants).await.subnet, lease.subnet);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_go_flannel_overwrote_is_lost_and_left_alone() {
+    let world = World::new(V4);
+    let node = world.node("a");
+    let lease = acquire(&node, &request("a")).await;
+    let end = lease.key.as_str().rsplit_once('/').expect("a path").1;
+    world.go(end, [198, 51, 100, 7]);
+    assert!(is_lost(&node.renew_lease(&lease).await));
+    let next = acquire(&node, &wanting("a", &["10.5.4.0/24"])).await;
+    assert!(!next.subnet.overlaps(&lease.subnet));
+    let entry = world.store.entries(&KeyRange::key(lease.key.as_str()));
+    assert!(entry[0].value.starts_with(br#"{"PublicIP":"198.51.100.7""#));
+}
+
+#[tokio::test(start_paused = true)]
+async fn we_give_way_when_go_flannel_claims_what_is_ours() {
+    let world = World::new(DUAL);
+    let node = world.node("a");
+    let wants = wanting("a", &["10.5.3.0/24", "fd00:5:0:4::/64"]);
+    let lease = acquire(&node, &wants).await;
+    let mut watch = node.watch_leases();
+    snapshot(&mut watch).await;
+    let start = Instant::now();
+    world.go("10.5.9.0-24&fd00:5:0:4::-64", [198, 51, 100, 7]);
+    let deleted = |event: &Event| matches!(event, Event::Delete { key, .. } if *key == lease.key);
+    until(&mut watch, deleted).await;
+    assert!(start.elapsed() < 5 * SECOND);
+    assert!(is_lost(&node.renew_lease(&lease).await));
+    let next = acquire(&node, &wants).await;
+    assert_eq!(next.subnet.v4, lease.subnet.v4);
+    assert_ne!(next.subnet.v6, lease.subnet.v6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_of_go_flannels_that_no_condition_sees_is_noticed_at_once() {
+    let world = World::new(DUAL);
+    let node = world.node("a");
+    node.store().set_latency(SECOND);
+    let wants = wanting("a", &["10.5.3.0/24", "fd00:5:0:4::/64"]);
+    let acquired = async { acquire(&node, &wants).await };
+    let go = async {
+        sleep(3 * SECOND).await;
+        world.go("10.5.9.0-24&fd00:5:0:4::-64", [198, 51, 100, 7]);
+    };
+    let (lease, ()) = tokio::join!(biased; acquired, go);
+    assert_ne!(lease.subnet.v6, wants.previous.v6);
+    assert_eq!(world.keys().len(), 5, "{:?}", world.keys());
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_record_is_written_that_crashes_go_nodes_unless_it_is_allowed() {
+    let dual_request = request("a");
+    let mut addressless = request("a");
+    addressless.attrs.public_ip.v6 = None;
+    for (config, go, wants, allowed) in [
+        (DUAL, "10.5.9.0-24", &dual_request, false),
+        (V4, "10.5.9.0-24&fd00:5:0:4::-64", &dual_request, false),
+        (DUAL, "10.5.9.0-24&fd00:5:0:4::-64", &addressless, false),
+        (DUAL, "10.5.9.0-24&fd00:5:0:4::-64", &dual_request, true),
+        (V4, "10.5.9.0-24", &addressless, true),
+    ] {
+        let world = World::new(config);
+        world.go(go, [198, 51, 100, 7]);
+        let keys = world.keys();
+        let refused = world.node("a").acquire_lease(wants).await;
+        assert_eq!(
+            refused.is_ok(),
+            allowed,
+            "{config} beside {go}: {refused:?}"
+        );
+        if !allowed {
+            assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+            assert_eq!(world.keys(), keys);
+        }
+        let options = StoreOptions {
+            mixed_families: true,
+            ..StoreOptions::default()
+        };
+        let bold = StoreManager::new(world.store.link("a"), options);
+        acquire(&bold, wants).await;
+    }
+    let world = World::new(DUAL);
+    let node = world.node("a");
+    let mut lease = acquire(&node, &dual_request).await;
+    world.go("10.5.9.0-24&fd00:5:0:9::-64", [198, 51, 100, 7]);
+    lease.attrs.public_ip.v6 = None;
+    let refused = node.renew_lease(&lease).await;
+    assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+}
+
+// Failures
+
+#[tokio::test(start_paused = true)]
+async fn a_record_is_kept_when_the_answer_about_it_is_lost() {
+    let world = World::new(V4);
+    let node = world.node("a");
+    let lease = acquire(&node, &request("a")).await;
+    // The node starts again, and the answer to each of its calls is lost in turn.
+    for call in 0..3 {
+        let again = world.node("a");
+        let lost = CallFault::LoseAnswer(Silence::Error);
+        again.store().fail_after(call, lost);
+        let result = again.acquire_lease(&request("a")).await;
+        assert!(
+            matches!(result, Err(Error::Unavailable { .. })),
+            "{result:?}"
+        );
+        let entries = world.store.entries(&KeyRange::key(lease.key.as_str()));
+        assert_eq!(entries.len(), 1, "the record is gone with call {call}");
+    }
+    assert_eq!(acquire(&node, &request("a")).await.subnet, lease.subnet);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_given_back_when_the_pool_is_full() {
+    let world = World::new(r#"{"Network":"10.5.0.0/24","SubnetLen":26}"#);
+    for name in ["a", "b", "c"] {
+        acquire(&world.node(name), &request(name)).await;
+    }
+    let node = world.node("d");
+    let full = node.acquire_lease(&request("d")).await;
+    assert!(matches!(full, Err(Error::PoolExhausted { .. })), "{full:?}");
+    let counts = node.store().counts();
+    assert_eq!(counts.get("grant"), counts.get("revoke"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revision_that_is_used_twice_deceives_nobody() {
+    let world = World::new(V4);
+    let backup = world.store.backup();
+    let [a, b] = ["a", "b"].map(|name| world.node(name));
+    let wants = |name| wanting(name, &["10.5.3.0/24"]);
+    let ours = acquire(&a, &wants("a")).await;
+    world.store.restore(&backup);
+    let theirs = acquire(&b, &wants("b")).await;
+    let known = |lease: &Lease| (lease.key.clone(), lease.created, lease.revision);
+    assert_eq!(
+        known(&ours),
+        known(&theirs),
+        "the same in all that a condition can ask for"
+    );
+    assert!(is_lost(&a.renew_lease(&ours).await));
+    assert!(is_lost(&a.release_lease(&ours).await));
+    b.renew_lease(&theirs).await.expect("it is theirs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_store_says_becomes_the_error_that_means_it() {
+    let world = World::new(V4);
+    let node = world.node("a");
+    node.store().cut(Cut::Deny);
+    let denied = node.network_config().await;
+    assert!(matches!(denied, Err(Error::Denied { .. })), "{denied:?}");
+    node.store().cut(Cut::Fail);
+    let failed = node.acquire_lease(&request("a")).await;
+    assert!(
+        matches!(
+            failed,
+            Err(Error::Unavailable {
+                source: Some(_),
+                ..
+            })
+        ),
+        "{failed:?}"
+    );
+    node.store().heal();
+    world.store.put(world.layout.config(), "{");
+    assert!(matches!(node.network_config().await, Err(Error::Config(_))));
+    world.store.delete(world.layout.config());
+    assert!(matches!(
+        node.network_config().await,
+        Err(Error::NoConfig { .. })
+    ));
+    let six = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/60"}"#;
+    world.store.put(world.layout.config(), six);
+    let refused = node.acquire_lease(&request("a")).await;
+    assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+}
+
+// The watch
+
+type Item = Result<Event, Error>;
+
+async fn next(watch: &mut EventStream) -> Item {
+    let next = poll_fn(|cx| watch.as_mut().poll_next(cx));
+    let item = timeout(60 * SECOND, next).await.expect("an item in time");
+    item.expect("no end")
+}
+
+/// Follows the watch to an event.
+async fn until(watch: &mut EventStream, is: impl Fn(&Event) -> bool) -> Event {
+    loop {
+        if let Ok(event) = next(watch).await
+            && is(&event)
+        {
+            return event;
+        }
+    }
+}
+
+/// Follows the watch to the next snapshot: its revision, and the keys of its records.
+async fn snapshot(watch: &mut EventStream) -> (Revision, Vec<String>) {
+    let event = until(watch, |event| matches!(event, Event::Snapshot(_))).await;
+    let Event::Snapshot(snapshot) = event else {
+        unreachable!("it is one");
+    };
+    let keys = snapshot.leases.iter().map(|lease| lease.key.to_string());
+    (snapshot.revision, keys.collect())
+}
+
+/// A watch that has begun, and the node it is of.
+async fn begun(world: &World) -> (StoreManager, EventStream) {
+    let node = world.node("watcher");
+    let mut watch = node.watch_leases();
+    snapshot(&mut watch).await;
+    until(&mut watch, |event| matches!(event, Event::Config(_))).await;
+    (node, watch)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deaf_watch_is_noticed_within_seconds() {
+    let world = World::new(V4);
+    let (node, mut watch) = begun(&world).await;
+    // A while of silence that is none.
+    for _ in 0..10 {
+        let event = next(&mut watch).await;
+        assert!(
+            matches!(event, Ok(Event::Progress(Revision(2)))),
+            "{event:?}"
+        );
+    }
+    assert_eq!(node.store().counts()["watch"], 1);
+    node.store().deafen_watches();
+    let start = Instant::now();
+    let lease = acquire(&world.node("a"), &request("a")).await;
+    assert!(matches!(
+        next(&mut watch).await,
+        Err(Error::Unavailable { .. })
+    ));
+    let (_, keys) = snapshot(&mut watch).await;
+    assert_eq!(keys, [lease.key.to_string()]);
+    assert!(start.elapsed() <= 6 * SECOND, "after {:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_end_of_a_watch_is_followed_by_a_snapshot() {
+    type Break = fn(&World, &StoreManager);
+    let breaks: [(&str, Break); 5] = [
+        ("broken", |_, node| node.store().break_watches()),
+        ("cut", |_, node| {
+            node.store().cut(Cut::Fail);
+            node.store().heal();
+        }),
+        ("deaf", |_, node| node.store().deafen_watches()),
+        ("behind", |world, node| {
+            let hold = Delivery {
+                hold: true,
+                ..Delivery::PLAIN
+            };
+            node.store().deliver(hold);
+            world.go("10.5.8.0-24", [198, 51, 100, 8]);
+            world.go("10.5.8.0-24", [198, 51, 100, 8]);
+            let compacted = world.store.compact(world.store.revision());
+            compacted.expect("compacted");
+            node.store().deliver(Delivery::PLAIN);
+        }),
+        ("restored", |world, _| {
+            world.store.restore(&world.store.backup())
+        }),
+    ];
+    for (what, end) in breaks {
+        let world = World::new(V4);
+        world.go("10.5.7.0-24", [198, 51, 100, 7]);
+        let (node, mut watch) = begun(&world).await;
+        end(&world, &node);
+        world
+            .store
+            .delete(format!("{}/10.5.7.0-24", world.layout.subnets()));
+        world.go("10.5.9.0-24", [198, 51, 100, 9]);
+        let first = next(&mut watch).await;
+        assert!(first.is_err(), "{what}: {first:?}");
+        let (revision, keys) = snapshot(&mut watch).await;
+        assert_eq!(revision, world.store.revision(), "{what}");
+        assert_eq!(
+            keys,
+            world
+                .keys()
+                .iter()
+                .map(|key| { format!("{}{key}", Layout::DEFAULT_PREFIX) })
+                .collect::<Vec<_>>(),
+            "{what}"
+        );
+        world.go("10.5.10.0-24", [198, 51, 100, 10]);
+        until(&mut watch, |event| matches!(event, Event::Put(_))).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_is_told_once_in_a_while_and_then_found_again() {
+    for cut in [Cut::Fail, Cut::Hang, Cut::Deny] {
+        let world = World::new(V4);
+        let (node, mut watch) = begun(&world).await;
+        node.store().cut(cut);
+        let start = Instant::now();
+        let mut errors = 0;
+        while start.elapsed() < 600 * SECOND {
+            assert!(next(&mut watch).await.is_err() || errors == 0, "{cut:?}");
+            errors += 1;
+        }
+        assert!(
+            (60..300).contains(&errors),
+            "{cut:?}: {errors} reports in ten minutes"
+        );
+        node.store().heal();
+        let healed = Instant::now();
+        snapshot(&mut watch).await;
+        assert!(
+            healed.elapsed() <= 9 * SECOND,
+            "{cut:?}: after {:?}",
+            healed.elapsed()
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restored_store_is_seen_as_it_is_although_its_revisions_are_old() {
+    let world = World::new(V4);
+    world.go("10.5.7.0-24", [198, 51, 100, 7]);
+    let backup = world.store.backup();
+    for _ in 0..5 {
+        world.go("10.5.9.0-24", [198, 51, 100, 9]);
+    }
+    let (_, mut watch) = begun(&world).await;
+    world.store.restore(&backup);
+    let (revision, keys) = snapshot(&mut watch).await;
+    assert_eq!(revision, Revision(3));
+    assert_eq!(keys.len(), 1);
+    world.go("10.5.8.0-24", [198, 51, 100, 8]);
+    let put = until(&mut watch, |event| matches!(event, Event::Put(_))).await;
+    assert!(matches!(put, Event::Put(lease) if lease.revision == Revision(4)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_lost_on_the_worst_lawful_delivery() {
+    let world = World::new(V4);
+    let (node, mut watch) = begun(&world).await;
+    node.store().deliver(Delivery {
+        delay: SECOND,
+        reorder: Some(7),
+        split: true,
+        repeat: true,
+        ..Delivery::PLAIN
+    });
+    for n in 1..=9 {
+        world.go(&format!("10.5.{n}.0-24"), [198, 51, 100, n]);
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < 9 {
+        if let Ok(Event::Put(lease)) = next(&mut watch).await {
+            seen.insert(lease.key);
+        }
+    }
+    assert_eq!(node.store().counts()["watch"], 1, "in one watch");
+}
+
+#[tokio::test(start_paused = true)]
+async fn junk_is_reported_and_what_is_not_flannels_is_passed_over() {
+    let world = World::new(V4);
+    let (_, mut watch) = begun(&world).await;
+    let subnets = world.layout.subnets();
+    for (key, value) in [
+        (format!("{subnets}/junk"), "{}"),
+        (format!("{subnets}-old/10.5.9.0-24"), r#"{"PublicIP":null}"#),
+        (
+            format!("{subnets}/{}10.5.9.0-24", "x".repeat(600)),
+            r#"{"PublicIP":"192.0.2.1"}"#,
+        ),
+        (
+            format!("{subnets}/10.5.9.0-24"),
+            r#"{"PublicIP":"0.0.0.0"}"#,
+        ),
+    ] {
+        world.store.put(&key, value);
+        let event = next(&mut watch).await;
+        let Ok(Event::Unreadable(unreadable)) = event else {
+            panic!("{key} gives {event:?}");
+        };
+        world.store.delete(&key);
+        let event = next(&mut watch).await;
+        let Ok(Event::Delete { key: deleted, .. }) = event else {
+            panic!("the end of {key} gives {event:?}");
+        };
+        assert_eq!(deleted, unreadable.key);
+    }
+    world.store.put("/coreos.com/network/other", "?");
+    world
+        .store
+        .put("/coreos.com/networks/subnets/10.5.9.0-24", "?");
+    world.store.put(world.layout.config(), "?");
+    let event = next(&mut watch).await;
+    assert!(
+        matches!(event, Ok(Event::ConfigUnreadable { .. })),
+        "{event:?}"
+    );
+    world.store.delete(world.layout.config());
+    let event = next(&mut watch).await;
+    assert!(
+        matches!(event, Ok(Event::ConfigUnreadable { .. })),
+        "{event:?}"
+    );
+}

@@ -536,16 +536,44 @@ fn delete_with_zeros_spares_others() {
     });
 }
 
+/// The removal of a route that leads elsewhere spares the one that is there: to the kernel an IPv6
+/// route through a nexthop object is one to any gateway, device or black hole.
 #[test]
-fn a_black_hole_is_told_from_other_routes() {
+fn a_route_is_told_from_those_that_lead_elsewhere() {
     netns(async |net| {
         net.with_vxlan().await;
-        for (dst, gateway) in [("10.6.0.0/16", "10.6.0.1"), ("fd06::/64", "fd06::1")] {
-            let there = Object::Route(route(dst, via(gateway)));
-            net.ok(&creates(std::slice::from_ref(&there))).await;
-            let hole = Object::Route(route(dst, RouteTarget::Blackhole));
-            net.ok(&[Op::Delete(hole)]).await;
-            assert!(net.has(&there).await, "{there}");
+        for (family, other) in [(Family::V4, "10.6.0.1"), (Family::V6, "fd06::1")] {
+            let [.., nexthop, through] = peer(1, family);
+            net.ok(&creates(std::slice::from_ref(&nexthop))).await;
+            let Object::Route(route) = &through else {
+                panic!("{through} is no route");
+            };
+            let to = |target| {
+                let metric = if family == Family::V6 {
+                    0
+                } else {
+                    route.metric
+                };
+                Object::Route(Route {
+                    target,
+                    metric,
+                    ..route.clone()
+                })
+            };
+            let straight = to(via(other));
+            let elsewhere = [
+                to(RouteTarget::Blackhole),
+                to(RouteTarget::Device(dev("flannel.1"))),
+                to(RouteTarget::Nexthop(4711)),
+            ];
+            for (there, wrong) in [(&through, &straight), (&straight, &through)] {
+                net.ok(&creates(std::slice::from_ref(there))).await;
+                net.ok(&deletes(&elsewhere)).await;
+                net.ok(&deletes(std::slice::from_ref(wrong))).await;
+                assert!(net.find(&through.key()).await.is_some(), "{there}");
+                net.ok(&deletes(std::slice::from_ref(there))).await;
+                assert_eq!(net.find(&through.key()).await, None, "{there}");
+            }
         }
     });
 }

@@ -43,6 +43,11 @@ impl Layout {
         Self { prefix: cleaned }
     }
 
+    /// What all keys begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// The key of the network config.
     pub fn config(&self) -> String {
         format!("{}/config", self.prefix)

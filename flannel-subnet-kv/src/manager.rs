@@ -47,6 +47,9 @@ impl Default for KvOptions {
 /// How often a claim is tried anew before the caller is told to come again.
 const ATTEMPTS: usize = 64;
 
+/// How often a claim without an answer is looked after before the caller is told.
+const SILENCES: usize = 2;
+
 /// A subnet manager on a revisioned key-value store, in flannel's etcd layout.
 ///
 /// - A lease is claimed in one transaction per candidate. It is conditional on the config and on
@@ -109,6 +112,7 @@ impl<S: Store> KvManager<S> {
     async fn claim(&self, request: &LeaseRequest, lease: &mut Option<LeaseId>) -> Result<Lease> {
         let layout = &self.options.layout;
         let mut view = self.view().await?;
+        let mut silences = 0;
         for _ in 0..ATTEMPTS {
             let decision = decide(layout, &view, request, self.options.mixed_families)?;
             let used = if decision.reserved {
@@ -123,7 +127,15 @@ impl<S: Store> KvManager<S> {
                     }
                 }
             };
-            let answer = self.store.txn(decision.txn(layout, used)).await?;
+            let answer = match self.store.txn(decision.txn(layout, used)).await {
+                // It may have been done: then there is a record of ours to be found.
+                Err(StoreError::Unavailable { .. }) if silences < SILENCES => {
+                    silences += 1;
+                    view = self.view().await?;
+                    continue;
+                }
+                answer => answer?,
+            };
             let succeeded = answer.succeeded;
             let mut ranges = answer.ranges();
             view.read(layout, ranges.next().unwrap_or_default());
@@ -160,6 +172,80 @@ impl<S: Store> KvManager<S> {
         let key = KeyRange::key(lease.key.as_str());
         let found = self.store.range(key).await?.entries.pop();
         still_ours(lease, found)
+    }
+
+    /// Extends the lease of a record that needs no change.
+    async fn extend(&self, lease: &Lease, held: LeaseId) -> Result<Lease> {
+        let ttl = match self.store.keep_alive(held).await {
+            Err(StoreError::LeaseNotFound { .. }) => return Err(gone(lease)),
+            ttl => ttl?,
+        };
+        // It may have been taken from us meanwhile, together with its lease or without.
+        match self.find_ours(lease).await? {
+            Some(record) if record.entry.lease == Some(held) => Ok(Lease {
+                ttl: Some(ttl),
+                ..lease.clone()
+            }),
+            _ => Err(gone(lease)),
+        }
+    }
+
+    /// Writes a record anew under a new lease, if it was not written since it was seen.
+    async fn write(
+        &self,
+        lease: &Lease,
+        record: &Record,
+        value: String,
+        expires: bool,
+    ) -> Result<Lease> {
+        let granted = match expires {
+            false => None,
+            true => Some(self.store.grant(self.options.ttl).await?),
+        };
+        let mut renewed = lease.clone();
+        renewed.ttl = granted.map(|(_, ttl)| ttl);
+        let granted = granted.map(|(lease, _)| lease);
+        let key = lease.key.as_str();
+        let markers = self.options.layout.markers(&lease.node, &record.taken);
+        let mut then = vec![Op::put(key, value.as_str(), granted)];
+        then.extend(markers.into_iter().map(|m| Op::put(m, key, granted)));
+        let txn = Txn {
+            compares: vec![Compare::unchanged(key, lease.revision)],
+            then,
+            or_else: vec![Op::Range(KeyRange::key(key))],
+        };
+        match self.store.txn(txn).await {
+            Ok(answer) if answer.succeeded => {
+                renewed.revision = answer.revision;
+                Ok(renewed)
+            }
+            Ok(answer) => {
+                if let Some(granted) = granted {
+                    self.store.revoke(granted).await.ok();
+                }
+                still_ours(lease, found(answer))?;
+                Err(gone(lease))
+            }
+            Err(error @ StoreError::Unavailable { .. }) => {
+                // It may have been done: what stands there now tells.
+                let there = self.store.range(KeyRange::key(key)).await?.entries.pop();
+                match there {
+                    Some(entry)
+                        if entry.value == value.as_bytes()
+                            && entry.lease == granted
+                            && entry.modified > lease.revision =>
+                    {
+                        renewed.revision = entry.modified;
+                        Ok(renewed)
+                    }
+                    there => {
+                        still_ours(lease, there)?.ok_or_else(|| gone(lease))?;
+                        Err(error.into())
+                    }
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Refuses attributes that would crash dual-stack Go nodes, if there are any.
@@ -212,6 +298,13 @@ fn still_ours(lease: &Lease, found: Option<KeyValue>) -> Result<Option<Record>> 
     Ok(Some(record))
 }
 
+fn gone(lease: &Lease) -> Error {
+    Error::LeaseLost {
+        key: lease.key.clone(),
+        reason: "the record is gone".to_owned(),
+    }
+}
+
 /// The single entry that a failed transaction of ours read.
 fn found(answer: TxnAnswer) -> Option<KeyValue> {
     answer.ranges().next()?.pop()
@@ -262,40 +355,19 @@ impl<S: Store> Manager for KvManager<S> {
         claimed
     }
 
+    /// Where nothing that is published has changed, the store's lease is extended and the record is
+    /// left as it is: no other node is told of it, and a store that takes no writes can do it.
     async fn renew_lease(&self, lease: &Lease) -> Result<Lease> {
-        let lost = |reason: &str| Error::LeaseLost {
-            key: lease.key.clone(),
-            reason: reason.to_owned(),
-        };
         let record = self.find_ours(lease).await?;
-        let record = record.ok_or_else(|| lost("the record is gone"))?;
+        let record = record.ok_or_else(|| gone(lease))?;
         self.check_attrs(lease).await?;
-        let mut renewed = lease.clone();
-        let granted = match record.entry.lease {
-            None => None,
-            Some(_) => Some(self.store.grant(self.options.ttl).await?),
-        };
-        renewed.ttl = granted.map(|(_, ttl)| ttl);
-        let granted = granted.map(|(lease, _)| lease);
-        let key = lease.key.as_str();
-        let layout = &self.options.layout;
-        let mut then = vec![Op::put(key, value(&lease.node, &lease.attrs)?, granted)];
-        let markers = layout.markers(&lease.node, &record.taken);
-        then.extend(markers.into_iter().map(|m| Op::put(m, key, granted)));
-        let answer = self.store.txn(Txn {
-            compares: vec![Compare::unchanged(key, lease.revision)],
-            then,
-            or_else: vec![Op::Range(KeyRange::key(key))],
-        });
-        let answer = answer.await?;
-        if !answer.succeeded {
-            if let Some(granted) = granted {
-                self.store.revoke(granted).await.ok();
+        let value = value(&lease.node, &lease.attrs)?;
+        let renewed = match record.entry.lease {
+            Some(held) if record.entry.value == value.as_bytes() => {
+                self.extend(lease, held).await?
             }
-            still_ours(lease, found(answer))?;
-            return Err(lost("the record is gone"));
-        }
-        renewed.revision = answer.revision;
+            held => self.write(lease, &record, value, held.is_some()).await?,
+        };
         self.set_own(Some(renewed.clone()));
         Ok(renewed)
     }
@@ -314,9 +386,18 @@ impl<S: Store> Manager for KvManager<S> {
             let value = value(&lease.node, &attrs)?;
             txn.then = vec![Op::put(lease.key.as_str(), value, None)];
         }
-        let answer = self.store.txn(txn).await?;
-        if !answer.succeeded {
-            still_ours(lease, found(answer))?;
+        match self.store.txn(txn).await {
+            Ok(answer) if answer.succeeded => {}
+            Ok(answer) => {
+                still_ours(lease, found(answer))?;
+            }
+            // It may have been done.
+            Err(error @ StoreError::Unavailable { .. }) => {
+                if self.find_ours(lease).await?.is_some() {
+                    return Err(error.into());
+                }
+            }
+            Err(error) => return Err(error.into()),
         }
         self.set_own(None);
         Ok(())

@@ -109,6 +109,15 @@ pub trait Store: Debug + Clone + Send + Sync + 'static {
     /// A lease may have been granted that nobody uses.
     async fn grant(&self, ttl: Duration) -> StoreResult<(LeaseId, Duration)>;
 
+    /// Gives a lease its full time again, and says how long that is.
+    ///
+    /// # Errors
+    /// As [`range`](Self::range), and [`StoreError::LeaseNotFound`].
+    ///
+    /// # Cancel safety
+    /// The lease may have been extended.
+    async fn keep_alive(&self, lease: LeaseId) -> StoreResult<Duration>;
+
     /// Ends a lease and deletes its keys.
     ///
     /// # Errors

@@ -4,11 +4,14 @@
 pub mod conformance;
 pub mod fake_kernel;
 pub mod fake_store;
+pub mod go_peer;
 #[cfg(all(feature = "lab", target_os = "linux"))]
 pub mod netns;
 pub mod permute;
 #[cfg(all(feature = "lab", target_os = "linux"))]
 pub mod prober;
+#[cfg(all(feature = "servers", target_os = "linux"))]
+pub mod servers;
 mod skipping;
 #[cfg(feature = "proptest")]
 pub mod strategies;

@@ -38,8 +38,13 @@ fn words(events: &[KeyEvent]) -> Vec<String> {
     events.iter().map(word).collect()
 }
 
+async fn said(watch: &mut LinkWatch) -> Result<WatchAnswer, StoreError> {
+    let said = timeout(3600 * SECOND, watch.next()).await;
+    said.expect("something within an hour")
+}
+
 async fn next(watch: &mut LinkWatch) -> Vec<String> {
-    match watch.next().await {
+    match said(watch).await {
         Ok(WatchAnswer::Events { events, .. }) => words(&events),
         other => vec![format!("{other:?}")],
     }
@@ -259,7 +264,7 @@ async fn the_past_can_be_read_until_it_is_compacted() {
 
     let link = store.link("x");
     let mut late = link.watch(all(), Some(Revision(3))).await.expect("a watch");
-    assert_eq!(late.next().await, Err(gone));
+    assert_eq!(said(&mut late).await, Err(gone));
     let mut in_time = link.watch(all(), Some(Revision(4))).await.expect("a watch");
     assert_eq!(next(&mut in_time).await, ["a=3", "a=4", "a-"]);
 }
@@ -277,7 +282,7 @@ async fn a_watch_that_has_not_come_so_far_loses_what_is_compacted() {
     let gone = StoreError::Compacted {
         revision: Revision(4),
     };
-    assert_eq!(watch.next().await, Err(gone));
+    assert_eq!(said(&mut watch).await, Err(gone));
 }
 
 #[tokio::test(start_paused = true)]
@@ -295,7 +300,7 @@ async fn a_restored_backup_takes_the_revision_back() {
     assert_eq!(store.revision(), Revision(2));
     assert_eq!(keys(&store, &all()), ["a"]);
     assert!(
-        matches!(watch.next().await, Err(StoreError::Unavailable { .. })),
+        matches!(said(&mut watch).await, Err(StoreError::Unavailable { .. })),
         "it broke"
     );
     // Someone who goes on where he was waits for revisions that are years away.
@@ -307,7 +312,7 @@ async fn a_restored_backup_takes_the_revision_back() {
     let progress = WatchAnswer::Progress {
         revision: Revision(3),
     };
-    assert_eq!(deaf.next().await, Ok(progress), "it can be found out");
+    assert_eq!(said(&mut deaf).await, Ok(progress), "it can be found out");
     advance(9 * SECOND).await;
     assert_eq!(keys(&store, &all()), ["a", "c"], "the lease began anew");
     advance(2 * SECOND).await;
@@ -458,7 +463,7 @@ async fn a_watch_delivers_what_was_written_in_its_order() {
     let progress = WatchAnswer::Progress {
         revision: Revision(6),
     };
-    assert_eq!(watch.next().await, Ok(progress));
+    assert_eq!(said(&mut watch).await, Ok(progress));
     assert!(is_silent(&mut watch).await);
     store.put("d", "1");
     assert_eq!(next(&mut watch).await, ["d=1"]);
@@ -474,7 +479,7 @@ async fn progress_is_told_after_all_that_came_before() {
     watch.ask_progress();
     assert_eq!(next(&mut watch).await, WRITES);
     assert!(matches!(
-        watch.next().await,
+        said(&mut watch).await,
         Ok(WatchAnswer::Progress { .. })
     ));
 }
@@ -550,10 +555,10 @@ async fn a_hanging_link_silences_a_watch_and_a_failing_one_breaks_it() {
     assert_eq!(next(&mut watch).await, WRITES);
     link.cut(Cut::Fail);
     link.heal();
-    assert!(watch.next().await.is_err(), "it does not come back");
+    assert!(said(&mut watch).await.is_err(), "it does not come back");
     let mut watch = link.watch(all(), None).await.expect("a new one");
     link.break_watches();
-    assert!(watch.next().await.is_err());
+    assert!(said(&mut watch).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]

@@ -281,6 +281,39 @@ async fn a_lease_that_go_flannel_overwrote_is_lost_and_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_written_while_we_look_is_not_overwritten() {
+    let other = [198, 51, 100, 7];
+    for release in [false, true] {
+        let world = World::new(V4);
+        let node = world.node("a");
+        let lease = acquire(&node, &request("a")).await;
+        let end = lease.key.as_str().rsplit_once('/').expect("a path").1;
+        // Behind the look at the record, which takes two seconds, and before the write.
+        node.store().set_latency(SECOND);
+        let written = async {
+            sleep(SECOND * 5 / 2).await;
+            world.go(end, other);
+        };
+        let mut changed = lease.clone();
+        changed.attrs.public_ip = PublicIp::v4([192, 0, 2, 99].into());
+        let call = async {
+            if release {
+                is_lost(&node.release_lease(&lease).await)
+            } else {
+                is_lost(&node.renew_lease(&changed).await)
+            }
+        };
+        let (lost, ()) = tokio::join!(biased; call, written);
+        assert!(lost, "release: {release}");
+        let entry = world.store.entries(&KeyRange::key(lease.key.as_str()));
+        let theirs = br#"{"PublicIP":"198.51.100.7""#;
+        assert!(entry[0].value.starts_with(theirs), "release: {release}");
+        let counts = node.store().counts();
+        assert!(release || counts["grant"] - 1 == counts["revoke"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn we_give_way_when_go_flannel_claims_what_is_ours() {
     let world = World::new(DUAL);
     let node = world.node("a");
@@ -359,6 +392,47 @@ async fn no_record_is_written_that_crashes_go_nodes_unless_it_is_allowed() {
 // Failures
 
 #[tokio::test(start_paused = true)]
+async fn a_renewal_whose_answer_is_lost_is_found_to_be_done() {
+    for fault in [CallFault::LoseAnswer, CallFault::LoseRequest] {
+        let world = World::new(V4);
+        let node = world.node("a");
+        let lease = acquire(&node, &request("a")).await;
+        let mut changed = lease.clone();
+        changed.attrs.public_ip = PublicIp::v4([192, 0, 2, 99].into());
+        // A reading, a grant, the transaction.
+        node.store().fail_after(2, fault(Silence::Error));
+        let result = node.renew_lease(&changed).await;
+        let entry = world.store.entries(&KeyRange::key(lease.key.as_str()));
+        if fault(Silence::Error).name() == "answer lost" {
+            let renewed = result.expect("it was done");
+            assert_eq!(renewed.revision, entry[0].modified);
+            assert!(renewed.revision > lease.revision);
+        } else {
+            assert!(
+                matches!(result, Err(Error::Unavailable { .. })),
+                "{result:?}"
+            );
+            assert_eq!(entry[0].modified, lease.revision);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_of_what_is_published_already_writes_nothing() {
+    let world = World::new(V4);
+    let node = world.node("a");
+    let lease = acquire(&node, &request("a")).await;
+    let before = world.store.revision();
+    sleep(3600 * SECOND).await;
+    let renewed = node.renew_lease(&lease).await.expect("it is ours");
+    assert_eq!((renewed.ttl, renewed.revision), (lease.ttl, lease.revision));
+    assert_eq!(world.store.revision(), before);
+    // Its whole time is before it again.
+    sleep(lease.ttl.expect("it expires") - SECOND).await;
+    assert!(node.renew_lease(&renewed).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_record_is_kept_when_the_answer_about_it_is_lost() {
     let world = World::new(V4);
     let node = world.node("a");
@@ -369,10 +443,12 @@ async fn a_record_is_kept_when_the_answer_about_it_is_lost() {
         let lost = CallFault::LoseAnswer(Silence::Error);
         again.store().fail_after(call, lost);
         let result = again.acquire_lease(&request("a")).await;
-        assert!(
-            matches!(result, Err(Error::Unavailable { .. })),
-            "{result:?}"
-        );
+        // What became of a transaction is looked up.
+        match result {
+            Ok(found) if call == 2 => assert_eq!(found.subnet, lease.subnet),
+            Err(Error::Unavailable { .. }) if call < 2 => {}
+            result => panic!("call {call}: {result:?}"),
+        }
         let entries = world.store.entries(&KeyRange::key(lease.key.as_str()));
         assert_eq!(entries.len(), 1, "the record is gone with call {call}");
     }

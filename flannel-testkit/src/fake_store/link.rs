@@ -478,6 +478,10 @@ impl Store for StoreLink {
         Self::grant(self, ttl).await
     }
 
+    async fn keep_alive(&self, lease: LeaseId) -> StoreResult<Duration> {
+        Self::keep_alive(self, lease).await
+    }
+
     async fn revoke(&self, lease: LeaseId) -> StoreResult<()> {
         Self::revoke(self, lease).await
     }

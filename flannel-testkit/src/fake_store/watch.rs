@@ -75,8 +75,8 @@ impl LinkWatch {
     /// The next that the watch delivers.
     ///
     /// # Errors
-    /// The watch is over: [`StoreError::Unavailable`] if it broke, [`StoreError::Compacted`] if it
-    /// missed something.
+    /// The watch is over: [`StoreError::Unavailable`](super::StoreError::Unavailable) if it broke,
+    /// [`StoreError::Compacted`](super::StoreError::Compacted) if it missed something.
     ///
     /// # Cancel safety
     /// Cancel safe.

@@ -1,8 +1,9 @@
 //! The network config.
 
 use flannel_backend_vxlan::VxlanConfig;
-use flannel_core::config::Error;
 use flannel_core::{Family, NetworkConfig, Pool, PoolMode, mtu};
+
+use crate::explained;
 
 pub(crate) const WORDS: &[&str] = &[
     "\"Network\"",
@@ -37,10 +38,6 @@ pub(crate) const WORDS: &[&str] = &[
     "\\ud800",
 ];
 
-/// The longest error, in bytes. An error repeats at most 64 characters of a value, and a name of
-/// a key that the code knows.
-const LONGEST_ERROR: usize = 1024;
-
 pub(crate) fn network_config(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
     let mut accepted = false;
@@ -54,12 +51,6 @@ pub(crate) fn network_config(bytes: &[u8]) -> bool {
         }
     }
     accepted
-}
-
-fn explained(error: &Error) {
-    let said = error.to_string();
-    assert!(said.len() <= LONGEST_ERROR, "a long error: {said}");
-    assert!(!said.is_empty(), "an error without words");
 }
 
 fn check(config: &NetworkConfig, mode: PoolMode) {

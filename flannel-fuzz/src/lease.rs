@@ -1,12 +1,13 @@
 //! Leases as they are stored: the key and the value of flannel's, and our own JSON.
 
 use flannel_core::wire::{
-    self, LeaseRecord, MAX_KEY_LEN, MAX_VALUE_LEN, lease_value as write_value, parse_lease_value,
+    LeaseRecord, MAX_KEY_LEN, MAX_VALUE_LEN, lease_value as write_value, parse_lease_value,
     parse_subnet_key, subnet_key,
 };
 use flannel_core::{BackendData, BackendType, Lease, LeaseAttrs, LeaseKey, NodeId, SavedState};
 
 use crate::backend::same_data;
+use crate::explained;
 
 pub(crate) const KEY_WORDS: &[&str] = &[
     "10.5.1.0-24",
@@ -57,9 +58,6 @@ pub(crate) const WORDS: &[&str] = &[
     "[[[[",
 ];
 
-/// The longest error, in bytes: a few quotations of at most 64 characters each.
-const LONGEST_ERROR: usize = 2048;
-
 pub(crate) fn lease_key(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
     let key = LeaseKey::new(&text);
@@ -85,11 +83,6 @@ pub(crate) fn lease_key(bytes: &[u8]) -> bool {
             false
         }
     }
-}
-
-fn explained(error: &wire::Error) {
-    let said = error.to_string();
-    assert!(said.len() <= LONGEST_ERROR, "a long error: {said}");
 }
 
 pub(crate) fn lease_value(bytes: &[u8]) -> bool {

@@ -101,3 +101,12 @@ pub fn feed(name: &str, bytes: &[u8]) {
     };
     (target.run)(bytes);
 }
+
+/// An error says something, and repeats of what it was given a few quotations of at most 64
+/// characters each.
+fn explained(error: &dyn std::error::Error) {
+    const LONGEST: usize = 2048;
+    let said = error.to_string();
+    assert!(!said.is_empty(), "an error without words");
+    assert!(said.len() <= LONGEST, "a long error: {said}");
+}

@@ -6,7 +6,7 @@
 //! entries; a new MAC address costs it its neighbours; a nexthop that is deleted takes its routes
 //! along; two VXLAN devices cannot share VNI, port and family. Where the kernel crate does more than
 //! Linux (it unmakes a device that did not become what was asked for, and keeps VXLAN devices from
-//! giving themselves addresses), so does [`Kernel::apply`](flannel_core::Kernel::apply) here.
+//! giving themselves addresses), so does [`Kernel::apply`] here.
 //!
 //! It is simpler than Linux in what no overlay does: it has no secondary addresses, no carrier, and
 //! no settings with consequences but `addr_gen_mode`.

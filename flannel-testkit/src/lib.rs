@@ -10,6 +10,8 @@ pub mod netns;
 pub mod permute;
 #[cfg(all(feature = "lab", target_os = "linux"))]
 pub mod prober;
+#[cfg(all(feature = "servers", target_os = "linux"))]
+pub mod servers;
 mod skipping;
 #[cfg(feature = "proptest")]
 pub mod strategies;

@@ -6,7 +6,7 @@ mod common;
 
 use flannel_core::manager::Error;
 use flannel_core::{
-    DualStack, Event, Lease, LeaseAttrs, LeaseRequest, Manager, Revision, Subnet, wire,
+    DualStack, Event, Lease, LeaseAttrs, LeaseRequest, Manager, PublicIp, Revision, Subnet, wire,
 };
 use flannel_testkit::fake_store::{CallFault, Cut, KeyRange, Silence, StoreManager, StoreOptions};
 use tokio::time::{Instant, sleep, timeout};
@@ -63,7 +63,7 @@ async fn a_store_without_races_is_joined_with_one_transaction() {
     for name in ["a", "b", "c", "d", "e"] {
         let node = world.node(name);
         acquire(&node, &request(name)).await;
-        let counts = node.link().counts();
+        let counts = node.store().counts();
         assert_eq!((counts["txn"], counts["range"]), (1, 1), "{name}");
     }
 }
@@ -85,7 +85,7 @@ async fn two_records_never_share_a_half() {
         let nodes = ["a", "b"].map(|name| world.node(name));
         let wants = [wanting("a", &first), wanting("b", &second)];
         for node in &nodes {
-            node.link().set_latency(SECOND);
+            node.store().set_latency(SECOND);
         }
         let (a, b) = tokio::join!(
             biased;
@@ -99,7 +99,7 @@ async fn two_records_never_share_a_half() {
             a.subnet,
             b.subnet
         );
-        assert_eq!(nodes[1].link().counts()["txn"], 2, "the race took place");
+        assert_eq!(nodes[1].store().counts()["txn"], 2, "the race took place");
     }
 }
 
@@ -115,7 +115,7 @@ async fn a_marker_that_outlived_its_record_is_no_hindrance() {
     let node = world.node("b");
     let lease = acquire(&node, &wanting("b", &wants)).await;
     assert_eq!(lease.subnet, wanting("b", &wants).previous);
-    assert_eq!(node.link().counts()["txn"], 2, "one try finds the markers");
+    assert_eq!(node.store().counts()["txn"], 2, "one try finds the markers");
     let other = acquire(&world.node("a"), &wanting("a", &wants)).await;
     assert!(!other.subnet.overlaps(&lease.subnet));
 }
@@ -124,7 +124,7 @@ async fn a_marker_that_outlived_its_record_is_no_hindrance() {
 async fn a_claim_that_arrives_late_gives_no_second_record() {
     let world = World::new(V4);
     let node = world.node("a");
-    let (link, wants) = (node.link(), request("a"));
+    let (link, wants) = (node.store(), request("a"));
     // The range and the grant pass, the transaction is held up.
     link.fail_after(2, CallFault::Park(Silence::Hang));
     let given_up = timeout(SECOND, node.acquire_lease(&wants)).await;
@@ -142,7 +142,7 @@ async fn a_claim_that_arrives_late_gives_no_second_record() {
 async fn a_config_that_changes_on_the_way_is_the_one_that_counts() {
     let world = World::new(V4);
     let node = world.node("a");
-    node.link().set_latency(SECOND);
+    node.store().set_latency(SECOND);
     let acquired = async { acquire(&node, &request("a")).await };
     let changed = async {
         sleep(3 * SECOND).await;
@@ -222,16 +222,18 @@ async fn what_is_written_while_we_look_is_not_overwritten() {
         let lease = acquire(&node, &request("a")).await;
         let end = lease.key.as_str().rsplit_once('/').expect("a path").1;
         // Behind the look at the record, which takes two seconds, and before the write.
-        node.link().set_latency(SECOND);
+        node.store().set_latency(SECOND);
         let written = async {
             sleep(SECOND * 5 / 2).await;
             world.go(end, other);
         };
+        let mut changed = lease.clone();
+        changed.attrs.public_ip = PublicIp::v4([192, 0, 2, 99].into());
         let call = async {
             if release {
                 is_lost(&node.release_lease(&lease).await)
             } else {
-                is_lost(&node.renew_lease(&lease).await)
+                is_lost(&node.renew_lease(&changed).await)
             }
         };
         let (lost, ()) = tokio::join!(biased; call, written);
@@ -239,7 +241,7 @@ async fn what_is_written_while_we_look_is_not_overwritten() {
         let entry = world.store.entries(&KeyRange::key(lease.key.as_str()));
         let theirs = br#"{"PublicIP":"198.51.100.7""#;
         assert!(entry[0].value.starts_with(theirs), "release: {release}");
-        let counts = node.link().counts();
+        let counts = node.store().counts();
         assert!(release || counts["grant"] - 1 == counts["revoke"]);
     }
 }
@@ -267,7 +269,7 @@ async fn we_give_way_when_go_flannel_claims_what_is_ours() {
 async fn a_claim_of_go_flannels_that_no_condition_sees_is_noticed_at_once() {
     let world = World::new(DUAL);
     let node = world.node("a");
-    node.link().set_latency(SECOND);
+    node.store().set_latency(SECOND);
     let wants = wanting("a", &["10.5.3.0/24", "fd00:5:0:4::/64"]);
     let acquired = async { acquire(&node, &wants).await };
     let go = async {
@@ -323,6 +325,47 @@ async fn no_record_is_written_that_crashes_go_nodes_unless_it_is_allowed() {
 // Failures
 
 #[tokio::test(start_paused = true)]
+async fn a_renewal_whose_answer_is_lost_is_found_to_be_done() {
+    for fault in [CallFault::LoseAnswer, CallFault::LoseRequest] {
+        let world = World::new(V4);
+        let node = world.node("a");
+        let lease = acquire(&node, &request("a")).await;
+        let mut changed = lease.clone();
+        changed.attrs.public_ip = PublicIp::v4([192, 0, 2, 99].into());
+        // A reading, a grant, the transaction.
+        node.store().fail_after(2, fault(Silence::Error));
+        let result = node.renew_lease(&changed).await;
+        let entry = world.store.entries(&KeyRange::key(lease.key.as_str()));
+        if fault(Silence::Error).name() == "answer lost" {
+            let renewed = result.expect("it was done");
+            assert_eq!(renewed.revision, entry[0].modified);
+            assert!(renewed.revision > lease.revision);
+        } else {
+            assert!(
+                matches!(result, Err(Error::Unavailable { .. })),
+                "{result:?}"
+            );
+            assert_eq!(entry[0].modified, lease.revision);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_of_what_is_published_already_writes_nothing() {
+    let world = World::new(V4);
+    let node = world.node("a");
+    let lease = acquire(&node, &request("a")).await;
+    let before = world.store.revision();
+    sleep(3600 * SECOND).await;
+    let renewed = node.renew_lease(&lease).await.expect("it is ours");
+    assert_eq!((renewed.ttl, renewed.revision), (lease.ttl, lease.revision));
+    assert_eq!(world.store.revision(), before);
+    // Its whole time is before it again.
+    sleep(lease.ttl.expect("it expires") - SECOND).await;
+    assert!(node.renew_lease(&renewed).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_record_is_kept_when_the_answer_about_it_is_lost() {
     let world = World::new(V4);
     let node = world.node("a");
@@ -331,12 +374,14 @@ async fn a_record_is_kept_when_the_answer_about_it_is_lost() {
     for call in 0..3 {
         let again = world.node("a");
         let lost = CallFault::LoseAnswer(Silence::Error);
-        again.link().fail_after(call, lost);
+        again.store().fail_after(call, lost);
         let result = again.acquire_lease(&request("a")).await;
-        assert!(
-            matches!(result, Err(Error::Unavailable { .. })),
-            "{result:?}"
-        );
+        // What became of a transaction is looked up.
+        match result {
+            Ok(found) if call == 2 => assert_eq!(found.subnet, lease.subnet),
+            Err(Error::Unavailable { .. }) if call < 2 => {}
+            result => panic!("call {call}: {result:?}"),
+        }
         let entries = world.store.entries(&KeyRange::key(lease.key.as_str()));
         assert_eq!(entries.len(), 1, "the record is gone with call {call}");
     }
@@ -352,7 +397,7 @@ async fn a_lease_is_given_back_when_the_pool_is_full() {
     let node = world.node("d");
     let full = node.acquire_lease(&request("d")).await;
     assert!(matches!(full, Err(Error::PoolExhausted { .. })), "{full:?}");
-    let counts = node.link().counts();
+    let counts = node.store().counts();
     assert_eq!(counts.get("grant"), counts.get("revoke"));
 }
 
@@ -380,10 +425,10 @@ async fn a_revision_that_is_used_twice_deceives_nobody() {
 async fn what_the_store_says_becomes_the_error_that_means_it() {
     let world = World::new(V4);
     let node = world.node("a");
-    node.link().cut(Cut::Deny);
+    node.store().cut(Cut::Deny);
     let denied = node.network_config().await;
     assert!(matches!(denied, Err(Error::Denied { .. })), "{denied:?}");
-    node.link().cut(Cut::Fail);
+    node.store().cut(Cut::Fail);
     let failed = node.acquire_lease(&request("a")).await;
     assert!(
         matches!(
@@ -395,7 +440,7 @@ async fn what_the_store_says_becomes_the_error_that_means_it() {
         ),
         "{failed:?}"
     );
-    node.link().heal();
+    node.store().heal();
     world.store.put(world.layout.config(), "{");
     assert!(matches!(node.network_config().await, Err(Error::Config(_))));
     world.store.delete(world.layout.config());

@@ -32,8 +32,8 @@ async fn a_deaf_watch_is_noticed_within_seconds() {
             "{event:?}"
         );
     }
-    assert_eq!(node.link().counts()["watch"], 1);
-    node.link().deafen_watches();
+    assert_eq!(node.store().counts()["watch"], 1);
+    node.store().deafen_watches();
     let start = Instant::now();
     let lease = acquire(&world.node("a"), &request("a")).await;
     assert!(matches!(
@@ -49,23 +49,23 @@ async fn a_deaf_watch_is_noticed_within_seconds() {
 async fn every_end_of_a_watch_is_followed_by_a_snapshot() {
     type Break = fn(&World, &StoreManager);
     let breaks: [(&str, Break); 5] = [
-        ("broken", |_, node| node.link().break_watches()),
+        ("broken", |_, node| node.store().break_watches()),
         ("cut", |_, node| {
-            node.link().cut(Cut::Fail);
-            node.link().heal();
+            node.store().cut(Cut::Fail);
+            node.store().heal();
         }),
-        ("deaf", |_, node| node.link().deafen_watches()),
+        ("deaf", |_, node| node.store().deafen_watches()),
         ("behind", |world, node| {
             let hold = Delivery {
                 hold: true,
                 ..Delivery::PLAIN
             };
-            node.link().deliver(hold);
+            node.store().deliver(hold);
             world.go("10.5.8.0-24", [198, 51, 100, 8]);
             world.go("10.5.8.0-24", [198, 51, 100, 8]);
             let compacted = world.store.compact(world.store.revision());
             compacted.expect("compacted");
-            node.link().deliver(Delivery::PLAIN);
+            node.store().deliver(Delivery::PLAIN);
         }),
         ("restored", |world, _| {
             world.store.restore(&world.store.backup())
@@ -104,7 +104,7 @@ async fn nothing_is_missed_and_nothing_old_is_told_while_a_watch_begins() {
     for tenths in 0..25 {
         let world = World::new(V4);
         let node = world.node("watcher");
-        node.link().set_latency(SECOND / 2);
+        node.store().set_latency(SECOND / 2);
         let mut watch = node.watch_leases();
         let begun = async {
             let (revision, keys) = snapshot(&mut watch).await;
@@ -122,7 +122,7 @@ async fn nothing_is_missed_and_nothing_old_is_told_while_a_watch_begins() {
             world.go("10.5.7.0-24", [198, 51, 100, 7]);
         };
         tokio::join!(biased; begun, written);
-        assert_eq!(node.link().counts()["watch"], 1, "after {tenths} tenths");
+        assert_eq!(node.store().counts()["watch"], 1, "after {tenths} tenths");
     }
 }
 
@@ -154,7 +154,7 @@ async fn a_store_that_is_away_is_told_once_in_a_while_and_then_found_again() {
     for cut in [Cut::Fail, Cut::Hang, Cut::Deny] {
         let world = World::new(V4);
         let (node, mut watch) = begun(&world).await;
-        node.link().cut(cut);
+        node.store().cut(cut);
         let start = Instant::now();
         let mut errors = 0;
         while start.elapsed() < 600 * SECOND {
@@ -165,7 +165,7 @@ async fn a_store_that_is_away_is_told_once_in_a_while_and_then_found_again() {
             (60..300).contains(&errors),
             "{cut:?}: {errors} reports in ten minutes"
         );
-        node.link().heal();
+        node.store().heal();
         let healed = Instant::now();
         snapshot(&mut watch).await;
         assert!(
@@ -198,7 +198,7 @@ async fn a_restored_store_is_seen_as_it_is_although_its_revisions_are_old() {
 async fn nothing_is_lost_on_the_worst_lawful_delivery() {
     let world = World::new(V4);
     let (node, mut watch) = begun(&world).await;
-    node.link().deliver(Delivery {
+    node.store().deliver(Delivery {
         delay: SECOND,
         reorder: Some(7),
         split: true,
@@ -216,7 +216,7 @@ async fn nothing_is_lost_on_the_worst_lawful_delivery() {
             seen.insert(lease.key);
         }
     }
-    assert_eq!(node.link().counts()["watch"], 1, "in one watch");
+    assert_eq!(node.store().counts()["watch"], 1, "in one watch");
 }
 
 #[tokio::test(start_paused = true)]

@@ -58,8 +58,9 @@ pub(crate) fn run() -> Outcome {
 fn allowed_siblings(name: &str) -> Option<&'static [&'static str]> {
     match name {
         "flannel-core" => Some(&[]),
-        "flannel-testkit" => Some(&["flannel-core", "flannel-netlink"]),
+        "flannel-testkit" => Some(&["flannel-core", "flannel-netlink", "flannel-subnet-kv"]),
         "flannel-netlink" => Some(&["flannel-core"]),
+        "flannel-subnet-etcd" => Some(&["flannel-core", "flannel-subnet-kv"]),
         _ if name.starts_with("flannel-backend-") => Some(&["flannel-core"]),
         _ if name.starts_with("flannel-subnet-") => Some(&["flannel-core"]),
         _ => None,

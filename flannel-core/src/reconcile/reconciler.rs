@@ -28,6 +28,9 @@ const SETTINGS: Duration = Duration::from_secs(2);
 /// The wait before what was applied is read back, if no hint asks for it before.
 const VERIFY: Duration = Duration::from_millis(100);
 
+/// The longest wait between two tries of what failed.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
 /// An object that could not be made as it should be.
 #[derive(Debug, Clone)]
 struct Failure {
@@ -84,7 +87,7 @@ impl Reconciler {
             clock,
             rng,
             events,
-            retry: Backoff::new(Duration::from_millis(100), Duration::from_secs(30)),
+            retry: Backoff::new(Duration::from_millis(100), LONGEST_RETRY),
             observed: None,
             scope: Scope::default(),
             read_at: Some(now),
@@ -205,14 +208,17 @@ impl Reconciler {
     }
 
     /// When something that failed is tried again. The kernel is read before each try, so tries are
-    /// gathered where reading is dear: it takes a twentieth of the time at most.
+    /// gathered where reading is dear: it takes a twentieth of the time at most, and far less for
+    /// what has failed again and again, so that it delays nobody.
     fn next_retry(&self) -> Option<Moment> {
-        let first = self
-            .failures
-            .values()
-            .map(|failure| failure.retry_at)
-            .min()?;
-        Some(first.max(self.last_read + self.read_cost * 20))
+        let wait = |failure: &Failure| {
+            let gap = match failure.attempts {
+                ..=4 => self.read_cost * 20,
+                _ => (self.read_cost * 250).min(LONGEST_RETRY),
+            };
+            failure.retry_at.max(self.last_read + gap)
+        };
+        self.failures.values().map(wait).min()
     }
 
     /// Looks at the settings now and then: nobody hints at them.
@@ -237,10 +243,7 @@ impl Reconciler {
     pub(crate) async fn read_if_due(&mut self, desired: &Desired) -> bool {
         let now = self.clock.now();
         let scope = scope_of(desired);
-        let retry = self
-            .failures
-            .values()
-            .any(|failure| failure.retry_at <= now);
+        let retry = self.next_retry().is_some_and(|at| at <= now);
         let due = self.read_at.is_some_and(|at| at <= now) || scope != self.scope || retry;
         if !due || (self.read_failures > 0 && self.read_at.is_some_and(|at| at > now)) {
             return false;
@@ -336,8 +339,8 @@ impl Reconciler {
         let dirty = std::mem::take(&mut self.dirty);
         self.replan = false;
         let fresh = whole && self.read_at.is_none();
+        let steps: BTreeSet<ObjectKey> = plan.steps.iter().map(|step| step.op.key()).collect();
         if whole {
-            let steps: BTreeSet<ObjectKey> = plan.steps.iter().map(|step| step.op.key()).collect();
             self.failures.retain(|key, _| steps.contains(key));
             let blocked: BTreeSet<ObjectKey> = plan
                 .foreign
@@ -351,11 +354,8 @@ impl Reconciler {
             self.blocked
                 .retain(|blocked| !dirty.contains(&blocked.wanted.key()));
             self.blocked.extend(plan.foreign);
-            for key in &dirty {
-                if !plan.steps.iter().any(|step| step.op.key() == *key) {
-                    self.failures.remove(key);
-                }
-            }
+            self.failures
+                .retain(|key, _| steps.contains(key) || !dirty.contains(key));
         }
         let steps = self.due(plan.steps);
         if steps.is_empty() {
@@ -419,10 +419,7 @@ impl Reconciler {
                     }
                     self.events.send(OverlayEvent::Step { step, repair }).ok();
                 }
-                Err(error) => {
-                    doubt = true;
-                    self.fail(key, step, &error, now);
-                }
+                Err(error) => doubt |= self.fail(key, step, &error, now),
             }
         }
         self.observed = Some(observed);
@@ -435,9 +432,11 @@ impl Reconciler {
         doubt
     }
 
-    fn fail(&mut self, key: ObjectKey, step: Step, error: &kernel::Error, now: Moment) {
+    /// Remembers a failure. Answers whether it casts doubt on what was read: the same answer as
+    /// the last time, after a fresh reading, does not.
+    fn fail(&mut self, key: ObjectKey, step: Step, error: &kernel::Error, now: Moment) -> bool {
         if matches!(error, kernel::Error::Skipped { .. }) {
-            return; // the next plan has it again, held back by what failed
+            return false; // the next plan has it again, held back by what failed
         }
         let before = self
             .failures
@@ -451,10 +450,12 @@ impl Reconciler {
             let (op, peer) = (step.op.verb(), step.peer.as_ref());
             tracing::warn!(op, object = %step.op.object(), ?peer, %error, "the kernel refused");
         }
+        let message = error.to_string();
+        let news = before.as_ref().is_none_or(|b| b.error != message);
         let failure = Failure {
             op: step.op.clone(),
             peer: step.peer.clone(),
-            error: error.to_string(),
+            error: message.clone(),
             permanent: !error.is_transient(),
             attempts,
             since: before.map_or(now, |failure| failure.since),
@@ -464,9 +465,10 @@ impl Reconciler {
         self.events
             .send(OverlayEvent::StepFailed {
                 step,
-                error: error.to_string(),
+                error: message,
             })
             .ok();
+        news
     }
 }
 

@@ -4,147 +4,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use flannel_core::{Moment, Revision};
+use flannel_subnet_kv::{
+    Compare, Expectation, KeyEvent, KeyRange, KeyValue, LeaseId, Op, OpAnswer, RangeAnswer,
+    StoreError, StoreResult, Txn, TxnAnswer,
+};
 
-use super::txn::{Compare, Expectation, Op, OpAnswer, Txn, TxnAnswer};
-use super::{Result, StoreError};
+/// The most compares, and the most ops, of one transaction: etcd's own limit.
+const MAX_OPS: usize = 128;
 
 /// The shortest time to live: what is asked for below it is raised to it, as etcd does with its
 /// usual election timeout.
 const MIN_TTL: Duration = Duration::from_secs(2);
-
-/// The name of a lease of the store: keys that are attached to it are deleted when it ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LeaseId(pub u64);
-
-/// A key with its value and its place in the store's history.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyValue {
-    /// The key.
-    pub key: String,
-    /// The value; empty in the event of a deletion.
-    pub value: Vec<u8>,
-    /// When the key was made; 0 in the event of a deletion.
-    pub created: Revision,
-    /// When it was last written or, in the event of a deletion, deleted.
-    pub modified: Revision,
-    /// How often it was written since it was made; 0 in the event of a deletion.
-    pub version: u64,
-    /// The lease that it is attached to.
-    pub lease: Option<LeaseId>,
-}
-
-impl KeyValue {
-    /// What etcd compares a key with that is not there.
-    const fn absent() -> Self {
-        Self {
-            key: String::new(),
-            value: Vec::new(),
-            created: Revision(0),
-            modified: Revision(0),
-            version: 0,
-            lease: None,
-        }
-    }
-}
-
-/// One write, as a watch tells of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KeyEvent {
-    /// The key was written.
-    Put(KeyValue),
-    /// The key was deleted, or its lease ended.
-    Delete {
-        /// The key.
-        key: String,
-        /// When.
-        revision: Revision,
-    },
-}
-
-impl KeyEvent {
-    /// The key that was written or deleted.
-    pub fn key(&self) -> &str {
-        match self {
-            Self::Put(entry) => &entry.key,
-            Self::Delete { key, .. } => key,
-        }
-    }
-
-    /// When it was.
-    pub const fn revision(&self) -> Revision {
-        match self {
-            Self::Put(entry) => entry.modified,
-            Self::Delete { revision, .. } => *revision,
-        }
-    }
-
-    fn apply(self, keys: &mut BTreeMap<String, KeyValue>) {
-        match self {
-            Self::Put(entry) => drop(keys.insert(entry.key.clone(), entry)),
-            Self::Delete { key, .. } => drop(keys.remove(&key)),
-        }
-    }
-}
-
-/// Which keys are meant.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KeyRange {
-    /// One key.
-    Key(String),
-    /// Every key that begins with this text.
-    Prefix(String),
-    /// Every key from the first text on that sorts before the second.
-    Between(String, String),
-}
-
-impl KeyRange {
-    /// One key.
-    pub fn key(key: impl Into<String>) -> Self {
-        Self::Key(key.into())
-    }
-
-    /// Every key that begins with this text.
-    pub fn prefix(prefix: impl Into<String>) -> Self {
-        Self::Prefix(prefix.into())
-    }
-
-    /// Whether a key is meant.
-    pub fn contains(&self, key: &str) -> bool {
-        match self {
-            Self::Key(only) => only == key,
-            Self::Prefix(prefix) => key.starts_with(prefix.as_str()),
-            Self::Between(from, to) => (from.as_str()..to.as_str()).contains(&key),
-        }
-    }
-
-    const fn first(&self) -> &String {
-        match self {
-            Self::Key(key) => key,
-            Self::Prefix(prefix) => prefix,
-            Self::Between(from, _) => from,
-        }
-    }
-
-    /// The entries that are meant, in the order of their keys.
-    fn of<'a>(
-        &self,
-        keys: &'a BTreeMap<String, KeyValue>,
-    ) -> impl Iterator<Item = &'a KeyValue> + use<'a, '_> {
-        let behind = keys.range::<String, _>(self.first()..);
-        behind
-            .take_while(|(key, _)| self.contains(key))
-            .map(|(_, entry)| entry)
-    }
-}
-
-/// What a range read found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RangeAnswer {
-    /// The revision of the store when it answered, whichever revision was read.
-    pub revision: Revision,
-    /// The entries in the order of their keys.
-    pub entries: Vec<KeyValue>,
-}
 
 /// A lease that was granted.
 #[derive(Debug, Clone)]
@@ -197,7 +67,7 @@ impl Kv {
 
     // Reads
 
-    pub(super) fn range(&self, range: &KeyRange, at: Option<Revision>) -> Result<RangeAnswer> {
+    pub(super) fn range(&self, range: &KeyRange, at: Option<Revision>) -> StoreResult<RangeAnswer> {
         let answer = |keys: &BTreeMap<String, KeyValue>| RangeAnswer {
             revision: Revision(self.revision),
             entries: range.of(keys).cloned().collect(),
@@ -223,7 +93,7 @@ impl Kv {
     }
 
     /// The writes to a range from a revision on.
-    pub(super) fn events(&self, range: &KeyRange, from: Revision) -> Result<Vec<KeyEvent>> {
+    pub(super) fn events(&self, range: &KeyRange, from: Revision) -> StoreResult<Vec<KeyEvent>> {
         if from < self.compacted() {
             return Err(StoreError::Compacted {
                 revision: self.compacted(),
@@ -239,8 +109,8 @@ impl Kv {
 
     // Writes
 
-    pub(super) fn txn(&mut self, txn: &Txn) -> Result<TxnAnswer> {
-        txn.check()?;
+    pub(super) fn txn(&mut self, txn: &Txn) -> StoreResult<TxnAnswer> {
+        check(txn)?;
         let succeeded = txn.compares.iter().all(|compare| self.holds(compare));
         let ops = if succeeded { &txn.then } else { &txn.or_else };
         self.check_leases(ops)?;
@@ -286,7 +156,7 @@ impl Kv {
         found.all(is)
     }
 
-    fn check_leases(&self, ops: &[Op]) -> Result<()> {
+    fn check_leases(&self, ops: &[Op]) -> StoreResult<()> {
         for op in ops {
             if let Op::Put {
                 lease: Some(lease), ..
@@ -352,7 +222,7 @@ impl Kv {
         (id, ttl)
     }
 
-    pub(super) fn keep_alive(&mut self, now: Moment, lease: LeaseId) -> Result<Duration> {
+    pub(super) fn keep_alive(&mut self, now: Moment, lease: LeaseId) -> StoreResult<Duration> {
         let granted = self.leases.get_mut(&lease);
         let granted = granted.ok_or(StoreError::LeaseNotFound { lease })?;
         granted.expires = now + granted.ttl;
@@ -366,7 +236,7 @@ impl Kv {
     }
 
     /// Ends a lease: its keys are deleted at one revision.
-    pub(super) fn revoke(&mut self, lease: LeaseId) -> Result<()> {
+    pub(super) fn revoke(&mut self, lease: LeaseId) -> StoreResult<()> {
         let granted = self.leases.remove(&lease);
         let granted = granted.ok_or(StoreError::LeaseNotFound { lease })?;
         let revision = self.revision + 1;
@@ -399,7 +269,7 @@ impl Kv {
     // The history
 
     /// Forgets what was before a revision; the state at that revision can still be read.
-    pub(super) fn compact(&mut self, at: Revision) -> Result<()> {
+    pub(super) fn compact(&mut self, at: Revision) -> StoreResult<()> {
         if at > self.revision() {
             return Err(StoreError::FutureRevision {
                 asked: at,
@@ -436,4 +306,32 @@ impl Kv {
 fn whole_seconds(time: Duration) -> Duration {
     let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
     Duration::from_secs(seconds)
+}
+
+/// Refuses what etcd refuses: too much, and a key that is written twice.
+fn check(txn: &Txn) -> StoreResult<()> {
+    for (what, len) in [
+        ("compares", txn.compares.len()),
+        ("ops", txn.then.len().max(txn.or_else.len())),
+    ] {
+        if len > MAX_OPS {
+            let reason = format!("a transaction of {len} {what}, {MAX_OPS} are allowed");
+            return Err(StoreError::Refused { reason });
+        }
+    }
+    for ops in [&txn.then, &txn.or_else] {
+        for (n, op) in ops.iter().enumerate() {
+            let Op::Put { key, .. } = op else { continue };
+            let twice = ops.iter().enumerate().any(|(m, other)| match other {
+                Op::Put { key: other, .. } => m != n && other == key,
+                Op::Delete(range) => range.contains(key),
+                Op::Range(_) => false,
+            });
+            if twice {
+                let reason = format!("{key} is written twice in one transaction");
+                return Err(StoreError::Refused { reason });
+            }
+        }
+    }
+    Ok(())
 }

@@ -6,13 +6,15 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use flannel_core::{Moment, Revision};
+use flannel_subnet_kv::{
+    KeyRange, LeaseId, RangeAnswer, Store, StoreError, StoreResult, Txn, TxnAnswer,
+};
 use tokio::sync::Notify;
 
 use super::kv::Kv;
-use super::{
-    FakeStore, KeyRange, LeaseId, RangeAnswer, Result, StoreError, StoreWatch, Txn, TxnAnswer,
-};
+use super::{FakeStore, LinkWatch};
 
 /// How a link is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -251,7 +253,7 @@ impl StoreLink {
     ///
     /// # Cancel safety
     /// Cancel safe: reads only.
-    pub async fn range(&self, range: KeyRange) -> Result<RangeAnswer> {
+    pub async fn range(&self, range: KeyRange) -> StoreResult<RangeAnswer> {
         self.call("range", move |kv, _| kv.range(&range, None))
             .await
     }
@@ -263,7 +265,7 @@ impl StoreLink {
     ///
     /// # Cancel safety
     /// Cancel safe: reads only.
-    pub async fn range_at(&self, range: KeyRange, at: Revision) -> Result<RangeAnswer> {
+    pub async fn range_at(&self, range: KeyRange, at: Revision) -> StoreResult<RangeAnswer> {
         self.call("range", move |kv, _| kv.range(&range, Some(at)))
             .await
     }
@@ -275,7 +277,7 @@ impl StoreLink {
     ///
     /// # Cancel safety
     /// The transaction may have been done, or be done later.
-    pub async fn txn(&self, txn: Txn) -> Result<TxnAnswer> {
+    pub async fn txn(&self, txn: Txn) -> StoreResult<TxnAnswer> {
         self.call("txn", move |kv, _| kv.txn(&txn)).await
     }
 
@@ -286,7 +288,7 @@ impl StoreLink {
     ///
     /// # Cancel safety
     /// A lease may have been granted that nobody uses.
-    pub async fn grant(&self, ttl: Duration) -> Result<(LeaseId, Duration)> {
+    pub async fn grant(&self, ttl: Duration) -> StoreResult<(LeaseId, Duration)> {
         self.call("grant", move |kv, now| Ok(kv.grant(now, ttl)))
             .await
     }
@@ -298,7 +300,7 @@ impl StoreLink {
     ///
     /// # Cancel safety
     /// The lease may have been extended.
-    pub async fn keep_alive(&self, lease: LeaseId) -> Result<Duration> {
+    pub async fn keep_alive(&self, lease: LeaseId) -> StoreResult<Duration> {
         self.call("keep_alive", move |kv, now| kv.keep_alive(now, lease))
             .await
     }
@@ -310,7 +312,7 @@ impl StoreLink {
     ///
     /// # Cancel safety
     /// Cancel safe: reads only.
-    pub async fn time_to_live(&self, lease: LeaseId) -> Result<Option<Duration>> {
+    pub async fn time_to_live(&self, lease: LeaseId) -> StoreResult<Option<Duration>> {
         self.call("time_to_live", move |kv, now| {
             Ok(kv.time_to_live(now, lease))
         })
@@ -324,7 +326,7 @@ impl StoreLink {
     ///
     /// # Cancel safety
     /// The lease may have ended.
-    pub async fn revoke(&self, lease: LeaseId) -> Result<()> {
+    pub async fn revoke(&self, lease: LeaseId) -> StoreResult<()> {
         self.call("revoke", move |kv, _| kv.revoke(lease)).await
     }
 
@@ -337,7 +339,7 @@ impl StoreLink {
     ///
     /// # Cancel safety
     /// Cancel safe: a watch that nobody holds is none.
-    pub async fn watch(&self, range: KeyRange, from: Option<Revision>) -> Result<StoreWatch> {
+    pub async fn watch(&self, range: KeyRange, from: Option<Revision>) -> StoreResult<LinkWatch> {
         let store = self.store.clone();
         let opened = self.call("watch", |kv, _| Ok(kv.revision())).await?;
         let incarnation = store.incarnation();
@@ -346,7 +348,7 @@ impl StoreLink {
             state.watches
         });
         let next = from.unwrap_or(Revision(opened.0 + 1));
-        let watch = StoreWatch::new(self.clone(), number, incarnation, range, next, opened);
+        let watch = LinkWatch::new(self.clone(), number, incarnation, range, next, opened);
         Ok(watch)
     }
 
@@ -354,8 +356,8 @@ impl StoreLink {
     async fn call<T: Send + 'static>(
         &self,
         what: &'static str,
-        act: impl FnOnce(&mut Kv, Moment) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
+        act: impl FnOnce(&mut Kv, Moment) -> StoreResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
         let fault = self.change(|state| {
             state.count(what);
             let fault = state.faults.pop_front().flatten();
@@ -384,7 +386,7 @@ impl StoreLink {
     }
 
     /// The way to the store, or back.
-    async fn travel(&self) -> Result<()> {
+    async fn travel(&self) -> StoreResult<()> {
         tokio::task::yield_now().await;
         let latency = self.lock().latency;
         if !latency.is_zero() {
@@ -399,8 +401,12 @@ impl StoreLink {
                     self.change_silently(|state| state.count(cut.name()));
                     match cut {
                         Cut::Hang => changed.await,
-                        Cut::Fail => return Err(unavailable("the link is cut")),
-                        Cut::Deny => return Err(StoreError::Denied),
+                        Cut::Fail => return Err(StoreError::unavailable("the link is cut")),
+                        Cut::Deny => {
+                            return Err(StoreError::Denied {
+                                reason: "the link says so".to_owned(),
+                            });
+                        }
                     }
                 }
             }
@@ -440,14 +446,48 @@ impl Cut {
     }
 }
 
-pub(super) const fn unavailable(reason: &'static str) -> StoreError {
-    StoreError::Unavailable { reason }
-}
-
-async fn lost<T>(silence: Silence) -> Result<T> {
+async fn lost<T>(silence: Silence) -> StoreResult<T> {
     match silence {
         Silence::Hang => std::future::pending().await,
-        Silence::Error => Err(unavailable("the connection broke")),
+        Silence::Error => Err(StoreError::unavailable("the connection broke")),
+    }
+}
+
+/// The calls of the link itself.
+#[async_trait]
+impl Store for StoreLink {
+    type Watch = LinkWatch;
+
+    fn kind(&self) -> &'static str {
+        "fake store"
+    }
+
+    fn name(&self) -> &str {
+        Self::name(self)
+    }
+
+    async fn range(&self, range: KeyRange) -> StoreResult<RangeAnswer> {
+        Self::range(self, range).await
+    }
+
+    async fn txn(&self, txn: Txn) -> StoreResult<TxnAnswer> {
+        Self::txn(self, txn).await
+    }
+
+    async fn grant(&self, ttl: Duration) -> StoreResult<(LeaseId, Duration)> {
+        Self::grant(self, ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> StoreResult<Duration> {
+        Self::keep_alive(self, lease).await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> StoreResult<()> {
+        Self::revoke(self, lease).await
+    }
+
+    async fn watch(&self, range: KeyRange) -> StoreResult<LinkWatch> {
+        Self::watch(self, range, None).await
     }
 }
 

@@ -12,8 +12,6 @@
 
 mod kv;
 mod link;
-mod manager;
-mod txn;
 mod watch;
 
 use std::fmt;
@@ -23,56 +21,18 @@ use std::time::Duration;
 use flannel_core::{Clock, Moment, Revision};
 use tokio::sync::Notify;
 
+pub use flannel_subnet_kv::{
+    Compare, Decision, Expectation, KeyEvent, KeyRange, KeyValue, KvOptions as StoreOptions,
+    Layout, LeaseId, Op, OpAnswer, RangeAnswer, StoreError, StoreResult, Txn, TxnAnswer, View,
+    WatchAnswer, decide,
+};
+
 use kv::Kv;
-pub use kv::{KeyEvent, KeyRange, KeyValue, LeaseId, RangeAnswer};
 pub use link::{CallFault, Cut, Delivery, Silence, StoreLink};
-pub use manager::{Decision, Layout, StoreManager, StoreOptions, View, decide};
-pub use txn::{Compare, Expectation, Op, OpAnswer, Txn, TxnAnswer};
-pub use watch::{StoreWatch, WatchAnswer};
+pub use watch::LinkWatch;
 
-/// The result of a call to the store.
-pub type Result<T, E = StoreError> = std::result::Result<T, E>;
-
-/// Why the store, or the way to it, did not do what was asked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// There was no answer. What was asked for may have been done.
-    #[error("no answer: {reason}")]
-    Unavailable {
-        /// Which fault it was.
-        reason: &'static str,
-    },
-    /// The store does not let us.
-    #[error("permission denied")]
-    Denied,
-    /// The revision is no longer in the history.
-    #[error("the history begins at revision {revision}")]
-    Compacted {
-        /// The first revision that still is.
-        revision: Revision,
-    },
-    /// The store has not come that far.
-    #[error("revision {asked} is in the future, the store is at {current}")]
-    FutureRevision {
-        /// The revision asked for.
-        asked: Revision,
-        /// That of the store.
-        current: Revision,
-    },
-    /// There is no such lease, or not any more.
-    #[error("there is no lease {}", .lease.0)]
-    LeaseNotFound {
-        /// The lease.
-        lease: LeaseId,
-    },
-    /// The call itself is wrong.
-    #[error("the call is refused: {reason}")]
-    Refused {
-        /// What is wrong with it.
-        reason: String,
-    },
-}
+/// Flannel's subnet manager on a fake store.
+pub type StoreManager = flannel_subnet_kv::KvManager<StoreLink>;
 
 /// A store in memory.
 ///
@@ -126,7 +86,7 @@ impl FakeStore {
     /// # Errors
     /// [`StoreError::Refused`], or [`StoreError::LeaseNotFound`] if a key is to be attached to a
     /// lease that is not there. Nothing is changed then.
-    pub fn txn(&self, txn: &Txn) -> Result<TxnAnswer> {
+    pub fn txn(&self, txn: &Txn) -> StoreResult<TxnAnswer> {
         self.with(|kv, _| kv.txn(txn))
     }
 
@@ -167,7 +127,7 @@ impl FakeStore {
     ///
     /// # Errors
     /// [`StoreError::Compacted`] if that is done already, [`StoreError::FutureRevision`].
-    pub fn compact(&self, at: Revision) -> Result<()> {
+    pub fn compact(&self, at: Revision) -> StoreResult<()> {
         let result = self.with(|kv, _| kv.compact(at));
         self.inner.changed.notify_waiters();
         result
@@ -209,7 +169,7 @@ impl FakeStore {
     ///
     /// # Errors
     /// [`StoreError::Compacted`] or [`StoreError::FutureRevision`].
-    pub fn entries_at(&self, range: &KeyRange, at: Revision) -> Result<RangeAnswer> {
+    pub fn entries_at(&self, range: &KeyRange, at: Revision) -> StoreResult<RangeAnswer> {
         self.with(|kv, _| kv.range(range, Some(at)))
     }
 

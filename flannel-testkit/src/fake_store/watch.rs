@@ -1,41 +1,25 @@
-//! [`StoreWatch`]: a watch of the store, as the link delivers it.
+//! [`LinkWatch`]: a watch of the store, as the link delivers it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use flannel_core::{Revision, stable_hash};
+use flannel_subnet_kv::{KeyEvent, KeyRange, StoreError, StoreResult, StoreWatch, WatchAnswer};
 use tokio::time::Instant;
 
-use super::kv::{KeyEvent, KeyRange};
-use super::link::{Cut, Delivery, unavailable};
-use super::{Result, StoreLink};
+use super::StoreLink;
+use super::link::{Cut, Delivery};
 
 /// The longest a watch sleeps while leases can end: the store's clock may go on while tokio's
 /// timers stand still.
 const MAX_SLEEP: Duration = Duration::from_secs(5);
 
-/// What a watch delivers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum WatchAnswer {
-    /// Writes, those of one key in their order.
-    Events {
-        /// The revision of the store when they were sent.
-        revision: Revision,
-        /// The writes.
-        events: Vec<KeyEvent>,
-    },
-    /// All that was written up to this revision has been delivered.
-    Progress {
-        /// The revision.
-        revision: Revision,
-    },
-}
-
-/// A watch. It is a place in the store's history, which goes on when something is fetched: what is
+/// A watch of a [`StoreLink`]. It is a place in the store's history, which goes on when something is fetched: what is
 /// compacted away before it was fetched is missed, and the watch says so.
 #[derive(Debug)]
-pub struct StoreWatch {
+pub struct LinkWatch {
     link: StoreLink,
     number: u64,
     incarnation: u64,
@@ -51,12 +35,12 @@ pub struct StoreWatch {
 
 /// What a look at the watch came to.
 enum Look {
-    Found(Result<WatchAnswer>),
+    Found(StoreResult<WatchAnswer>),
     /// Nothing, until something changes or this much time has passed.
     Nothing(Option<Instant>),
 }
 
-impl StoreWatch {
+impl LinkWatch {
     pub(super) const fn new(
         link: StoreLink,
         number: u64,
@@ -96,7 +80,7 @@ impl StoreWatch {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub async fn next(&mut self) -> Result<WatchAnswer> {
+    pub async fn next(&mut self) -> StoreResult<WatchAnswer> {
         let (link, store) = (self.link.clone(), self.link.store().clone());
         loop {
             let mut link_changed = pin!(link.changed().notified());
@@ -126,7 +110,7 @@ impl StoreWatch {
     ///
     /// # Errors
     /// As [`next`](Self::next).
-    pub fn try_next(&mut self) -> Result<Option<WatchAnswer>> {
+    pub fn try_next(&mut self) -> StoreResult<Option<WatchAnswer>> {
         match self.look() {
             Look::Found(result) => result.map(Some),
             Look::Nothing(_) => Ok(None),
@@ -140,17 +124,17 @@ impl StoreWatch {
                 return Look::Nothing(None);
             }
             if self.number <= state.broken {
-                return Look::Found(Err(unavailable("the watch broke")));
+                return Look::Found(Err(StoreError::unavailable("the watch broke")));
             }
             (state.cut, state.delivery)
         };
         let store = self.link.store().clone();
         if store.incarnation() != self.incarnation {
-            return Look::Found(Err(unavailable("the store was restored")));
+            return Look::Found(Err(StoreError::unavailable("the store was restored")));
         }
         match cut {
             Some(Cut::Fail | Cut::Deny) => {
-                return Look::Found(Err(unavailable("the link is cut")));
+                return Look::Found(Err(StoreError::unavailable("the link is cut")));
             }
             Some(Cut::Hang) => return Look::Nothing(None),
             None if delivery.hold => return Look::Nothing(None),
@@ -222,6 +206,18 @@ impl StoreWatch {
         }
         let mut state = self.link.lock();
         used.into_iter().for_each(|what| state.count(what));
+    }
+}
+
+#[async_trait]
+impl StoreWatch for LinkWatch {
+    async fn ask_progress(&mut self) -> StoreResult<()> {
+        Self::ask_progress(self);
+        Ok(())
+    }
+
+    async fn next(&mut self) -> StoreResult<WatchAnswer> {
+        Self::next(self).await
     }
 }
 

@@ -13,8 +13,8 @@ use super::record::{GoLease, KeyNets, parse, parse_key};
 use super::vxlan::{Effect, GoMode, effect};
 use super::{GoOptions, GoState, GoView, vxlan_value};
 use crate::fake_store::{
-    Compare, KeyEvent, KeyRange, KeyValue, LeaseId, Op, Result, StoreError, StoreLink, StoreWatch,
-    Txn, WatchAnswer,
+    Compare, KeyEvent, KeyRange, KeyValue, LeaseId, LinkWatch, Op, StoreError, StoreLink,
+    StoreResult, Txn, WatchAnswer,
 };
 
 /// The wait between two tries to read the config.
@@ -60,7 +60,7 @@ struct Running {
 struct Watched {
     range: KeyRange,
     /// None while it is broken, and after it has ended.
-    watch: Option<StoreWatch>,
+    watch: Option<LinkWatch>,
     /// From where it goes on.
     next: Revision,
     /// When it is opened again; `None` once it has ended for good.
@@ -232,7 +232,7 @@ impl GoPeer {
     }
 
     /// Every lease that it can read. Asks for the time to live of each.
-    async fn list(&self) -> Result<(Vec<GoLease>, Revision)> {
+    async fn list(&self) -> StoreResult<(Vec<GoLease>, Revision)> {
         let answer = self.link.range(KeyRange::prefix(self.subnets())).await?;
         let mut leases = Vec::new();
         for entry in answer.entries {
@@ -245,7 +245,7 @@ impl GoPeer {
     }
 
     /// The time that a record has left; `None` if none or no lease.
-    async fn time_to_live(&self, entry: &KeyValue) -> Result<Option<Duration>> {
+    async fn time_to_live(&self, entry: &KeyValue) -> StoreResult<Option<Duration>> {
         let lease = entry.lease.unwrap_or(LeaseId(0));
         self.link.time_to_live(lease).await
     }
@@ -305,7 +305,7 @@ impl GoPeer {
         (!taken && is_compatible(config, &lease)).then_some(nets)
     }
 
-    async fn txn(&self, compares: Vec<Compare>, then: Vec<Op>) -> Result<bool> {
+    async fn txn(&self, compares: Vec<Compare>, then: Vec<Op>) -> StoreResult<bool> {
         let txn = Txn {
             compares,
             then,
@@ -315,7 +315,7 @@ impl GoPeer {
     }
 
     /// Makes a key that is not there.
-    async fn create(&self, key: &str, value: &str) -> Result<bool> {
+    async fn create(&self, key: &str, value: &str) -> StoreResult<bool> {
         let (lease, _) = self.link.grant(self.options.ttl).await?;
         let absent = Compare::absent(KeyRange::key(key));
         let created = self
@@ -328,7 +328,7 @@ impl GoPeer {
     }
 
     /// Writes a key, whatever is there.
-    async fn write(&self, key: &str, value: &str) -> Result<()> {
+    async fn write(&self, key: &str, value: &str) -> StoreResult<()> {
         let (lease, _) = self.link.grant(self.options.ttl).await?;
         let written = self
             .txn(Vec::new(), vec![Op::put(key, value, Some(lease))])
@@ -379,8 +379,8 @@ impl GoPeer {
             }
         };
         enum Said {
-            Peers(Result<WatchAnswer>),
-            Own(Result<WatchAnswer>),
+            Peers(StoreResult<WatchAnswer>),
+            Own(StoreResult<WatchAnswer>),
             Nothing,
         }
         let said = tokio::select! {
@@ -400,7 +400,7 @@ impl GoPeer {
     async fn peers_said(
         &mut self,
         running: &mut Running,
-        answer: Result<WatchAnswer>,
+        answer: StoreResult<WatchAnswer>,
     ) -> Result<(), End> {
         let (events, revision) = match answer {
             Ok(WatchAnswer::Events { events, revision }) => (events, revision),
@@ -496,7 +496,7 @@ impl GoPeer {
     async fn own_said(
         &mut self,
         running: &mut Running,
-        answer: Result<WatchAnswer>,
+        answer: StoreResult<WatchAnswer>,
     ) -> Result<(), End> {
         let revoked = || End::Exit(0, "lease has been revoked".to_owned());
         let (events, revision) = match answer {
@@ -602,11 +602,11 @@ impl Watched {
     }
 
     /// What is there already.
-    fn ready(&mut self) -> Option<Result<WatchAnswer>> {
+    fn ready(&mut self) -> Option<StoreResult<WatchAnswer>> {
         self.watch.as_mut()?.try_next().transpose()
     }
 
-    async fn next(&mut self) -> Result<WatchAnswer> {
+    async fn next(&mut self) -> StoreResult<WatchAnswer> {
         match &mut self.watch {
             Some(watch) => watch.next().await,
             None => std::future::pending().await,

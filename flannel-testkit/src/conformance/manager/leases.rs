@@ -472,7 +472,9 @@ pub(super) async fn release_of_anothers_lease_changes_nothing(
 ) -> Outcome {
     let (store, manager) = store(fixture, POOL_OF_64).await?;
     let old = acquire(&*store, &manager, &request(1)).await?;
-    let current = manager.renew_lease(&old).await;
+    let mut changed = old.clone();
+    changed.attrs = attrs(2);
+    let current = manager.renew_lease(&changed).await;
     let current = current.or_violation("a renewal is refused")?;
     let released = manager.release_lease(&old).await;
     ensure!(

@@ -17,7 +17,7 @@ use std::time::Duration;
 use flannel_core::manager::Error;
 use flannel_core::{DualStack, Lease, LeaseKey, NodeId, Subnet, Unreadable, stable_hash, wire};
 
-use super::super::{KeyRange, KeyValue};
+use crate::store::{KeyRange, KeyValue};
 
 /// The keys of one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +41,11 @@ impl Layout {
             cleaned.pop();
         }
         Self { prefix: cleaned }
+    }
+
+    /// What all keys begin with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
     }
 
     /// The key of the network config.

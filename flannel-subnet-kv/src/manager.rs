@@ -1,8 +1,4 @@
-//! [`StoreManager`]: leases on the store as flannel lays them out, beside Go flannel.
-
-mod decide;
-mod layout;
-mod list_watch;
+//! [`KvManager`]: leases on a store as flannel lays them out, beside Go flannel.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,17 +9,15 @@ use flannel_core::{
     Capabilities, EventStream, Lease, LeaseAttrs, LeaseRequest, Manager, NetworkConfig,
 };
 
-pub use decide::{Decision, View, decide};
-use decide::{parse_config, removal, value};
-pub use layout::Layout;
-use layout::{Record, lease_key};
-use list_watch::ListWatch;
+use crate::decide::{self, View, decide, removal, value};
+use crate::layout::{Layout, Record, lease_key};
+use crate::list_watch::ListWatch;
+use crate::store::{KeyRange, KeyValue, LeaseId, Store, StoreError};
+use crate::txn::{Compare, Op, Txn, TxnAnswer};
 
-use super::{Compare, KeyRange, KeyValue, LeaseId, Op, StoreError, StoreLink, Txn, TxnAnswer};
-
-/// How a [`StoreManager`] uses the store.
+/// How a [`KvManager`] uses the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoreOptions {
+pub struct KvOptions {
     /// The keys.
     pub layout: Layout,
     /// How long a lease lasts. Default: 24 hours, as flannel's.
@@ -38,7 +32,7 @@ pub struct StoreOptions {
     pub mixed_families: bool,
 }
 
-impl Default for StoreOptions {
+impl Default for KvOptions {
     fn default() -> Self {
         Self {
             layout: Layout::default(),
@@ -53,8 +47,10 @@ impl Default for StoreOptions {
 /// How often a claim is tried anew before the caller is told to come again.
 const ATTEMPTS: usize = 64;
 
-/// A manager on a [`FakeStore`](super::FakeStore), in flannel's etcd layout: a small model of the
-/// manager on a real etcd.
+/// How often a claim without an answer is looked after before the caller is told.
+const SILENCES: usize = 2;
+
+/// A subnet manager on a revisioned key-value store, in flannel's etcd layout.
 ///
 /// - A lease is claimed in one transaction per candidate. It is conditional on the config and on
 ///   the candidate alone, so that nodes which join at once are in each other's way only where they
@@ -70,30 +66,30 @@ const ATTEMPTS: usize = 64;
 ///
 /// It does nothing for a network without IPv4, for which flannel has no keys.
 #[derive(Debug, Clone)]
-pub struct StoreManager {
-    link: StoreLink,
-    options: Arc<StoreOptions>,
+pub struct KvManager<S> {
+    store: S,
+    options: Arc<KvOptions>,
     /// The lease that we hold, as far as we know.
     own: Arc<Mutex<Option<Lease>>>,
 }
 
-impl StoreManager {
+impl<S: Store> KvManager<S> {
     /// A manager that reaches its store over this link.
-    pub fn new(link: StoreLink, options: StoreOptions) -> Self {
+    pub fn new(store: S, options: KvOptions) -> Self {
         Self {
-            link,
+            store,
             options: Arc::new(options),
             own: Arc::default(),
         }
     }
 
     /// The way to the store.
-    pub const fn link(&self) -> &StoreLink {
-        &self.link
+    pub const fn store(&self) -> &S {
+        &self.store
     }
 
     /// How the store is used.
-    pub fn options(&self) -> &StoreOptions {
+    pub fn options(&self) -> &KvOptions {
         &self.options
     }
 
@@ -108,7 +104,7 @@ impl StoreManager {
 
     async fn view(&self) -> Result<View> {
         let layout = &self.options.layout;
-        let answer = self.link.range(layout.range()).await?;
+        let answer = self.store.range(layout.range()).await?;
         Ok(View::new(layout, answer.entries))
     }
 
@@ -116,6 +112,7 @@ impl StoreManager {
     async fn claim(&self, request: &LeaseRequest, lease: &mut Option<LeaseId>) -> Result<Lease> {
         let layout = &self.options.layout;
         let mut view = self.view().await?;
+        let mut silences = 0;
         for _ in 0..ATTEMPTS {
             let decision = decide(layout, &view, request, self.options.mixed_families)?;
             let used = if decision.reserved {
@@ -124,13 +121,21 @@ impl StoreManager {
                 match *lease {
                     Some(lease) => Some(lease),
                     None => {
-                        let (granted, _) = self.link.grant(self.options.ttl).await?;
+                        let (granted, _) = self.store.grant(self.options.ttl).await?;
                         *lease = Some(granted);
                         *lease
                     }
                 }
             };
-            let answer = self.link.txn(decision.txn(layout, used)).await?;
+            let answer = match self.store.txn(decision.txn(layout, used)).await {
+                // It may have been done: then there is a record of ours to be found.
+                Err(StoreError::Unavailable { .. }) if silences < SILENCES => {
+                    silences += 1;
+                    view = self.view().await?;
+                    continue;
+                }
+                answer => answer?,
+            };
             let succeeded = answer.succeeded;
             let mut ranges = answer.ranges();
             view.read(layout, ranges.next().unwrap_or_default());
@@ -154,7 +159,7 @@ impl StoreManager {
                 return Ok(held);
             }
             // Go flannel was faster, in a way that no condition could see.
-            self.link.txn(removal(layout, &held)).await?;
+            self.store.txn(removal(layout, &held)).await?;
             view = self.view().await?;
         }
         Err(Error::Conflict {
@@ -165,8 +170,82 @@ impl StoreManager {
     /// Our record, if it stands as we know it; nothing if it is gone.
     async fn find_ours(&self, lease: &Lease) -> Result<Option<Record>> {
         let key = KeyRange::key(lease.key.as_str());
-        let found = self.link.range(key).await?.entries.pop();
+        let found = self.store.range(key).await?.entries.pop();
         still_ours(lease, found)
+    }
+
+    /// Extends the lease of a record that needs no change.
+    async fn extend(&self, lease: &Lease, held: LeaseId) -> Result<Lease> {
+        let ttl = match self.store.keep_alive(held).await {
+            Err(StoreError::LeaseNotFound { .. }) => return Err(gone(lease)),
+            ttl => ttl?,
+        };
+        // It may have been taken from us meanwhile, together with its lease or without.
+        match self.find_ours(lease).await? {
+            Some(record) if record.entry.lease == Some(held) => Ok(Lease {
+                ttl: Some(ttl),
+                ..lease.clone()
+            }),
+            _ => Err(gone(lease)),
+        }
+    }
+
+    /// Writes a record anew under a new lease, if it was not written since it was seen.
+    async fn write(
+        &self,
+        lease: &Lease,
+        record: &Record,
+        value: String,
+        expires: bool,
+    ) -> Result<Lease> {
+        let granted = match expires {
+            false => None,
+            true => Some(self.store.grant(self.options.ttl).await?),
+        };
+        let mut renewed = lease.clone();
+        renewed.ttl = granted.map(|(_, ttl)| ttl);
+        let granted = granted.map(|(lease, _)| lease);
+        let key = lease.key.as_str();
+        let markers = self.options.layout.markers(&lease.node, &record.taken);
+        let mut then = vec![Op::put(key, value.as_str(), granted)];
+        then.extend(markers.into_iter().map(|m| Op::put(m, key, granted)));
+        let txn = Txn {
+            compares: vec![Compare::unchanged(key, lease.revision)],
+            then,
+            or_else: vec![Op::Range(KeyRange::key(key))],
+        };
+        match self.store.txn(txn).await {
+            Ok(answer) if answer.succeeded => {
+                renewed.revision = answer.revision;
+                Ok(renewed)
+            }
+            Ok(answer) => {
+                if let Some(granted) = granted {
+                    self.store.revoke(granted).await.ok();
+                }
+                still_ours(lease, found(answer))?;
+                Err(gone(lease))
+            }
+            Err(error @ StoreError::Unavailable { .. }) => {
+                // It may have been done: what stands there now tells.
+                let there = self.store.range(KeyRange::key(key)).await?.entries.pop();
+                match there {
+                    Some(entry)
+                        if entry.value == value.as_bytes()
+                            && entry.lease == granted
+                            && entry.modified > lease.revision =>
+                    {
+                        renewed.revision = entry.modified;
+                        Ok(renewed)
+                    }
+                    there => {
+                        still_ours(lease, there)?.ok_or_else(|| gone(lease))?;
+                        Err(error.into())
+                    }
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Refuses attributes that would crash dual-stack Go nodes, if there are any.
@@ -179,13 +258,13 @@ impl StoreManager {
     }
 
     /// Gives our lease up if Go flannel has written a record that overlaps it.
-    async fn yield_to(&self, other: &Record) -> Result<(), StoreError> {
+    pub(crate) async fn yield_to(&self, other: &Record) -> Result<(), StoreError> {
         let Some(own) = self.own() else { return Ok(()) };
         if !other.is_gos() || lease_key(&other.entry.key) == own.key {
             return Ok(());
         }
         if other.taken.overlaps(&own.subnet) {
-            self.link.txn(removal(&self.options.layout, &own)).await?;
+            self.store.txn(removal(&self.options.layout, &own)).await?;
         }
         Ok(())
     }
@@ -219,6 +298,13 @@ fn still_ours(lease: &Lease, found: Option<KeyValue>) -> Result<Option<Record>> 
     Ok(Some(record))
 }
 
+fn gone(lease: &Lease) -> Error {
+    Error::LeaseLost {
+        key: lease.key.clone(),
+        reason: "the record is gone".to_owned(),
+    }
+}
+
 /// The single entry that a failed transaction of ours read.
 fn found(answer: TxnAnswer) -> Option<KeyValue> {
     answer.ranges().next()?.pop()
@@ -227,9 +313,7 @@ fn found(answer: TxnAnswer) -> Option<KeyValue> {
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Denied => Self::Denied {
-                reason: "the store refused the call".to_owned(),
-            },
+            StoreError::Denied { reason } => Self::Denied { reason },
             StoreError::Refused { reason } => Self::Invalid { reason },
             error => Self::Unavailable {
                 reason: "a call to the store failed".to_owned(),
@@ -240,9 +324,9 @@ impl From<StoreError> for Error {
 }
 
 #[async_trait]
-impl Manager for StoreManager {
+impl<S: Store> Manager for KvManager<S> {
     fn name(&self) -> &'static str {
-        "fake store"
+        self.store.kind()
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -265,46 +349,25 @@ impl Manager for StoreManager {
             // A record of ours may hang on it.
             (Err(Error::Unavailable { .. } | Error::Denied { .. }), _) => {}
             // Nobody uses it; if it cannot be given back it runs out by itself.
-            (Err(_), Some(granted)) => drop(self.link.revoke(granted).await),
+            (Err(_), Some(granted)) => drop(self.store.revoke(granted).await),
             (Err(_), None) => {}
         }
         claimed
     }
 
+    /// Where nothing that is published has changed, the store's lease is extended and the record is
+    /// left as it is: no other node is told of it, and a store that takes no writes can do it.
     async fn renew_lease(&self, lease: &Lease) -> Result<Lease> {
-        let lost = |reason: &str| Error::LeaseLost {
-            key: lease.key.clone(),
-            reason: reason.to_owned(),
-        };
         let record = self.find_ours(lease).await?;
-        let record = record.ok_or_else(|| lost("the record is gone"))?;
+        let record = record.ok_or_else(|| gone(lease))?;
         self.check_attrs(lease).await?;
-        let mut renewed = lease.clone();
-        let granted = match record.entry.lease {
-            None => None,
-            Some(_) => Some(self.link.grant(self.options.ttl).await?),
-        };
-        renewed.ttl = granted.map(|(_, ttl)| ttl);
-        let granted = granted.map(|(lease, _)| lease);
-        let key = lease.key.as_str();
-        let layout = &self.options.layout;
-        let mut then = vec![Op::put(key, value(&lease.node, &lease.attrs)?, granted)];
-        let markers = layout.markers(&lease.node, &record.taken);
-        then.extend(markers.into_iter().map(|m| Op::put(m, key, granted)));
-        let answer = self.link.txn(Txn {
-            compares: vec![Compare::unchanged(key, lease.revision)],
-            then,
-            or_else: vec![Op::Range(KeyRange::key(key))],
-        });
-        let answer = answer.await?;
-        if !answer.succeeded {
-            if let Some(granted) = granted {
-                self.link.revoke(granted).await.ok();
+        let value = value(&lease.node, &lease.attrs)?;
+        let renewed = match record.entry.lease {
+            Some(held) if record.entry.value == value.as_bytes() => {
+                self.extend(lease, held).await?
             }
-            still_ours(lease, found(answer))?;
-            return Err(lost("the record is gone"));
-        }
-        renewed.revision = answer.revision;
+            held => self.write(lease, &record, value, held.is_some()).await?,
+        };
         self.set_own(Some(renewed.clone()));
         Ok(renewed)
     }
@@ -323,9 +386,18 @@ impl Manager for StoreManager {
             let value = value(&lease.node, &attrs)?;
             txn.then = vec![Op::put(lease.key.as_str(), value, None)];
         }
-        let answer = self.link.txn(txn).await?;
-        if !answer.succeeded {
-            still_ours(lease, found(answer))?;
+        match self.store.txn(txn).await {
+            Ok(answer) if answer.succeeded => {}
+            Ok(answer) => {
+                still_ours(lease, found(answer))?;
+            }
+            // It may have been done.
+            Err(error @ StoreError::Unavailable { .. }) => {
+                if self.find_ours(lease).await?.is_some() {
+                    return Err(error.into());
+                }
+            }
+            Err(error) => return Err(error.into()),
         }
         self.set_own(None);
         Ok(())

@@ -2,11 +2,7 @@
 
 use flannel_core::Revision;
 
-use super::kv::{KeyRange, KeyValue, LeaseId};
-use super::{Result, StoreError};
-
-/// The most compares, and the most ops, of one transaction: etcd's own limit.
-const MAX_OPS: usize = 128;
+use crate::store::{KeyRange, KeyValue, LeaseId};
 
 /// What an entry must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,36 +88,6 @@ pub struct Txn {
     pub then: Vec<Op>,
     /// What is done if one does not.
     pub or_else: Vec<Op>,
-}
-
-impl Txn {
-    /// Refuses what etcd refuses: too much, and a key that is written twice.
-    pub(super) fn check(&self) -> Result<()> {
-        for (what, len) in [
-            ("compares", self.compares.len()),
-            ("ops", self.then.len().max(self.or_else.len())),
-        ] {
-            if len > MAX_OPS {
-                let reason = format!("a transaction of {len} {what}, {MAX_OPS} are allowed");
-                return Err(StoreError::Refused { reason });
-            }
-        }
-        for ops in [&self.then, &self.or_else] {
-            for (n, op) in ops.iter().enumerate() {
-                let Op::Put { key, .. } = op else { continue };
-                let twice = ops.iter().enumerate().any(|(m, other)| match other {
-                    Op::Put { key: other, .. } => m != n && other == key,
-                    Op::Delete(range) => range.contains(key),
-                    Op::Range(_) => false,
-                });
-                if twice {
-                    let reason = format!("{key} is written twice in one transaction");
-                    return Err(StoreError::Refused { reason });
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 /// What one op did.

@@ -1,4 +1,4 @@
-//! A [`StoreManager`]'s watch: a reading, then what is written after it; from the beginning again
+//! A [`KvManager`]'s watch: a reading, then what is written after it; from the beginning again
 //! after anything that may have lost a write.
 //!
 //! The watch is opened *before* the reading, for what is written from then on. So nothing is
@@ -16,20 +16,24 @@ use flannel_core::{Backoff, Event, Revision, Rng, Snapshot};
 use futures_core::Stream;
 use tokio::time::Instant;
 
-use super::super::{KeyEvent, KeyValue, StoreError, StoreWatch, WatchAnswer};
-use super::layout::{Record, lease_key};
-use super::{StoreManager, parse_config};
+use crate::decide::parse_config;
+use crate::layout::{Record, lease_key};
+use crate::manager::KvManager;
+use crate::store::{KeyEvent, KeyValue, Store, StoreError, StoreWatch, WatchAnswer};
 
 /// The waits between one failure and the next beginning.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const MOST_WAIT: Duration = Duration::from_secs(5);
 
 /// The watch as a stream: polls one step after the other.
-pub(super) struct ListWatch(Pin<Box<dyn Future<Output = (Result<Event>, Steps)> + Send>>);
+pub(super) struct ListWatch<S: Store>(Step<S>);
 
-impl ListWatch {
-    pub(super) fn new(manager: StoreManager) -> Self {
-        let rng = Rng::from_text(manager.link.name());
+/// A step under way: its item, and what comes after it.
+type Step<S> = Pin<Box<dyn Future<Output = (Result<Event>, Steps<S>)> + Send>>;
+
+impl<S: Store> ListWatch<S> {
+    pub(super) fn new(manager: KvManager<S>) -> Self {
+        let rng = Rng::from_text(manager.store().name());
         Self(Box::pin(
             Steps {
                 manager,
@@ -43,7 +47,7 @@ impl ListWatch {
     }
 }
 
-impl Stream for ListWatch {
+impl<S: Store> Stream for ListWatch<S> {
     type Item = Result<Event>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -55,8 +59,8 @@ impl Stream for ListWatch {
 }
 
 /// A watch that is open, and what was read when it was opened.
-struct Open {
-    watch: StoreWatch,
+struct Open<W> {
+    watch: W,
     /// The revision of the reading: what is older is known.
     since: Revision,
     /// When it is asked how far it is, or, once it was asked, given up.
@@ -64,15 +68,15 @@ struct Open {
     asked: bool,
 }
 
-struct Steps {
-    manager: StoreManager,
+struct Steps<S: Store> {
+    manager: KvManager<S>,
     rng: Rng,
     failures: u32,
-    open: Option<Open>,
+    open: Option<Open<S::Watch>>,
     ready: VecDeque<Event>,
 }
 
-impl Steps {
+impl<S: Store> Steps<S> {
     /// The next item, and what comes after it.
     async fn next(mut self) -> (Result<Event>, Self) {
         loop {
@@ -98,11 +102,11 @@ impl Steps {
             tokio::time::sleep(wait).await;
         }
         let manager = self.manager.clone();
-        let options = &manager.options;
+        let options = manager.options();
         let range = options.layout.range();
         let opening = async {
-            let watch = manager.link.watch(range.clone(), None).await?;
-            let answer = manager.link.range(range.clone()).await?;
+            let watch = manager.store().watch(range.clone()).await?;
+            let answer = manager.store().range(range.clone()).await?;
             Ok::<_, StoreError>((watch, answer))
         };
         let opened = tokio::time::timeout(options.patience, opening).await;
@@ -137,8 +141,8 @@ impl Steps {
     }
 
     /// Waits for what the watch says next, or for the time in which it should have.
-    async fn proceed(&mut self, mut open: Open) -> Result<()> {
-        let options = &self.manager.options;
+    async fn proceed(&mut self, mut open: Open<S::Watch>) -> Result<()> {
+        let options = self.manager.options();
         let answer = tokio::select! {
             biased;
             answer = open.watch.next() => Some(answer?),
@@ -148,7 +152,7 @@ impl Steps {
         match answer {
             None if open.asked => return Err(silent("the watch")),
             None => {
-                open.watch.ask_progress();
+                open.watch.ask_progress().await?;
                 open.asked = true;
                 open.due = now + options.patience;
             }
@@ -171,7 +175,7 @@ impl Steps {
             WatchAnswer::Events { events, .. } => events,
         };
         let manager = self.manager.clone();
-        let layout = &manager.options.layout;
+        let layout = &manager.options().layout;
         for event in events {
             if event.revision() <= since {
                 continue;
@@ -186,7 +190,7 @@ impl Steps {
                 KeyEvent::Put(entry) => {
                     let record = Record::parse(entry);
                     manager.yield_to(&record).await?;
-                    match record.lease(manager.options.ttl) {
+                    match record.lease(manager.options().ttl) {
                         Ok(lease) => Event::Put(lease),
                         Err(unreadable) => Event::Unreadable(unreadable),
                     }

@@ -9,8 +9,9 @@ use flannel_core::{
     wire,
 };
 
-use super::super::{Compare, Expectation, KeyRange, KeyValue, LeaseId, Op, Txn};
-use super::layout::{Layout, Record};
+use crate::layout::{Layout, Record};
+use crate::store::{KeyRange, KeyValue, LeaseId};
+use crate::txn::{Compare, Expectation, Op, Txn};
 
 /// What a node knows of the store: one reading of config and leases, and what it learnt of markers
 /// when transactions failed.

@@ -1,0 +1,420 @@
+//! [`EtcdStore`]: the client, with endpoints that fail and files that change.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{Client, ConnectOptions, GetOptions, WatchOptions};
+use flannel_core::stable_hash;
+use flannel_subnet_kv::{
+    KeyRange, KeyValue, LeaseId, RangeAnswer, Store, StoreError, StoreResult, Txn, TxnAnswer,
+};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use crate::codec;
+use crate::error::{Fault, fault};
+use crate::options::EtcdOptions;
+use crate::rotation::Rotation;
+use crate::tls::Stamp;
+use crate::watch::EtcdWatch;
+
+/// How many entries are read at once: of the longest lawful ones far less than gRPC's 4 MiB.
+const PAGE: i64 = 1_000;
+
+/// The largest answer that is taken: some 200,000 leases.
+const LARGEST: usize = 64 << 20;
+
+/// The number that stands for no lease.
+const NO_LEASE: LeaseId = LeaseId(0);
+
+/// How many calls were made, tries on other endpoints included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Calls {
+    /// Pages read.
+    pub ranges: u64,
+    /// Transactions.
+    pub txns: u64,
+    /// Leases granted, extended and revoked.
+    pub leases: u64,
+    /// Watches opened.
+    pub watches: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    ranges: AtomicU64,
+    txns: AtomicU64,
+    leases: AtomicU64,
+    watches: AtomicU64,
+}
+
+/// A client of etcd. Clones share its connections.
+///
+/// - One connection per endpoint, made when it is needed. Calls go to one endpoint while that
+///   answers; when it refuses, fails or is silent for the
+///   [`call_timeout`](EtcdOptions::call_timeout), to the next.
+/// - A call that was certainly not done is made again at once on the next endpoint; so is one that
+///   may be done twice. A transaction without an answer is not: its caller looks what became of it.
+/// - When a file of certificates, or of the password, has changed, the next call goes over a new
+///   connection.
+#[derive(Clone)]
+pub struct EtcdStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    options: EtcdOptions,
+    name: String,
+    files: Vec<PathBuf>,
+    rotation: SyncMutex<Rotation>,
+    connections: Vec<Mutex<Option<Connection>>>,
+    counters: Counters,
+}
+
+struct Connection {
+    client: Client,
+    stamp: Stamp,
+}
+
+/// Whether a call can be made twice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    Freely,
+    OnlyIfNotDone,
+}
+
+impl EtcdStore {
+    /// A client with settings that were checked. Nothing is contacted yet.
+    ///
+    /// # Errors
+    /// [`OptionsError`](crate::OptionsError).
+    pub fn new(options: EtcdOptions) -> Result<Self, crate::OptionsError> {
+        options.check()?;
+        // Nodes begin at different endpoints; a process begins where it began before.
+        let name = options.endpoints.join(",");
+        let count = options.endpoints.len();
+        let first = stable_hash(std::process::id().to_string().as_bytes()) as usize % count;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                files: options.watched_files(),
+                rotation: SyncMutex::new(Rotation::new(first)),
+                connections: (0..count).map(|_| Mutex::new(None)).collect(),
+                counters: Counters::default(),
+                name,
+                options,
+            }),
+        })
+    }
+
+    /// The settings.
+    pub fn options(&self) -> &EtcdOptions {
+        &self.shared.options
+    }
+
+    /// How many calls were made so far.
+    pub fn calls(&self) -> Calls {
+        let counters = &self.shared.counters;
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Calls {
+            ranges: of(&counters.ranges),
+            txns: of(&counters.txns),
+            leases: of(&counters.leases),
+            watches: of(&counters.watches),
+        }
+    }
+
+    fn endpoint(&self) -> usize {
+        let rotation = self.shared.rotation.lock();
+        rotation.unwrap_or_else(PoisonError::into_inner).current()
+    }
+
+    /// Goes on to the next endpoint.
+    fn leave(&self, endpoint: usize, reason: &str) {
+        let endpoints = &self.shared.options.endpoints;
+        let rotation = self.shared.rotation.lock();
+        let mut rotation = rotation.unwrap_or_else(PoisonError::into_inner);
+        if rotation.failed(endpoint, endpoints.len()) {
+            let next = endpoints.get(rotation.current());
+            let failed = endpoints.get(endpoint);
+            tracing::warn!(
+                ?failed,
+                ?next,
+                reason,
+                "etcd: going on to the next endpoint"
+            );
+        }
+    }
+
+    /// A client of one endpoint, made with the files as they are now.
+    async fn client(&self, endpoint: usize) -> Result<Client, Fault> {
+        let shared = &self.shared;
+        let stamp = Stamp::of(&shared.files).await;
+        let mut connection = shared.connections[endpoint].lock().await;
+        if let Some(made) = &*connection
+            && made.stamp == stamp
+        {
+            return Ok(made.client.clone());
+        }
+        if connection.is_some() {
+            tracing::info!("etcd: certificates or password have changed, connecting anew");
+        }
+        let client = self.connect(endpoint).await?;
+        *connection = Some(Connection {
+            client: client.clone(),
+            stamp,
+        });
+        Ok(client)
+    }
+
+    async fn connect(&self, endpoint: usize) -> Result<Client, Fault> {
+        let options = &self.shared.options;
+        let endpoint = &options.endpoints[endpoint];
+        let mut connect = ConnectOptions::new()
+            .with_connect_timeout(options.connect_timeout)
+            .with_keep_alive(options.keep_alive, options.call_timeout)
+            .with_keep_alive_while_idle(true)
+            .with_require_leader(true)
+            .with_auto_token_refresh(true);
+        if let Some((name, password)) = &options.user {
+            let password = password.read().await.map_err(Fault::NotDone)?;
+            connect = connect.with_user(name, password);
+        }
+        #[cfg(feature = "tls")]
+        if let (true, Some(tls)) = (options.is_tls(endpoint), &options.tls) {
+            connect = connect.with_tls(tls.load().await.map_err(Fault::NotDone)?);
+        }
+        // With a user this authenticates; without, it does nothing yet.
+        let connecting = Client::connect([endpoint], Some(connect));
+        let limit = options.connect_timeout + options.call_timeout;
+        match timeout(limit, connecting).await {
+            Ok(Ok(client)) => Ok(client),
+            Ok(Err(error)) => Err(match fault(&error, NO_LEASE) {
+                Fault::Unknown(reason) => Fault::NotDone(reason),
+                fault => fault,
+            }),
+            Err(_) => Err(Fault::NotDone(format!("{endpoint} does not answer"))),
+        }
+    }
+
+    /// One call, on as many endpoints as it takes.
+    async fn call<T, F>(
+        &self,
+        counter: impl Fn(&Counters) -> &AtomicU64,
+        repeat: Repeat,
+        lease: LeaseId,
+        act: impl Fn(Client) -> F,
+    ) -> StoreResult<T>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let limit = self.shared.options.call_timeout;
+        // A server that was restarted is noticed by a call that fails.
+        let tries = self.shared.options.endpoints.len().max(2);
+        let mut last = String::new();
+        for _ in 0..tries {
+            let endpoint = self.endpoint();
+            let fault = match self.client(endpoint).await {
+                Ok(client) => {
+                    counter(&self.shared.counters).fetch_add(1, Ordering::Relaxed);
+                    match timeout(limit, act(client)).await {
+                        Ok(Ok(answer)) => return Ok(answer),
+                        Ok(Err(error)) => fault(&error, lease),
+                        Err(_) => Fault::Unknown(format!("nothing came within {limit:?}")),
+                    }
+                }
+                Err(fault) => fault,
+            };
+            let url = &self.shared.options.endpoints[endpoint];
+            let (reason, again) = match fault {
+                Fault::Answer(error) => return Err(error),
+                Fault::Stranger(reason) => {
+                    *self.shared.connections[endpoint].lock().await = None;
+                    (reason, true)
+                }
+                Fault::NotDone(reason) => {
+                    self.leave(endpoint, &reason);
+                    (reason, true)
+                }
+                Fault::Unknown(reason) => {
+                    self.leave(endpoint, &reason);
+                    (reason, repeat == Repeat::Freely)
+                }
+            };
+            last = format!("{url}: {reason}");
+            if !again {
+                break;
+            }
+        }
+        Err(StoreError::unavailable(last))
+    }
+}
+
+impl fmt::Debug for EtcdStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdStore")
+            .field("endpoints", &self.shared.options.endpoints)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Store for EtcdStore {
+    type Watch = EtcdWatch;
+
+    fn kind(&self) -> &'static str {
+        "etcd"
+    }
+
+    fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    async fn range(&self, range: KeyRange) -> StoreResult<RangeAnswer> {
+        let (mut from, end) = codec::bounds(&range);
+        let mut pages: VecDeque<KeyValue> = VecDeque::new();
+        let mut at = None;
+        loop {
+            let page = self.call(
+                |counters| &counters.ranges,
+                Repeat::Freely,
+                NO_LEASE,
+                |client| {
+                    let mut options = GetOptions::new().with_limit(PAGE);
+                    if let Some(end) = &end {
+                        options = options.with_range(end.clone());
+                    }
+                    if let Some(at) = at {
+                        options = options.with_revision(at);
+                    }
+                    let from = from.clone();
+                    async move {
+                        let mut client = client.kv_client().max_decoding_message_size(LARGEST);
+                        client.get(from, Some(options)).await
+                    }
+                },
+            );
+            let page = page.await?;
+            let revision = codec::answered(page.header())?;
+            // All pages are of the revision of the first.
+            let first = *at.get_or_insert(i64::try_from(revision.0).unwrap_or(i64::MAX));
+            pages.extend(page.kvs().iter().map(codec::entry));
+            match page.kvs().last() {
+                Some(last) if page.more() => {
+                    from = last.key().to_vec();
+                    from.push(0);
+                }
+                _ => {
+                    return Ok(RangeAnswer {
+                        revision: flannel_core::Revision(u64::try_from(first).unwrap_or_default()),
+                        entries: pages.into(),
+                    });
+                }
+            }
+        }
+    }
+
+    async fn txn(&self, txn: Txn) -> StoreResult<TxnAnswer> {
+        let lease = txn.then.iter().find_map(|op| match op {
+            flannel_subnet_kv::Op::Put { lease, .. } => *lease,
+            _ => None,
+        });
+        let answer = self.call(
+            |counters| &counters.txns,
+            Repeat::OnlyIfNotDone,
+            lease.unwrap_or(NO_LEASE),
+            |client| {
+                let txn = codec::txn(&txn);
+                async move {
+                    let mut client = client.kv_client().max_decoding_message_size(LARGEST);
+                    client.txn(txn).await
+                }
+            },
+        );
+        codec::txn_answer(&answer.await?)
+    }
+
+    async fn grant(&self, ttl: Duration) -> StoreResult<(LeaseId, Duration)> {
+        let answer = self.call(
+            |counters| &counters.leases,
+            Repeat::Freely,
+            NO_LEASE,
+            |client| async move { client.lease_client().grant(codec::seconds(ttl), None).await },
+        );
+        let answer = answer.await?;
+        let granted = u64::try_from(answer.ttl()).unwrap_or_default();
+        Ok((codec::lease_id(answer.id()), Duration::from_secs(granted)))
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> StoreResult<Duration> {
+        let answer = self.call(
+            |counters| &counters.leases,
+            Repeat::Freely,
+            lease,
+            |client| async move {
+                let number = codec::lease_number(lease);
+                let (mut keeper, mut answers) = client.lease_client().keep_alive(number).await?;
+                keeper.keep_alive().await?;
+                answers.message().await
+            },
+        );
+        match answer.await? {
+            Some(answer) if answer.ttl() > 0 => {
+                Ok(Duration::from_secs(answer.ttl().unsigned_abs()))
+            }
+            Some(_) => Err(StoreError::LeaseNotFound { lease }),
+            None => Err(StoreError::unavailable("the lease was not answered for")),
+        }
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> StoreResult<()> {
+        let answer = self.call(
+            |counters| &counters.leases,
+            Repeat::Freely,
+            lease,
+            |client| async move {
+                client
+                    .lease_client()
+                    .revoke(codec::lease_number(lease))
+                    .await
+            },
+        );
+        answer.await.map(drop)
+    }
+
+    async fn watch(&self, range: KeyRange) -> StoreResult<EtcdWatch> {
+        let (from, end) = codec::bounds(&range);
+        let stream = self.call(
+            |counters| &counters.watches,
+            Repeat::Freely,
+            NO_LEASE,
+            |client| {
+                let mut options = WatchOptions::new().with_fragment().with_progress_notify();
+                if let Some(end) = &end {
+                    options = options.with_range(end.clone());
+                }
+                let from = from.clone();
+                async move {
+                    let mut client = client.watch_client().max_decoding_message_size(LARGEST);
+                    client.watch(from, Some(options)).await
+                }
+            },
+        );
+        let stream = stream.await?;
+        let limit = self.shared.options.call_timeout;
+        match timeout(limit, EtcdWatch::begin(stream)).await {
+            Ok(watch) => watch,
+            Err(_) => {
+                let endpoint = self.endpoint();
+                self.leave(endpoint, "a watch was not answered");
+                Err(StoreError::unavailable("the watch was not answered"))
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The manager keeps the promises of every manager, on a real etcd.
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use flannel_core::{
+    DualStack, Lease, LeaseAttrs, LeaseKey, Manager, NetworkConfig, NodeId, Subnet, wire,
+};
+use flannel_subnet_etcd::{EtcdManager, EtcdOptions, EtcdStore};
+use flannel_subnet_kv::{Layout, Op, Store as _, Txn};
+use flannel_testkit::conformance::manager::{ManagerFixture, StoreFixture};
+use flannel_testkit::servers::{Etcd, TcpSwitch};
+use tokio::runtime::{Builder, Runtime};
+
+/// One server for all tests of this binary; each has a prefix of its own.
+fn server() -> &'static Etcd {
+    static SERVER: OnceLock<Etcd> = OnceLock::new();
+    SERVER.get_or_init(|| Etcd::start().expect("etcd starts (Debian: etcd-server)"))
+}
+
+fn prefix() -> String {
+    static PREFIXES: Mutex<u32> = Mutex::new(0);
+    let mut number = PREFIXES.lock().expect("no test panicked with it");
+    *number += 1;
+    format!("/test-{number}/network")
+}
+
+struct RealEtcd;
+
+#[async_trait]
+impl ManagerFixture for RealEtcd {
+    async fn store(&self, config: NetworkConfig) -> Box<dyn StoreFixture> {
+        let prefix = prefix();
+        let options = EtcdOptions::new([server().endpoint()]).expect("an endpoint");
+        let switch = TcpSwitch::new(server().address()).await;
+        // A trial may go on with a manager after its store is dropped.
+        let switch = Box::leak(Box::new(switch.expect("a free port")));
+        let store = Store {
+            layout: Layout::new(&prefix),
+            hand: EtcdStore::new(options).expect("sound settings"),
+            switch,
+        };
+        store.set_config(config).await;
+        Box::new(store)
+    }
+}
+
+struct Store {
+    layout: Layout,
+    /// Writes what is no manager's doing.
+    hand: EtcdStore,
+    /// The way of all managers to the server.
+    switch: &'static TcpSwitch,
+}
+
+impl Store {
+    async fn put(&self, key: &str, value: &str) -> bool {
+        let txn = Txn {
+            then: vec![Op::put(key, value, None)],
+            ..Txn::default()
+        };
+        self.hand.txn(txn).await.expect("etcd answers").succeeded
+    }
+
+    async fn write(&self, key: &str, node: &NodeId, attrs: &LeaseAttrs) -> bool {
+        match wire::lease_value(node, attrs) {
+            Ok(value) => self.put(key, &value).await,
+            Err(_) => false,
+        }
+    }
+}
+
+#[async_trait]
+impl StoreFixture for Store {
+    async fn manager(&self) -> Arc<dyn Manager> {
+        let options = EtcdOptions::new([format!("http://{}", self.switch.address())])
+            .expect("an endpoint")
+            .prefix(self.layout.prefix())
+            .ttl(Duration::from_secs(5));
+        Arc::new(EtcdManager::new(options).expect("sound settings"))
+    }
+
+    async fn advance(&self, time: Duration) -> bool {
+        // etcd has a clock of its own, and looks at its leases twice a second.
+        tokio::time::sleep(time + Duration::from_secs(1)).await;
+        true
+    }
+
+    async fn set_config(&self, config: NetworkConfig) -> bool {
+        self.put(&self.layout.config(), config.text()).await
+    }
+
+    async fn write_raw(&self, lease: Lease) -> bool {
+        let key = match lease.key.as_str() {
+            key if self.layout.is_record(key) => key.to_owned(),
+            end => format!("{}/{end}", self.layout.subnets()),
+        };
+        self.write(&key, &lease.node, &lease.attrs).await
+    }
+
+    async fn spoil(&self, key: &LeaseKey) -> bool {
+        self.put(key.as_str(), "{").await
+    }
+
+    async fn interrupt_watches(&self) -> bool {
+        self.switch.interrupt();
+        true
+    }
+
+    async fn reserve(&self, node: &NodeId, subnets: DualStack<Subnet>) -> bool {
+        let key = self.layout.record(&subnets).expect("a key of flannel's");
+        self.write(&key, node, &LeaseAttrs::default()).await
+    }
+}
+
+fn threads() -> Runtime {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+flannel_testkit::manager_conformance!(RealEtcd, threads());

@@ -109,3 +109,8 @@ pub use flannel_netlink::{BootClock, NetlinkKernel, NetlinkOptions};
 
 #[cfg(feature = "vxlan")]
 pub use flannel_backend_vxlan::{ChecksumOffload, VxlanBackend, VxlanConfig, VxlanData};
+
+/// The README's program, compiled with the tests.
+#[cfg(all(doctest, feature = "netlink", feature = "vxlan"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -115,3 +115,8 @@ pub use flannel_backend_vxlan::{ChecksumOffload, VxlanBackend, VxlanConfig, Vxla
 pub use flannel_subnet_etcd::{
     Calls, EtcdManager, EtcdOptions, EtcdStore, OptionsError, Password, TlsFiles, kv,
 };
+
+/// The README's program, compiled with the tests.
+#[cfg(all(doctest, feature = "netlink", feature = "vxlan"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -244,7 +244,7 @@ pub async fn an_on_link_gateway_must_not_be_routed_elsewhere(fixture: &KernelFix
         fixture
             .make(&[route(net, RouteTarget::Device(fixture.underlay))])
             .await?;
-        let Object::Route(alone) = route(net, RouteTarget::Device(KernelFixture::dev(family)))
+        let Object::Route(alone) = route(net, RouteTarget::Device(KernelFixture::overlay(family)))
         else {
             continue;
         };

@@ -91,11 +91,15 @@ impl Allocator {
     }
 
     /// Marks a subnet of any length as taken, once more if it is already. One that shares no
-    /// address with the pool is ignored.
+    /// address with the pool is ignored, and so is one that covers the whole network: no node can
+    /// hold that and no peer routes it, so a single such record must not leave nobody a subnet.
     pub fn take(&mut self, subnet: &Subnet) {
         let Some((from, to)) = self.slots_of(subnet) else {
             return;
         };
+        if subnet.contains(&self.pool.network) {
+            return;
+        }
         let count = self.taken.entry(*subnet).or_insert(0);
         *count = count.saturating_add(1);
         if *count == 1 {

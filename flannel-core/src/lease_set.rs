@@ -56,7 +56,8 @@ impl LeaseDelta {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OwnChange {
-    /// It was written in our name: by us, or by someone who changed it for us.
+    /// It was written in our name: by us, or by someone who changed it for us. Every snapshot that
+    /// has it says so, news or not: a restored backup may have set back what we wrote.
     Written(Lease),
     /// It is gone; every believed snapshot that lacks it says so. Not meant is a lease that was
     /// written after this revision.
@@ -498,12 +499,15 @@ impl LeaseSet {
     }
 
     fn own_written(&self, lease: &Lease) -> Option<OwnChange> {
-        if !self.is_own_key(&lease.key) || !self.differs(lease) {
-            None
-        } else if self.admission.is_own(lease) {
-            Some(OwnChange::Written(lease.clone()))
+        let news = self.is_own_key(&lease.key) && self.differs(lease);
+        news.then(|| self.own_found(lease))
+    }
+
+    fn own_found(&self, lease: &Lease) -> OwnChange {
+        if self.admission.is_own(lease) {
+            OwnChange::Written(lease.clone())
         } else {
-            Some(OwnChange::Taken(lease.clone()))
+            OwnChange::Taken(lease.clone())
         }
     }
 
@@ -518,7 +522,7 @@ impl LeaseSet {
             return Some(OwnChange::Unreadable(record.clone()));
         }
         match leases.get(key) {
-            Some(lease) => self.own_written(lease),
+            Some(lease) => Some(self.own_found(lease)),
             None if self.held.is_some() => None,
             None => Some(OwnChange::Deleted {
                 key: key.clone(),

@@ -135,6 +135,7 @@ fn pool_and_ops() -> impl Strategy<Value = (Pool, Vec<Op>)> {
 
 /// All that can be given out, and what is taken, as plain lists.
 struct Model {
+    network: Subnet,
     slots: Vec<Subnet>,
     taken: Vec<Subnet>,
 }
@@ -145,13 +146,16 @@ impl Model {
         let slots = pool.network().subnets(first.len());
         let slots = slots.filter(|slot| *slot >= first && *slot <= last);
         Self {
+            network: pool.network(),
             slots: slots.collect(),
             taken: Vec::new(),
         }
     }
 
     fn is_free(&self, subnet: &Subnet) -> bool {
-        !self.taken.iter().any(|taken| taken.overlaps(subnet))
+        let counts = |taken: &&Subnet| !taken.contains(&self.network);
+        let mut taken = self.taken.iter().filter(counts);
+        !taken.any(|taken| taken.overlaps(subnet))
     }
 
     fn free(&self) -> BTreeSet<Subnet> {
@@ -349,15 +353,28 @@ fn a_pool_at_the_end_of_the_space_does_not_wrap() {
         allocator.take(&last);
         assert_eq!(allocator.next_free_from(slots - 1), Some(0), "{network}");
         assert_eq!(allocator.next_free_from(u128::MAX), Some(0), "{network}");
-        allocator.take(&pool.network());
+        let halves: Vec<Subnet> = pool.network().subnets(pool.network().len() + 1).collect();
+        halves.iter().for_each(|half| allocator.take(half));
         assert_eq!(allocator.next_free_from(0), None, "{network}");
         allocator.release(&last);
         allocator.take(&last);
-        allocator.release(&pool.network());
+        halves.iter().for_each(|half| allocator.release(half));
         assert_eq!(allocator.free_count(), slots - 1, "{network}");
         allocator.release(&last);
         assert_eq!(allocator.free_count(), slots, "{network}");
     }
+}
+
+#[test]
+fn a_record_of_everything_leaves_a_subnet_for_everybody() {
+    let pool = pool("10.5.0.0/22", 24);
+    let mut allocator = Allocator::new(&pool).expect("allocated from");
+    for everything in ["0.0.0.0/0", "10.0.0.0/8", "10.5.0.0/22"] {
+        allocator.take(&subnet(everything));
+        assert_eq!(allocator.free_count(), allocator.slots(), "{everything}");
+    }
+    allocator.take(&subnet("10.5.0.0/23"));
+    assert!(allocator.free_count() < allocator.slots(), "half counts");
 }
 
 #[test]
@@ -367,7 +384,8 @@ fn both_families_or_none_are_chosen() {
         Allocator::new(&v4).expect("v4"),
         Allocator::new(&v6).expect("v6"),
     );
-    v6.take(&subnet("fd00::/64"));
+    v6.take(&subnet("fd00::/125"));
+    v6.take(&subnet("fd00::8/125"));
     let full = choose(&DualStack::both(&v4, &v6), &node(1), &DualStack::default());
     assert_eq!(full, Err(PoolExhausted { family: Family::V6 }));
 }

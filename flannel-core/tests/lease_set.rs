@@ -570,6 +570,10 @@ fn a_deleted_record_is_not_brought_back_by_an_old_write() {
         [key("peer1")]
     );
     assert!(set.apply(delete("peer1", 3)).delta.is_empty());
+    // One that was written since the last snapshot.
+    set.apply(Event::Put(peer(3, 6)));
+    assert_eq!(set.apply(delete("peer3", 7)).delta.removed, [key("peer3")]);
+    assert!(set.apply(Event::Put(peer(3, 6))).delta.is_empty());
 }
 
 #[test]
@@ -588,7 +592,11 @@ fn our_own_record_is_never_a_peer_and_its_changes_are_told() {
     assert_eq!(set.own_records().len(), 2);
 
     let again = set.apply(Event::Snapshot(snapshot([mine.clone(), peer(1, 1)], 2)));
-    assert_eq!(again.own, None);
+    assert_eq!(
+        again.own,
+        Some(OwnChange::Written(mine.clone())),
+        "it may be older than our last write"
+    );
     assert!(again.delta.is_empty());
     assert_eq!(set.own_records().len(), 1);
     assert_eq!(set.apply(Event::Put(mine.clone())).own, None);

@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use common::*;
 use flannel_backend_vxlan::VxlanData;
+use flannel_core::reconcile::ownership::nexthop_id;
 use flannel_core::{
     Address, ConditionStatus, ConditionType, DualStack, Error, Family, IfName, LeaseKey, Link,
     LinkKind, MAIN_TABLE, MacAddr, MemoryManager, NetworkConfig, Object, ObjectKey, Objects, Op,
-    Overlay, PoolMode, PublicIp, Route, RouteProtocol, RouteTarget, Subnet, UnderlayOptions,
+    Overlay, OverlayName, PoolMode, PublicIp, Route, RouteProtocol, RouteTarget, Subnet,
+    UnderlayOptions,
 };
 use flannel_testkit::fake_kernel::{Failure, FakeKernel, FaultKind};
 
@@ -380,6 +382,12 @@ async fn a_refused_object_never_delays_other_peers() {
         "tries are spaced: {}",
         failing[0].attempts
     );
+    manager.put_raw(peer(42, "10.42.42.0/24")).expect("stored");
+    let late = "10.42.42.0/24".parse().expect("a subnet");
+    until(Duration::from_millis(50), "one that came later too", || {
+        route_to(&kernel, late).is_some()
+    })
+    .await;
     kernel.accept(&key);
     until(Duration::from_secs(31), "the bad peer heals", || {
         route_to(&kernel, bad).is_some()
@@ -603,6 +611,91 @@ async fn a_config_change_is_applied_while_running() {
         .into_keys()
         .filter(|key| key.to_string().contains("10.42."));
     assert_eq!(stale.count(), 0, "nothing of the old network is left");
+}
+
+/// An IPv6 route moves from direct routing into the tunnel by way of a stopgap. While that fails, the
+/// stopgap alone would be made and removed without end, each time with a hint to look again.
+#[tokio::test(start_paused = true)]
+async fn a_stopgap_waits_with_what_it_is_made_for() {
+    let direct = DUAL.replace(r#""vxlan""#, r#""vxlan", "DirectRouting": true"#);
+    let manager = MemoryManager::new(config(&direct));
+    let kernels = [FakeKernel::node(1), FakeKernel::node(2)];
+    let a = start("a", &manager, &kernels[0]).await;
+    let b = start("b", &manager, &kernels[1]).await;
+    settle(&a).await;
+    let through = subnet_of(&b, Family::V6).address();
+    let id = nexthop_id(&OverlayName::default(), through, dev("flannel-v6.1"), true);
+    kernels[0].refuse(ObjectKey::Nexthop(id), Failure::Busy);
+    // So that time passes even if it turns in circles.
+    kernels[0].set_latency(Duration::from_millis(1));
+    kernels[0].take_log();
+    manager.set_config(config(DUAL));
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let tries = kernels[0].log().len();
+    assert!(tries < 200, "{tries} ops in 20 s");
+    let old = route_to(&kernels[0], subnet_of(&b, Family::V6));
+    assert!(old.is_some(), "the old way stays until there is a new one");
+    kernels[0].accept(&ObjectKey::Nexthop(id));
+    a.wait_for(|status| status.is_true(ConditionType::Kernel))
+        .await
+        .expect("running");
+    assert!(kernels[0].get(&ObjectKey::Nexthop(id)).is_some());
+}
+
+/// IPv6 takes no gateway in a tunnel while a route of the administrator's leads to it elsewhere.
+#[tokio::test(start_paused = true)]
+async fn a_wider_route_of_others_keeps_no_peer_out() {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernels = [FakeKernel::node(1), FakeKernel::node(2)];
+    let theirs = Object::Route(Route {
+        table: MAIN_TABLE,
+        dst: "fd00::/8".parse().expect("a subnet"),
+        metric: 1024,
+        target: RouteTarget::Gateway {
+            gateway: "2001:db8::fe".parse().expect("an address"),
+            dev: dev("eth0"),
+            onlink: false,
+        },
+        protocol: RouteProtocol(4),
+    });
+    kernels[0]
+        .insert_foreign(theirs.clone())
+        .expect("its key is free");
+    let a = start("a", &manager, &kernels[0]).await;
+    let b = start("b", &manager, &kernels[1]).await;
+    settle(&a).await;
+    for family in Family::ALL {
+        assert!(
+            route_to(&kernels[0], subnet_of(&b, family)).is_some(),
+            "{family}"
+        );
+    }
+    assert_eq!(kernels[0].get(&theirs.key()), Some(theirs));
+}
+
+/// Neither what is refused, nor what timed out while it waits for that, is looked at all the time.
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_something_refused_has_no_tries_of_its_own() {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernels = [FakeKernel::node(1), FakeKernel::node(2)];
+    let a = start("a", &manager, &kernels[0]).await;
+    settle(&a).await;
+    // The batch for the peer ends with both nexthops and both routes, which then have failed.
+    kernels[0].fail_next(FaultKind::ApplyTimesOut { after: 3 });
+    let b = start("b", &manager, &kernels[1]).await;
+    let gateway = subnet_of(&b, Family::V6).address();
+    let neighbour = ObjectKey::Neighbour {
+        dev: dev("flannel-v6.1"),
+        ip: gateway,
+    };
+    kernels[0].refuse(neighbour.clone(), Failure::Unsupported);
+    kernels[0].delete(&neighbour);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let before = kernels[0].observations();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let looks = kernels[0].observations() - before;
+    assert!(looks < 100, "{looks} readings in a minute");
+    kernels[0].assert_faults_consumed();
 }
 
 #[tokio::test(start_paused = true)]

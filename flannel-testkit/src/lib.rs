@@ -12,6 +12,8 @@ pub mod permute;
 pub mod prober;
 #[cfg(all(feature = "servers", target_os = "linux"))]
 pub mod servers;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod skipping;
 #[cfg(feature = "proptest")]
 pub mod strategies;

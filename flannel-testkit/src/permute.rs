@@ -85,7 +85,7 @@ impl History {
 }
 
 /// The record that an event is about.
-fn key_of(event: &Event) -> Option<&LeaseKey> {
+pub(crate) fn key_of(event: &Event) -> Option<&LeaseKey> {
     match event {
         Event::Put(lease) => Some(&lease.key),
         Event::Delete { key, .. } => Some(key),
@@ -182,7 +182,7 @@ impl Permutation {
 }
 
 /// A number below `limit`; 0 if that is 0.
-fn below(rng: &mut Rng, limit: usize) -> usize {
+pub(crate) fn below(rng: &mut Rng, limit: usize) -> usize {
     let limit = Duration::from_nanos(limit as u64);
     usize::try_from(rng.below(limit).as_nanos()).unwrap_or_default()
 }

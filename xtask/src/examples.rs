@@ -1,13 +1,11 @@
 //! Runs every example as the README shows it.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
-use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::metadata::{Example, Workspace};
-use crate::run::{Outcome, cargo, in_ci, is_root, line, run as run_command};
+use crate::metadata::{Target, Workspace};
+use crate::run::{Outcome, cargo, in_ci, is_root, line, run as run_command, run_limited};
 use crate::suite::Skips;
 
 /// How an example is run.
@@ -82,7 +80,7 @@ pub(crate) fn run_all(skips: Option<&Skips>) -> Outcome {
 
 fn run_where(skips: Option<&Skips>, wanted: impl Fn(&Run) -> bool) -> Outcome {
     let workspace = Workspace::load()?;
-    let examples: Vec<&Example> = workspace
+    let examples: Vec<&Target> = workspace
         .members()
         .flat_map(|package| &package.examples)
         .collect();
@@ -110,7 +108,7 @@ fn run_where(skips: Option<&Skips>, wanted: impl Fn(&Run) -> bool) -> Outcome {
 }
 
 /// The table and the workspace must name the same examples, so that none goes untested.
-fn check_table(examples: &[&Example]) -> Outcome {
+fn check_table(examples: &[&Target]) -> Outcome {
     let untested = examples
         .iter()
         .find(|example| RUNS.iter().all(|run| run.name != example.name));
@@ -146,7 +144,7 @@ fn run_one(run: &Run, required: &str, logs: &Path) -> Outcome {
     println!("$ {}", line(&command));
     let log = logs.join(format!("{}.txt", run.name));
     let start = Instant::now();
-    let problem = match exit_code(&mut command, &log)? {
+    let problem = match run_limited(&mut command, &log, LIMIT)? {
         Some(code) if code == run.exit => None,
         Some(code) => Some(format!("exit code {code}, not {}", run.exit)),
         None => Some(format!(
@@ -163,25 +161,4 @@ fn run_one(run: &Run, required: &str, logs: &Path) -> Outcome {
         Err(error) => println!("{}: {error}", log.display()),
     }
     Err(format!("`{}`: {problem}", line(&command)))
-}
-
-/// Runs a command with its output in a file; `None` if a signal ended it, ours after the limit or
-/// another.
-fn exit_code(command: &mut Command, log: &Path) -> Outcome<Option<i32>> {
-    let failed = |error: std::io::Error| format!("{}: {error}", log.display());
-    let file = File::create(log).map_err(failed)?;
-    let again = file.try_clone().map_err(failed)?;
-    let mut child = command.stdout(file).stderr(again).spawn().map_err(failed)?;
-    let start = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().map_err(failed)? {
-            return Ok(status.code());
-        }
-        if start.elapsed() > LIMIT {
-            // Cargo became the example by exec, so this reaches the example itself.
-            child.kill().and_then(|()| child.wait()).map_err(failed)?;
-            return Ok(None);
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
 }

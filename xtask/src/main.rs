@@ -15,6 +15,7 @@ mod lint;
 mod long;
 mod metadata;
 mod msrv;
+mod mutants;
 mod run;
 mod setup;
 mod stage;
@@ -39,7 +40,7 @@ const TASKS: &[Task] = &[
         name: "test",
         args: "",
         about: "Everything that CI checks, in this order: setup, fmt, lint, features, doc, api,\n\
-                deps, deny, msrv, examples, then all tests, those of the documentation too;\n\
+                deps, deny, msrv, examples, all tests, those of the documentation too, mutants;\n\
                 last a line that sums the tests up, as cargo does.\n\
                 As root it runs the tests and examples that need network namespaces; else it\n\
                 skips and counts them. With CI=true a missing privilege or tool is a failure.",
@@ -111,6 +112,14 @@ const TASKS: &[Task] = &[
         args: "[NAME…]",
         about: "Runs the examples (all, or the named ones) and checks their exit codes.",
         run: examples::run,
+    },
+    Task {
+        name: "mutants",
+        args: "[--by TEST] [NAME…]",
+        about: "Makes each of the deliberate defects of mutants/ (all, or the named ones) in a copy\n\
+                of the sources, and fails if the test that is to catch it does not; with --by, if\n\
+                that test does not, be it listed or not.",
+        run: mutants::run,
     },
     Task {
         name: "bench",
@@ -186,6 +195,7 @@ fn test() -> Outcome {
             summary = Some(run);
             passed
         }),
+        Stage::new("mutants", || mutants::run(&[])),
     ]);
     skips.print()?;
     if let Some(summary) = summary {

@@ -365,8 +365,8 @@ impl<'a> Planner<'a> {
     /// The route that makes the kernel see an IPv6 gateway where it is wanted.
     ///
     /// IPv6 refuses an on-link gateway while the best route to its address leads through another
-    /// device, as the very route does that is to move here: the gateway of a tunnel is the first
-    /// address of the peer's subnet. A route to that one address overrules it for a moment, and no
+    /// device, as the very route does that is to move here (the gateway of a tunnel is the first
+    /// address of the peer's subnet), or somebody's route to a wider network. A route to that one address overrules it for a moment, and no
     /// packet is lost. Left behind by a crash, it is an orphan of ours.
     fn stopgap(&self, object: &Object) -> Option<Object> {
         let (gateway, dev) = match object {
@@ -387,7 +387,7 @@ impl<'a> Planner<'a> {
             }) => (*gateway, *dev),
             _ => return None,
         };
-        let through = self.dev_of(self.best_route_at(gateway)?)?;
+        let through = self.dev_of(self.best_route_to(gateway)?)?;
         let route = Object::Route(Route {
             table: MAIN_TABLE,
             dst: Subnet::host(gateway),
@@ -400,26 +400,44 @@ impl<'a> Planner<'a> {
         (through != dev && is_free && would_be_ours).then_some(route)
     }
 
-    /// The longest route, so far as it stays, of those that are there and begin at an address.
-    fn best_route_at(&self, ip: Ipv6Addr) -> Option<&'a Object> {
-        let shortest = u8::try_from(128 - ip.to_bits().trailing_zeros()).ok()?;
+    /// The route that a packet to an address takes, of those that are there and stay; the default
+    /// route does not count.
+    ///
+    /// In the order of keys, all that holds an address stands before it, what is longest last. What
+    /// stands in between holds other addresses only: what it has in common with this one is longer
+    /// than anything before that can hold it.
+    fn best_route_to(&self, ip: Ipv6Addr) -> Option<&'a Object> {
         let key = |dst, metric| ObjectKey::Route {
             table: MAIN_TABLE,
             dst,
             metric,
         };
-        let first = key(Subnet::new(ip, shortest).ok()?, 0);
-        let last = key(Subnet::host(ip), u32::MAX);
-        let mut best: Option<(&Subnet, &'a Object)> = None;
-        for (key, object) in self.observed.objects.range(first..=last) {
-            if let ObjectKey::Route { dst, .. } = key
-                && best.is_none_or(|(best, _)| dst.len() > best.len())
-                && !self.is_lost(object)
-            {
-                best = Some((dst, object));
+        let routes = &self.observed.objects;
+        let first = key(Subnet::new(Ipv6Addr::UNSPECIFIED, 1).ok()?, 0);
+        let mut last = Subnet::host(ip);
+        loop {
+            let (found, _) = routes.range(&first..=&key(last, u32::MAX)).next_back()?;
+            let ObjectKey::Route { dst, .. } = *found else {
+                return None;
+            };
+            let IpAddr::V6(other) = dst.address() else {
+                return None;
+            };
+            let longest = if dst.contains_ip(IpAddr::V6(ip)) {
+                let mut metrics = routes.range(key(dst, 0)..=key(dst, u32::MAX));
+                let stays = metrics.find(|(_, object)| !self.is_lost(object));
+                if let Some((_, object)) = stays {
+                    return Some(object);
+                }
+                u32::from(dst.len()).checked_sub(1)?
+            } else {
+                (ip.to_bits() ^ other.to_bits()).leading_zeros()
+            };
+            if longest == 0 {
+                return None;
             }
+            last = Subnet::new(ip, u8::try_from(longest).ok()?).ok()?;
         }
-        best.map(|(_, object)| object)
     }
 
     fn step(&mut self, op: Op, why: Why, peer: Option<LeaseKey>) {

@@ -362,18 +362,20 @@ impl Reconciler {
             self.converged = self.failures.is_empty() && (fresh || self.converged);
             return false;
         }
-        self.apply(steps).await
+        self.apply(steps, desired).await
     }
 
-    /// The steps that are not waiting for another try, nor for another step that is.
-    fn due(&self, steps: Vec<Step>) -> Vec<Step> {
+    /// The steps that are not waiting for another try, nor for another step that is. A stopgap is
+    /// made for one step: without that it would only be made and removed, over and over again.
+    ///
+    /// What waits for another step has no try of its own, though it may have failed by itself before.
+    fn due(&mut self, steps: Vec<Step>) -> Vec<Step> {
         if self.failures.is_empty() {
             return steps;
         }
         let now = self.clock.now();
-        let mut held = BTreeSet::new();
-        let mut due = Vec::with_capacity(steps.len());
-        for step in steps {
+        let (mut waiting, mut held) = (BTreeSet::new(), BTreeSet::new());
+        for step in &steps {
             let key = step.op.key();
             let waits = self
                 .failures
@@ -386,16 +388,75 @@ impl Reconciler {
                     .needs()
                     .iter()
                     .any(|need| held.contains(need));
-            if waits || depends || held.contains(&key) {
+            if waits {
+                waiting.insert(key.clone());
+            }
+            if waits || depends {
                 held.insert(key);
-            } else {
-                due.push(step);
+            }
+        }
+        let (held_back, due): (Vec<_>, Vec<_>) = steps.into_iter().partition(|step| {
+            let serves = match &step.why {
+                Why::Stopgap { of } => held.contains(of),
+                _ => false,
+            };
+            serves || held.contains(&step.op.key())
+        });
+        for step in held_back {
+            let key = step.op.key();
+            if !waiting.contains(&key) {
+                self.failures.remove(&key);
             }
         }
         due
     }
 
-    async fn apply(&mut self, steps: Vec<Step>) -> bool {
+    /// Makes first and removes after. What could not be made may leave in use what it was to take
+    /// the place of: that is not removed as unwanted before it is out of use.
+    async fn apply(&mut self, steps: Vec<Step>, desired: &Desired) -> bool {
+        let (mut orphans, makes): (Vec<_>, Vec<_>) =
+            steps.into_iter().partition(|step| step.why == Why::Orphan);
+        let mut doubt = self.carry_out(makes).await;
+        if !self.failures.is_empty() && !orphans.is_empty() {
+            let used = self.used(desired);
+            orphans.retain(|step| {
+                let is_used = used.contains(&step.op.key());
+                if is_used {
+                    self.failures.remove(&step.op.key());
+                }
+                !is_used
+            });
+        }
+        doubt |= self.carry_out(orphans).await;
+        doubt
+    }
+
+    /// What is there and needed by what is there under a wanted key, be it as it should or not.
+    /// Devices are left out: on one that is to go, other things may be in the way of what is wanted.
+    fn used(&self, desired: &Desired) -> BTreeSet<ObjectKey> {
+        let mut used = BTreeSet::new();
+        let Some(observed) = &self.observed else {
+            return used;
+        };
+        let wanted = desired.objects.keys();
+        let mut open: Vec<&Object> = wanted.filter_map(|key| observed.objects.get(key)).collect();
+        while let Some(object) = open.pop() {
+            for key in object.needs() {
+                if !matches!(key, ObjectKey::Link(_))
+                    && let Some(object) = observed.objects.get(&key)
+                    && used.insert(key)
+                {
+                    open.push(object);
+                }
+            }
+        }
+        used
+    }
+
+    async fn carry_out(&mut self, steps: Vec<Step>) -> bool {
+        if steps.is_empty() {
+            return false;
+        }
         let ops: Vec<Op> = steps.iter().map(|step| step.op.clone()).collect();
         let results = self.kernel.apply(&ops).await;
         let now = self.clock.now();

@@ -63,6 +63,7 @@ macro_rules! kernel_conformance {
             routes_need_a_device_that_is_up
             a_gateway_must_be_reachable
             an_on_link_gateway_must_not_be_routed_elsewhere
+            a_wider_route_elsewhere_counts_for_an_on_link_gateway
             settings_are_changed_never_made
             a_device_is_made_as_asked_or_not_at_all
             an_address_must_be_fit

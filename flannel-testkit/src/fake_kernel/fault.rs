@@ -27,6 +27,11 @@ pub enum FaultKind {
         /// How.
         failure: Failure,
     },
+    /// The next op on an object of a kind is answered as if it were made, and changes nothing.
+    Ignored {
+        /// The kind.
+        kind: &'static str,
+    },
     /// The next reading of the state fails.
     Observe {
         /// How.

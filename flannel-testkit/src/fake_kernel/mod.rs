@@ -15,6 +15,7 @@ mod fault;
 mod host;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -63,6 +64,17 @@ struct State {
     observations: usize,
     latency: Duration,
     watchers: Vec<mpsc::UnboundedSender<Change>>,
+    witness: Witness,
+}
+
+/// Whom to tell of every op.
+#[derive(Clone, Default)]
+struct Witness(Option<Arc<dyn Fn(&Objects, &LogEntry) + Send + Sync>>);
+
+impl fmt::Debug for Witness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Witness(set: {})", self.0.is_some())
+    }
 }
 
 impl Default for FakeKernel {
@@ -108,6 +120,7 @@ impl FakeKernel {
                 observations: 0,
                 latency: Duration::ZERO,
                 watchers: Vec::new(),
+                witness: Witness::default(),
             })),
         };
         kernel.with_hardware("lo", LinkKind::Loopback, 65_536)
@@ -264,6 +277,18 @@ impl FakeKernel {
         );
     }
 
+    /// Takes back the faults that have not come yet.
+    pub fn take_pending_faults(&self) -> Vec<FaultKind> {
+        std::mem::take(&mut self.state().faults).into()
+    }
+
+    /// Tells a witness of every op given to [`Kernel::apply`], directly after it: what is in the
+    /// namespace then, and the op with its answer. So a state that lasts for one op only can be seen.
+    /// The witness must not call this kernel. Replaces an earlier one.
+    pub fn set_witness(&self, witness: impl Fn(&Objects, &LogEntry) + Send + Sync + 'static) {
+        self.state().witness = Witness(Some(Arc::new(witness)));
+    }
+
     /// The ops given to [`Kernel::apply`] since the last [`FakeKernel::take_log`], with the answers.
     pub fn log(&self) -> Vec<LogEntry> {
         self.state().log.clone()
@@ -362,10 +387,14 @@ impl State {
                 Some(after) if at == after => Err(Error::TimedOut),
                 _ => result,
             };
-            self.log.push(LogEntry {
+            let entry = LogEntry {
                 op: op.clone(),
                 result: result.as_ref().copied().map_err(ToString::to_string),
-            });
+            };
+            if let Some(witness) = &self.witness.0 {
+                witness(self.host.objects(), &entry);
+            }
+            self.log.push(entry);
             results.push(result);
         }
         self.tell();
@@ -400,6 +429,11 @@ impl State {
             return Err(failure.error(op));
         }
         self.check_features(op.object())?;
+        let is_ignored =
+            |f: &FaultKind| matches!(f, FaultKind::Ignored { kind } if *kind == key.kind());
+        if self.take_fault(|f| is_ignored(f).then_some(())).is_some() {
+            return Ok(());
+        }
         self.host.apply(op)
     }
 

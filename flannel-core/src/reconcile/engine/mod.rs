@@ -99,6 +99,8 @@ pub(crate) struct Engine {
     lease: LeaseState,
     /// A lease is to be asked for, whatever is held.
     acquire: bool,
+    /// How often in a row the store gave a lease that the config does not allow.
+    misfits: u32,
     network: Option<Arc<dyn Network>>,
     inputs: Option<Inputs>,
     /// The backend could not make a network the last time it was asked.
@@ -172,6 +174,7 @@ impl Engine {
             attrs: None,
             lease: LeaseState::None,
             acquire: false,
+            misfits: 0,
             network: None,
             inputs: None,
             register_failed: false,

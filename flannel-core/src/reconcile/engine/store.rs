@@ -477,7 +477,7 @@ impl Engine {
     }
 
     pub(super) async fn took_lease(&mut self, lease: Lease, asked: Moment, renewal: bool) {
-        self.acquire = false;
+        self.follow_fit(&lease, renewal);
         let keeper = Keeper::new(self.parts.options.keeper, &lease, asked);
         let message = format!("{} by record {}", lease.subnet, lease.key);
         let subnet = lease.subnet;
@@ -490,6 +490,23 @@ impl Engine {
         });
         self.tell_own();
         self.save().await;
+    }
+
+    /// Sees to it that a lease which the config no longer allows is exchanged. The config may have
+    /// changed while the store was asked, and a renewal changes no subnets.
+    fn follow_fit(&mut self, lease: &Lease, renewal: bool) {
+        let config = self.config.as_ref();
+        if config.is_none_or(|config| config.fits(&lease.subnet)) {
+            self.acquire &= renewal;
+            self.misfits = 0;
+            return;
+        }
+        self.acquire = true;
+        if !renewal {
+            // The store sees it otherwise, so far: to ask at once again would be to ask for ever.
+            self.misfits = self.misfits.saturating_add(1);
+            self.call_at = self.now() + self.retry.after(self.misfits, &mut self.parts.rng);
+        }
     }
 
     /// Tells the set of peers who we are.

@@ -103,6 +103,7 @@ impl Engine {
     }
 
     pub(super) async fn event(&mut self, event: Event) {
+        let is_whole = matches!(event, Event::Snapshot(_));
         let applied = match event {
             Event::Config(config) => {
                 self.config_is_saved = false;
@@ -136,13 +137,16 @@ impl Engine {
             self.emit(OverlayEvent::WithdrawalHeld { withdrawn, known });
         }
         if let Some(own) = own {
-            self.own_record(own);
+            self.own_record(own, is_whole);
         }
     }
 
     /// Something happened to our own record. What is certain is found out by a renewal, whose
     /// condition the store checks.
-    pub(super) fn own_record(&mut self, change: OwnChange) {
+    ///
+    /// A single write that is older than ours came late. In a whole snapshot it may be all that is
+    /// left of our record, because a backup was restored.
+    pub(super) fn own_record(&mut self, change: OwnChange, is_whole: bool) {
         let now = self.now();
         let LeaseState::Held { lease, keeper } = &mut self.lease else {
             return;
@@ -156,7 +160,7 @@ impl Engine {
             {
                 lease.revision = lease.revision.max(record.revision);
             }
-            OwnChange::Written(record) if record.revision <= lease.revision => {}
+            OwnChange::Written(record) if !is_whole && record.revision <= lease.revision => {}
             _ => keeper.publish(now),
         }
     }

@@ -1,7 +1,9 @@
 //! The rules of Linux on which the planner relies, beside what the trait promises.
 
 use flannel_core::kernel::Error;
-use flannel_core::{Family, Link, MacAddr, Object, ObjectKey, Op, Route, RouteTarget, Subnet};
+use flannel_core::{
+    DualStack, Family, Link, MacAddr, Object, ObjectKey, Op, Route, RouteTarget, Subnet,
+};
 
 use super::Outcome;
 use super::fixture::{KernelFixture, address, ip, name, route, same};
@@ -235,11 +237,25 @@ pub async fn a_gateway_must_be_reachable(fixture: &KernelFixture) -> Outcome {
 /// An IPv6 gateway is not taken as on-link while a route other than the default one leads to it
 /// through another device; a route to the gateway alone overrules that one. IPv4 takes it.
 pub async fn an_on_link_gateway_must_not_be_routed_elsewhere(fixture: &KernelFixture) -> Outcome {
+    routed_elsewhere(fixture, DualStack::both("10.77.2.0/24", "fd77:2::/64")).await
+}
+
+/// The same if the other route is to a wider network, of which the gateway is not the first address.
+pub async fn a_wider_route_elsewhere_counts_for_an_on_link_gateway(
+    fixture: &KernelFixture,
+) -> Outcome {
+    routed_elsewhere(fixture, DualStack::both("10.77.0.0/16", "fd77::/16")).await
+}
+
+async fn routed_elsewhere(fixture: &KernelFixture, nets: DualStack<&'static str>) -> Outcome {
     for family in fixture.families() {
         fixture.make(&[fixture.vxlan(family)]).await?;
-        let (net, gateway) = match family {
-            Family::V4 => ("10.77.2.0/24", ip("10.77.2.0")),
-            Family::V6 => ("fd77:2::/64", ip("fd77:2::")),
+        let gateway = match family {
+            Family::V4 => ip("10.77.2.0"),
+            Family::V6 => ip("fd77:2::"),
+        };
+        let Some(net) = nets.get(family) else {
+            continue;
         };
         fixture
             .make(&[route(net, RouteTarget::Device(fixture.underlay))])

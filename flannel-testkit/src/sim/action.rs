@@ -1,0 +1,443 @@
+//! What can happen to a simulated cluster: each thing a value that can be printed and done again.
+//!
+//! Actions name what they are about by number and never by value, so that an action still means
+//! something after others were taken out of its history: *the third object of ours that is there
+//! then*, not *the route 10.42.7.0/24*.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::fake_kernel::Failure;
+
+/// One thing that happens, and the time that passes after it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Step {
+    /// What happens.
+    pub action: Action,
+    /// How long nothing else happens then, in virtual time.
+    pub then: Duration,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, then {:?}", self.action, self.then)
+    }
+}
+
+/// Something that happens. Nodes are counted from 0; a number that is too large is taken modulo
+/// what there is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum Action {
+    /// Nothing but time.
+    Wait,
+    /// To a node as a whole.
+    Node(usize, NodeAction),
+    /// Between a node and the store.
+    Link(usize, LinkAction),
+    /// In a node's kernel.
+    Kernel(usize, KernelAction),
+    /// In the store.
+    Store(StoreAction),
+}
+
+/// What happens to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum NodeAction {
+    /// The program is started, if it does not run.
+    Start,
+    /// The program is told to stop.
+    Stop,
+    /// The node leaves: its lease is given up, its kernel objects are removed, its state is lost.
+    Leave,
+    /// The program dies.
+    Crash(CrashPoint),
+    /// The machine starts anew: its kernel is empty, the program does not run.
+    Reboot,
+    /// The machine sleeps; its clock goes on.
+    Suspend,
+    /// The machine wakes.
+    Resume,
+    /// The node's clock jumps forward: it slept while its timers stood still.
+    Jump(Duration),
+    /// Something is wrong with the place of the saved state.
+    State(StateFault),
+}
+
+/// When a program dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum CrashPoint {
+    /// At once.
+    Now,
+    /// Directly before it would do something outside of itself (ask the store, read or change the
+    /// kernel, save its state), after so many such things.
+    Before(u8),
+    /// Directly after something was done, before it is told so.
+    After(u8),
+    /// In the middle of a batch of changes to the kernel, after so many changes.
+    InBatch(u8),
+}
+
+/// What is wrong with the place of the saved state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum StateFault {
+    /// The next write fails and leaves what was there.
+    WriteFails,
+    /// The next write is torn: nothing can be read afterwards.
+    WriteTorn,
+    /// The next reading fails.
+    ReadFails,
+    /// It is empty again.
+    Lost,
+    /// The state of one write before is back.
+    Old,
+}
+
+/// What happens between a node and the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum LinkAction {
+    /// Nothing passes any more.
+    Cut {
+        /// Whether calls wait (packets are dropped) or fail at once (refused).
+        silent: bool,
+    },
+    /// Everything passes again.
+    Heal,
+    /// Calls and deliveries take longer; zero: no longer.
+    Delay(Duration),
+    /// The next call fails and is not made.
+    LoseRequest,
+    /// The next call is made and its answer is lost.
+    LoseAnswer,
+    /// Deliveries of the watch are held for a while, then come as said.
+    Hold(Duration, Delivery),
+    /// The watch breaks; it reports that and starts again.
+    Break,
+    /// The watch ends for good; the next one starts with a snapshot.
+    End,
+    /// The watch has lost history: its next item is a snapshot.
+    Resnapshot,
+}
+
+/// How held deliveries come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum Delivery {
+    /// In order, only late.
+    Late,
+    /// In another order across records.
+    Reordered,
+    /// Each once more, after all of them.
+    Repeated,
+    /// Of each record only the last.
+    Squashed,
+}
+
+/// What happens in a node's kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum KernelAction {
+    /// The next op on an object of a kind fails.
+    FailOp(Kind, Fails),
+    /// The next op on the object of ours with this number fails.
+    FailKey(u8, Fails),
+    /// The next reading fails.
+    FailObserve(Fails),
+    /// The next batch times out after so many ops.
+    ApplyTimesOut(u8),
+    /// A device of ours is deleted in the middle of the next batch longer than this.
+    DeviceDeleted(u8),
+    /// The next hints are lost, and the watch knows it.
+    Overrun,
+    /// The next hints are lost, and nobody knows it.
+    HintsLost,
+    /// Every op on the object of ours with this number fails, until all is accepted.
+    Refuse(u8, Fails),
+    /// Everything is accepted again.
+    Accept,
+    /// Every call takes so long; zero: none.
+    Latency(Duration),
+    /// Somebody deletes an object of ours of a kind, the one with this number.
+    Delete(Kind, u8),
+    /// Somebody alters an object of ours of a kind, the one with this number.
+    Alter(Kind, u8),
+    /// Somebody sets a device of ours down.
+    LinkDown(u8),
+    /// Somebody puts a route of their own in the place of one of ours, the one with this number.
+    ForeignRoute(u8),
+    /// Somebody takes all such routes away.
+    ForeignGone,
+    /// The external interface goes down.
+    UnderlayDown,
+    /// The external interface comes up with its addresses and routes.
+    UnderlayUp,
+    /// The external interface is taken out and comes back, with another index.
+    UnderlayRemade,
+    /// The external interface has another MTU.
+    UnderlayMtu(u16),
+    /// The node has other addresses on the underlay: its own ones of this number.
+    UnderlayAddress(u8),
+}
+
+/// The kinds of kernel objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Kind {
+    /// A device.
+    Link,
+    /// A setting.
+    Sysctl,
+    /// An address.
+    Address,
+    /// A forwarding entry.
+    Fdb,
+    /// A neighbour.
+    Neighbour,
+    /// A nexthop object.
+    Nexthop,
+    /// A route.
+    Route,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Link,
+        Self::Sysctl,
+        Self::Address,
+        Self::Fdb,
+        Self::Neighbour,
+        Self::Nexthop,
+        Self::Route,
+    ];
+
+    /// The word of [`flannel_core::ObjectKey::kind`].
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Link => "link",
+            Self::Sysctl => "sysctl",
+            Self::Address => "address",
+            Self::Fdb => "fdb",
+            Self::Neighbour => "neighbour",
+            Self::Nexthop => "nexthop",
+            Self::Route => "route",
+        }
+    }
+}
+
+/// How a kernel call fails: a [`Failure`] by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "the classes of flannel_core::kernel::Error")]
+pub enum Fails {
+    Busy,
+    NotPermitted,
+    Unsupported,
+    Exists,
+    NotFound,
+    NoSuchDevice,
+    Rejected,
+    TimedOut,
+    Interrupted,
+    Connection,
+}
+
+impl Fails {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Busy,
+        Self::NotPermitted,
+        Self::Unsupported,
+        Self::Exists,
+        Self::NotFound,
+        Self::NoSuchDevice,
+        Self::Rejected,
+        Self::TimedOut,
+        Self::Interrupted,
+        Self::Connection,
+    ];
+}
+
+impl From<Fails> for Failure {
+    fn from(fails: Fails) -> Self {
+        match fails {
+            Fails::Busy => Self::Busy,
+            Fails::NotPermitted => Self::NotPermitted,
+            Fails::Unsupported => Self::Unsupported,
+            Fails::Exists => Self::Exists,
+            Fails::NotFound => Self::NotFound,
+            Fails::NoSuchDevice => Self::NoSuchDevice,
+            Fails::Rejected => Self::Rejected,
+            Fails::TimedOut => Self::TimedOut,
+            Fails::Interrupted => Self::Interrupted,
+            Fails::Connection => Self::Connection,
+        }
+    }
+}
+
+/// What happens in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum StoreAction {
+    /// Somebody writes a record that is not to be trusted, made from a node's own (the first
+    /// number) and unlike others of the kind (the second).
+    Put(Hostile, usize, u8),
+    /// Somebody writes over a node's record in another's name.
+    Take(usize),
+    /// Somebody deletes a node's record.
+    RemoveOf(usize),
+    /// Somebody deletes the record with this number, whosever it is.
+    Remove(u8),
+    /// A node's record is overwritten with what nobody can read.
+    Garble(usize),
+    /// What nobody can read is put under a key of its own.
+    Junk(u8),
+    /// Another network config is written.
+    Config(usize),
+    /// A config that nobody can read is written.
+    BadConfig,
+    /// A backup is made.
+    Backup,
+    /// The last backup is restored.
+    Restore,
+    /// History is forgotten.
+    Compact,
+    /// A node's subnets are reserved for it.
+    Reserve(usize),
+    /// A node's reservation ends.
+    Unreserve(usize),
+}
+
+/// Records that are not to be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum Hostile {
+    /// An honest one, as of a node of another program.
+    Honest,
+    /// It has the other family only.
+    OtherFamily,
+    /// Its subnet is the node's own.
+    OwnSubnet,
+    /// Its subnet lies in the node's own.
+    InsideOwn,
+    /// Its subnet covers the node's own and its neighbour.
+    AroundOwn,
+    /// Its subnet lies outside of the network.
+    OutsidePool,
+    /// Its subnet is everything.
+    DefaultRoute,
+    /// Its subnet is multicast.
+    Multicast,
+    /// Its subnet is the whole network.
+    WholePool,
+    /// Its subnet is the underlay.
+    Underlay,
+    /// Its VTEP MAC is the node's.
+    DuplicateMac,
+    /// Its VTEP MAC is no single device's.
+    MulticastMac,
+    /// Its public address is the node's.
+    OwnPublicIp,
+    /// Its public address is no host's.
+    BadPublicIp,
+    /// Its public address lies in the overlay.
+    InnerPublicIp,
+    /// It has no public address.
+    NoPublicIp,
+    /// It is of another backend.
+    OtherBackend,
+    /// It has no backend data.
+    NoData,
+    /// Its backend data is not of the form.
+    MalformedData,
+    /// Its backend data is as large as is accepted.
+    HugeData,
+    /// It is of another overlay: another VNI.
+    OtherVni,
+}
+
+impl Hostile {
+    /// All of them.
+    pub const ALL: [Self; 21] = [
+        Self::Honest,
+        Self::OtherFamily,
+        Self::OwnSubnet,
+        Self::InsideOwn,
+        Self::AroundOwn,
+        Self::OutsidePool,
+        Self::DefaultRoute,
+        Self::Multicast,
+        Self::WholePool,
+        Self::Underlay,
+        Self::DuplicateMac,
+        Self::MulticastMac,
+        Self::OwnPublicIp,
+        Self::BadPublicIp,
+        Self::InnerPublicIp,
+        Self::NoPublicIp,
+        Self::OtherBackend,
+        Self::NoData,
+        Self::MalformedData,
+        Self::HugeData,
+        Self::OtherVni,
+    ];
+}
+
+impl Action {
+    /// The kind of fault or event, by which it is counted: without numbers and times.
+    pub fn kind(&self) -> String {
+        match self {
+            Self::Wait => "wait".to_owned(),
+            Self::Node(_, action) => match action {
+                NodeAction::Crash(CrashPoint::Now) => "node crash now".to_owned(),
+                NodeAction::Crash(CrashPoint::Before(_)) => "node crash before a call".to_owned(),
+                NodeAction::Crash(CrashPoint::After(_)) => "node crash after a call".to_owned(),
+                NodeAction::Crash(CrashPoint::InBatch(_)) => "node crash in a batch".to_owned(),
+                NodeAction::State(fault) => format!("state {fault:?}"),
+                other => format!("node {}", word(other)),
+            },
+            Self::Link(_, action) => match action {
+                LinkAction::Cut { silent: true } => "link Cut silent".to_owned(),
+                LinkAction::Cut { silent: false } => "link Cut refusing".to_owned(),
+                LinkAction::Hold(_, delivery) => format!("link Hold {delivery:?}"),
+                other => format!("link {}", word(other)),
+            },
+            Self::Kernel(_, action) => match action {
+                KernelAction::FailOp(_, fails) => format!("kernel FailOp {fails:?}"),
+                KernelAction::Delete(kind, _) => format!("kernel Delete {}", kind.word()),
+                KernelAction::Alter(kind, _) => format!("kernel Alter {}", kind.word()),
+                KernelAction::FailObserve(fails) => format!("kernel FailObserve {fails:?}"),
+                other => format!("kernel {}", word(other)),
+            },
+            Self::Store(action) => match action {
+                StoreAction::Put(hostile, ..) => format!("store Put {hostile:?}"),
+                other => format!("store {}", word(other)),
+            },
+        }
+    }
+}
+
+/// The name of a variant.
+fn word(value: &impl fmt::Debug) -> String {
+    let text = format!("{value:?}");
+    let end = text
+        .find(|c: char| !c.is_ascii_alphanumeric())
+        .unwrap_or(text.len());
+    text[..end].to_owned()
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wait => f.write_str("wait"),
+            Self::Node(node, action) => write!(f, "node {node}: {action:?}"),
+            Self::Link(node, action) => write!(f, "link of node {node}: {action:?}"),
+            Self::Kernel(node, action) => write!(f, "kernel of node {node}: {action:?}"),
+            Self::Store(action) => write!(f, "store: {action:?}"),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! [`Cluster`]: the store of a simulated cluster, as the simulator needs it.
+
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use flannel_core::{
+    DualStack, Event, EventStream, Lease, LeaseKey, Manager, MemoryManager, MemoryState,
+    NetworkConfig, NodeId, Snapshot, Subnet,
+};
+
+/// What a store is to begin with.
+#[derive(Debug, Clone)]
+pub struct Founding {
+    /// The network config in it.
+    pub config: NetworkConfig,
+    /// How long leases last without renewal; `None`: for ever.
+    pub ttl: Option<Duration>,
+}
+
+/// What others do to a store.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Tamper {
+    /// They write a record, whatever is there.
+    Put(Lease),
+    /// They delete a record, whosever it is.
+    Remove(LeaseKey),
+    /// They write something that cannot be read under a record's key.
+    Garble(LeaseKey),
+    /// They write another network config.
+    Config(NetworkConfig),
+    /// They write a network config that cannot be read.
+    BadConfig,
+    /// They make a backup; there is one at a time.
+    Backup,
+    /// They restore the backup.
+    Restore,
+    /// They let the store forget its history.
+    Compact,
+    /// They reserve subnets for a node.
+    Reserve(NodeId, DualStack<Subnet>),
+    /// They end a node's reservation.
+    Unreserve(NodeId),
+}
+
+/// The store that a simulated cluster shares.
+///
+/// Made anew for every run, inside of the run's tokio runtime, whose clock is paused. All that it
+/// does must follow from what is asked of it and from tokio's time: no entropy, no other clock.
+pub trait Cluster: Debug + Send + Sync + 'static {
+    /// The manager of a node. Asked for whenever the node's program is started.
+    fn manager(&self, node: &NodeId) -> Arc<dyn Manager>;
+
+    /// What is in the store now: the truth, past any fault between it and the nodes.
+    fn truth(&self) -> Snapshot;
+
+    /// Does what others do. Whether anything came of it: `false` also if the store cannot do this.
+    fn tamper(&self, tamper: Tamper) -> bool;
+}
+
+/// [`MemoryManager`] as the store of a simulated cluster.
+#[derive(Debug)]
+pub struct MemoryCluster {
+    manager: MemoryManager,
+    backup: Mutex<Option<MemoryState>>,
+}
+
+impl MemoryCluster {
+    /// A store as described.
+    pub fn new(founding: &Founding) -> Self {
+        let manager = MemoryManager::new(founding.config.clone());
+        let manager = match founding.ttl {
+            Some(ttl) => manager.with_ttl(ttl),
+            None => manager,
+        };
+        Self {
+            manager,
+            backup: Mutex::new(None),
+        }
+    }
+}
+
+impl Cluster for MemoryCluster {
+    fn manager(&self, _: &NodeId) -> Arc<dyn Manager> {
+        Arc::new(self.manager.clone())
+    }
+
+    fn truth(&self) -> Snapshot {
+        self.manager.snapshot()
+    }
+
+    fn tamper(&self, tamper: Tamper) -> bool {
+        let mut backup = self.backup.lock().unwrap_or_else(PoisonError::into_inner);
+        match tamper {
+            Tamper::Put(lease) => self.manager.put_raw(lease).is_ok(),
+            Tamper::Remove(key) => self.manager.remove(&key),
+            Tamper::Config(config) => {
+                self.manager.set_config(config);
+                true
+            }
+            Tamper::Backup => {
+                *backup = Some(self.manager.export());
+                true
+            }
+            Tamper::Restore => backup
+                .as_ref()
+                .is_some_and(|state| self.manager.import(state).is_ok()),
+            Tamper::Reserve(node, subnets) => self.manager.reserve(&node, subnets).is_ok(),
+            Tamper::Unreserve(node) => self.manager.unreserve(&node),
+            Tamper::Garble(_) | Tamper::BadConfig | Tamper::Compact => false,
+        }
+    }
+}
+
+/// Managers of one's own as the store of a simulated cluster: all that the simulator knows of it is
+/// what a watch of its own tells.
+pub struct Managers {
+    make: Box<dyn Fn(&NodeId) -> Arc<dyn Manager> + Send + Sync>,
+    known: Mutex<Known>,
+}
+
+struct Known {
+    watch: EventStream,
+    records: Snapshot,
+}
+
+impl Debug for Managers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Managers")
+    }
+}
+
+impl Managers {
+    /// The managers that a function gives to nodes, all of one store. It is asked for one more, of
+    /// the node `observer`, whose watch must answer without waiting.
+    ///
+    /// # Panics
+    /// Never: `observer` is a node id.
+    pub fn new(make: impl Fn(&NodeId) -> Arc<dyn Manager> + Send + Sync + 'static) -> Self {
+        let observer = NodeId::new("observer").expect("a node id");
+        let watch = make(&observer).watch_leases();
+        Self {
+            make: Box::new(make),
+            known: Mutex::new(Known {
+                watch,
+                records: Snapshot::default(),
+            }),
+        }
+    }
+}
+
+impl Cluster for Managers {
+    fn manager(&self, node: &NodeId) -> Arc<dyn Manager> {
+        (self.make)(node)
+    }
+
+    fn truth(&self) -> Snapshot {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Known { watch, records } = &mut *known;
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(Some(item)) = watch.as_mut().poll_next(&mut cx) {
+            match item {
+                Ok(Event::Snapshot(snapshot)) => *records = snapshot,
+                Ok(Event::Put(lease)) => {
+                    forget(records, &lease.key);
+                    records.leases.push(lease);
+                }
+                Ok(Event::Delete { key, .. }) => forget(records, &key),
+                Ok(Event::Unreadable(record)) => {
+                    forget(records, &record.key);
+                    records.unreadable.push(record);
+                }
+                _ => {}
+            }
+        }
+        records.clone()
+    }
+
+    fn tamper(&self, _: Tamper) -> bool {
+        false
+    }
+}
+
+fn forget(records: &mut Snapshot, key: &LeaseKey) {
+    records.leases.retain(|lease| lease.key != *key);
+    records.unreadable.retain(|record| record.key != *key);
+}

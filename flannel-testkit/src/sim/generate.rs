@@ -1,0 +1,194 @@
+//! Histories drawn from a seed: what happens, to whom, and how long after one another.
+
+use std::time::Duration;
+
+use flannel_core::Rng;
+
+use super::History;
+use super::action::{
+    Action, CrashPoint, Delivery, Fails, Hostile, KernelAction, Kind, LinkAction, NodeAction,
+    StateFault, Step, StoreAction,
+};
+use crate::permute::below;
+
+/// Draws a history.
+pub(super) fn history(seed: u64, nodes: usize, steps: usize, configs: usize) -> History {
+    let mut draw = Draw(Rng::new(seed));
+    let nodes = nodes.max(1);
+    let ttl = *draw.one_of(&[None, Some(30), Some(60), Some(180)]);
+    // Half of all histories begin with the first config.
+    let config = if draw.one_in(2) {
+        0
+    } else {
+        draw.below(configs)
+    };
+    // The others are configs to come, which are not to come often.
+    let mut actions: Vec<Step> = (0..nodes)
+        .map(|node| Step {
+            action: Action::Node(node, NodeAction::Start),
+            then: draw.pause(),
+        })
+        .collect();
+    for _ in 0..steps {
+        let node = draw.below(nodes);
+        let action = draw.action(node, nodes, configs);
+        let then = draw.pause();
+        actions.push(Step { action, then });
+    }
+    History {
+        seed,
+        nodes,
+        config,
+        ttl: ttl.map(Duration::from_secs),
+        actions,
+    }
+}
+
+struct Draw(Rng);
+
+impl Draw {
+    fn below(&mut self, limit: usize) -> usize {
+        below(&mut self.0, limit)
+    }
+
+    fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[self.below(all.len())]
+    }
+
+    fn byte(&mut self, limit: u8) -> u8 {
+        u8::try_from(self.below(limit.into())).unwrap_or_default()
+    }
+
+    /// A time up to a number of milliseconds, as often short as long.
+    fn time(&mut self, most: u64) -> Duration {
+        let orders = usize::try_from(64 - most.leading_zeros()).unwrap_or(1);
+        let limit = (1_u64 << self.below(orders + 1)).min(most);
+        Duration::from_millis(
+            u64::try_from(self.below(usize::try_from(limit).unwrap_or(1) + 1)).unwrap_or(limit),
+        )
+    }
+
+    fn pause(&mut self) -> Duration {
+        match self.below(20) {
+            0..=3 => Duration::ZERO,
+            4..=14 => self.time(3_000),
+            15..=18 => self.time(30_000),
+            _ => self.time(240_000),
+        }
+    }
+
+    fn action(&mut self, node: usize, nodes: usize, configs: usize) -> Action {
+        match self.below(100) {
+            0..=4 => Action::Wait,
+            5..=24 => Action::Node(node, self.node_action()),
+            25..=44 => Action::Link(node, self.link_action()),
+            45..=77 => Action::Kernel(node, self.kernel_action()),
+            _ => Action::Store(self.store_action(nodes, configs)),
+        }
+    }
+
+    fn node_action(&mut self) -> NodeAction {
+        match self.below(20) {
+            0..=4 => NodeAction::Start,
+            5 => NodeAction::Stop,
+            6 => NodeAction::Leave,
+            7 | 8 => NodeAction::Crash(CrashPoint::Now),
+            9 => NodeAction::Crash(CrashPoint::Before(self.byte(12))),
+            10 => NodeAction::Crash(CrashPoint::After(self.byte(12))),
+            11 => NodeAction::Crash(CrashPoint::InBatch(self.byte(12))),
+            12 => NodeAction::Reboot,
+            13 => NodeAction::Suspend,
+            14 | 15 => NodeAction::Resume,
+            16 => NodeAction::Jump(self.time(400_000)),
+            _ => NodeAction::State(*self.one_of(&[
+                StateFault::WriteFails,
+                StateFault::WriteTorn,
+                StateFault::ReadFails,
+                StateFault::Lost,
+                StateFault::Old,
+            ])),
+        }
+    }
+
+    fn link_action(&mut self) -> LinkAction {
+        match self.below(20) {
+            0 | 1 => LinkAction::Cut {
+                silent: self.one_in(2),
+            },
+            2..=6 => LinkAction::Heal,
+            7 => LinkAction::Delay(self.time(20_000)),
+            8 => LinkAction::Delay(Duration::ZERO),
+            9 | 10 => LinkAction::LoseRequest,
+            11 | 12 => LinkAction::LoseAnswer,
+            13..=16 => {
+                let delivery = *self.one_of(&[
+                    Delivery::Late,
+                    Delivery::Reordered,
+                    Delivery::Repeated,
+                    Delivery::Squashed,
+                ]);
+                LinkAction::Hold(self.time(20_000), delivery)
+            }
+            17 => LinkAction::Break,
+            18 => LinkAction::End,
+            _ => LinkAction::Resnapshot,
+        }
+    }
+
+    fn kernel_action(&mut self) -> KernelAction {
+        let fails = *self.one_of(&Fails::ALL);
+        let kind = *self.one_of(&Kind::ALL);
+        let n = self.byte(32);
+        match self.below(40) {
+            0..=5 => KernelAction::FailOp(kind, fails),
+            6 | 7 => KernelAction::FailKey(n, fails),
+            8..=10 => KernelAction::FailObserve(fails),
+            11 => KernelAction::ApplyTimesOut(n % 8),
+            12 => KernelAction::DeviceDeleted(n % 8),
+            13 => KernelAction::Overrun,
+            14 | 15 => KernelAction::HintsLost,
+            16 => KernelAction::Refuse(n, fails),
+            17 => KernelAction::Accept,
+            18 => KernelAction::Latency(self.time(500)),
+            19 => KernelAction::Latency(Duration::ZERO),
+            20..=25 => KernelAction::Delete(kind, n),
+            26..=31 => KernelAction::Alter(kind, n),
+            32 => KernelAction::LinkDown(n),
+            33 => KernelAction::ForeignRoute(n),
+            34 => KernelAction::ForeignGone,
+            35 => KernelAction::UnderlayDown,
+            36 | 37 => KernelAction::UnderlayUp,
+            38 => *self.one_of(&[
+                KernelAction::UnderlayRemade,
+                KernelAction::UnderlayMtu(1400),
+                KernelAction::UnderlayMtu(1500),
+                KernelAction::UnderlayMtu(9000),
+            ]),
+            _ => KernelAction::UnderlayAddress(n),
+        }
+    }
+
+    fn store_action(&mut self, nodes: usize, configs: usize) -> StoreAction {
+        let node = self.below(nodes);
+        let n = self.byte(64);
+        match self.below(24) {
+            0..=9 => StoreAction::Put(*self.one_of(&Hostile::ALL), node, n),
+            10 => StoreAction::Take(node),
+            11 => StoreAction::RemoveOf(node),
+            12 => StoreAction::Remove(n),
+            13 | 14 => StoreAction::Garble(node),
+            15 => StoreAction::Junk(n % 4),
+            16 => StoreAction::Config(self.below(configs)),
+            17 => StoreAction::BadConfig,
+            18 | 19 => StoreAction::Backup,
+            20 => StoreAction::Restore,
+            21 => StoreAction::Compact,
+            22 => StoreAction::Reserve(node),
+            _ => StoreAction::Unreserve(node),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! What a simulated machine comes with: its interfaces, and what other programs have there.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use flannel_core::reconcile::ownership::nexthop_id;
+use flannel_core::{
+    Address, Family, Fdb, IfName, Link, LinkKind, MAIN_TABLE, MacAddr, Neighbour, Nexthop, Object,
+    ObjectKey, Objects, OverlayName, PublicIp, Route, RouteProtocol, RouteTarget, Subnet, Vxlan,
+};
+
+use super::path::link;
+use crate::fake_kernel::FakeKernel;
+
+/// Made by an administrator (`RTPROT_STATIC`).
+pub(super) const STATIC: RouteProtocol = RouteProtocol(4);
+
+/// How many addresses lie between one set of addresses of a node and its next.
+const STRIDE: u8 = 40;
+
+/// The external interface of every node.
+pub(super) fn external() -> IfName {
+    name("eth0")
+}
+
+fn name(name: &str) -> IfName {
+    IfName::new(name).expect("a device name")
+}
+
+/// The addresses of a node on the underlay: the first, the second and so on of its own.
+pub(super) fn addresses(number: u8, set: u8) -> PublicIp {
+    let host = number.wrapping_add(STRIDE.wrapping_mul(set % 4));
+    PublicIp::both(
+        Ipv4Addr::new(192, 0, 2, host),
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host.into()),
+    )
+}
+
+/// The router of the underlay.
+pub(super) fn router(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(192, 0, 2, 254).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfe).into(),
+    }
+}
+
+/// A machine as it is after it was switched on.
+pub(super) fn machine(number: u8, set: u8) -> FakeKernel {
+    with_external(FakeKernel::empty(), number, set)
+}
+
+/// The same machine with its external interface.
+pub(super) fn with_external(kernel: FakeKernel, number: u8, set: u8) -> FakeKernel {
+    let addresses: Vec<(IpAddr, u8)> = addresses(number, set)
+        .ips()
+        .map(|ip| (ip, prefix_len(Family::of(&ip))))
+        .collect();
+    Family::ALL.into_iter().fold(
+        kernel.with_link("eth0", 1500, &addresses),
+        |kernel, family| kernel.with_default_route("eth0", router(family)),
+    )
+}
+
+pub(super) const fn prefix_len(family: Family) -> u8 {
+    match family {
+        Family::V4 => 24,
+        Family::V6 => 64,
+    }
+}
+
+/// Puts in what other programs have on a machine; answers what of it is there then.
+pub(super) fn furnish(kernel: &FakeKernel) -> BTreeMap<ObjectKey, Object> {
+    let (bridge, tunnel) = (name("br-lan"), name("vxlan99"));
+    let (v4, v6) = (router(Family::V4), router(Family::V6));
+    let mac = MacAddr([0x02, 0x99, 0, 0, 0, 1]);
+    let link = |name, kind| {
+        Object::Link(Link {
+            name,
+            kind,
+            mtu: Some(1450),
+            mac: Some(MacAddr([0x02, 0x99, 0, 0, 0, 0x10])),
+            up: true,
+            alias: None,
+        })
+    };
+    let gateway = |gateway| RouteTarget::Gateway {
+        gateway,
+        dev: external(),
+        onlink: false,
+    };
+    let objects = [
+        link(bridge, LinkKind::Bridge),
+        Object::Address(Address {
+            dev: bridge,
+            ip: Ipv4Addr::new(10, 99, 0, 1).into(),
+            prefix_len: 24,
+        }),
+        link(
+            tunnel,
+            LinkKind::Vxlan(Vxlan {
+                vni: 99,
+                port: 4789,
+                underlay: Some(external()),
+                local: None,
+                learning: true,
+                gbp: false,
+            }),
+        ),
+        Object::Fdb(Fdb {
+            dev: tunnel,
+            mac,
+            remote: Ipv4Addr::new(192, 0, 2, 99).into(),
+        }),
+        Object::Neighbour(Neighbour {
+            dev: tunnel,
+            ip: Ipv4Addr::new(10, 98, 0, 1).into(),
+            mac,
+        }),
+        Object::Nexthop(Nexthop {
+            id: 77,
+            gateway: v4,
+            dev: external(),
+            onlink: false,
+            protocol: STATIC,
+        }),
+        route("10.97.0.0/16", 0, RouteTarget::Nexthop(77)),
+        route("10.98.0.0/16", 0, gateway(v4)),
+        // In the network, but of no use to peers: another metric.
+        route("10.42.3.0/24", 77, gateway(v4)),
+        route("2001:db8:99::/48", 1024, gateway(v6)),
+    ];
+    for object in &objects {
+        // What hangs on an interface that is down cannot be there.
+        kernel.insert_foreign(object.clone()).ok();
+    }
+    let there = kernel.objects();
+    let mine =
+        |(key, _): &(&ObjectKey, &Object)| objects.iter().any(|object| object.key() == **key);
+    there
+        .iter()
+        .filter(mine)
+        .map(|(key, object)| (key.clone(), object.clone()))
+        .collect()
+}
+
+fn route(dst: &str, metric: u32, target: RouteTarget) -> Object {
+    Object::Route(Route {
+        table: MAIN_TABLE,
+        dst: dst.parse::<Subnet>().expect("a subnet"),
+        metric,
+        target,
+        protocol: STATIC,
+    })
+}
+
+/// All that bears the overlay's marks, in the order of keys.
+pub(super) fn ours(objects: &Objects) -> Vec<Object> {
+    let alias = OverlayName::default().link_alias();
+    let is_ours = |dev: IfName| {
+        link(objects, dev).is_some_and(|link| link.alias.as_deref() == Some(alias.as_str()))
+    };
+    let marked = |object: &&Object| match object {
+        Object::Nexthop(o) => {
+            let name = OverlayName::default();
+            o.protocol == RouteProtocol::OURS
+                && o.id == nexthop_id(&name, o.gateway, o.dev, o.onlink)
+        }
+        Object::Route(route) => route.protocol == RouteProtocol::OURS,
+        // A device's own link-local address comes and goes with it.
+        Object::Address(Address {
+            ip: IpAddr::V6(ip), ..
+        }) if ip.is_unicast_link_local() => false,
+        object => object.dev().is_some_and(is_ours),
+    };
+    objects.values().filter(marked).cloned().collect()
+}

@@ -1,0 +1,307 @@
+//! What happens in a node's kernel: faults, and what strangers do there.
+
+use flannel_core::{
+    Address, Family, Fdb, IfName, Link, LinkKind, MAIN_TABLE, MacAddr, Neighbour, Nexthop, Object,
+    ObjectKey, Op, Route, RouteTarget, Subnet, Sysctl,
+};
+
+use super::action::{Action, KernelAction, Kind};
+use super::hardware::{STATIC, addresses, external, ours, prefix_len, router, with_external};
+use super::path::link;
+use super::world::World;
+use crate::fake_kernel::FaultKind;
+
+impl World {
+    pub(super) fn act_on_kernel(&mut self, at: usize, action: KernelAction) -> bool {
+        let done = match action {
+            KernelAction::FailOp(kind, fails) => {
+                let (kind, failure) = (kind.word(), fails.into());
+                return self.fail(at, action, FaultKind::Op { kind, failure });
+            }
+            KernelAction::FailKey(n, fails) => {
+                let Some(object) = self.nth_of_ours(at, None, n) else {
+                    return false;
+                };
+                let (key, failure) = (object.key(), fails.into());
+                return self.fail(at, action, FaultKind::Key { key, failure });
+            }
+            KernelAction::FailObserve(fails) => {
+                let failure = fails.into();
+                return self.fail(at, action, FaultKind::Observe { failure });
+            }
+            KernelAction::ApplyTimesOut(after) => {
+                let after = after.into();
+                return self.fail(at, action, FaultKind::ApplyTimesOut { after });
+            }
+            KernelAction::DeviceDeleted(after) => {
+                let Some(Object::Link(link)) = self.nth_of_ours(at, Some(Kind::Link), after) else {
+                    return false;
+                };
+                let (dev, after) = (link.name, after.into());
+                return self.fail(at, action, FaultKind::DeviceDeleted { dev, after });
+            }
+            KernelAction::Overrun => return self.fail(at, action, FaultKind::Overrun),
+            KernelAction::HintsLost => return self.fail(at, action, FaultKind::HintsLost),
+            KernelAction::Refuse(n, fails) => {
+                let Some(object) = self.nth_of_ours(at, None, n) else {
+                    return false;
+                };
+                let node = &mut self.nodes[at];
+                node.kernel.refuse(object.key(), fails.into());
+                node.refused.push(object.key());
+                true
+            }
+            KernelAction::Accept => self.accept_all(at),
+            KernelAction::Latency(latency) => {
+                self.nodes[at].latency.set(latency);
+                true
+            }
+            KernelAction::Delete(kind, n) => match self.nth_of_ours(at, Some(kind), n) {
+                Some(Object::Sysctl(_)) | None => false,
+                Some(object) => {
+                    self.nodes[at].kernel.delete(&object.key());
+                    true
+                }
+            },
+            KernelAction::Alter(kind, n) => self
+                .nth_of_ours(at, Some(kind), n)
+                .and_then(|object| self.altered(at, object, n))
+                .is_some_and(|op| self.nodes[at].kernel.external(&op).is_ok()),
+            KernelAction::LinkDown(n) => match self.nth_of_ours(at, Some(Kind::Link), n) {
+                Some(Object::Link(link)) => {
+                    self.nodes[at].kernel.set_link_down(link.name);
+                    true
+                }
+                _ => false,
+            },
+            KernelAction::ForeignRoute(n) => return self.take_place_of_route(at, n),
+            KernelAction::ForeignGone => return self.give_places_back(at),
+            KernelAction::UnderlayDown
+            | KernelAction::UnderlayUp
+            | KernelAction::UnderlayRemade
+            | KernelAction::UnderlayMtu(_)
+            | KernelAction::UnderlayAddress(_) => {
+                self.judge.doubt_all(at);
+                self.act_on_underlay(at, action)
+            }
+        };
+        self.follow_foreign(at);
+        done
+    }
+
+    /// Sets a fault; it is counted once it has come.
+    fn fail(&mut self, at: usize, action: KernelAction, fault: FaultKind) -> bool {
+        let node = &mut self.nodes[at];
+        node.kernel.fail_next(fault.clone());
+        node.faults.push((fault, Action::Kernel(at, action).kind()));
+        false
+    }
+
+    /// The kernel accepts everything again; whether it did not.
+    pub(super) fn accept_all(&mut self, at: usize) -> bool {
+        let node = &mut self.nodes[at];
+        let refused = std::mem::take(&mut node.refused);
+        for key in &refused {
+            node.kernel.accept(key);
+        }
+        !refused.is_empty()
+    }
+
+    /// What strangers did may have cost others something too: that is theirs, not ours.
+    fn follow_foreign(&self, at: usize) {
+        let mut foreign = self.judge.foreign(at);
+        let objects = self.nodes[at].kernel.objects();
+        foreign.retain(|key, object| objects.get(key) == Some(object));
+        self.judge.set_foreign(at, foreign);
+    }
+
+    fn nth_of_ours(&self, at: usize, kind: Option<Kind>, n: u8) -> Option<Object> {
+        let mut all = ours(&self.nodes[at].kernel.objects());
+        all.retain(|object| kind.is_none_or(|kind| object.key().kind() == kind.word()));
+        let n = usize::from(n).checked_rem(all.len())?;
+        Some(all.swap_remove(n))
+    }
+
+    /// What a stranger makes of an object of ours.
+    fn altered(&self, at: usize, object: Object, n: u8) -> Option<Op> {
+        let mac = MacAddr([0x02, 0x66, 0, 0, 0, n]);
+        let altered = match object {
+            Object::Link(link) if n % 2 == 0 => Object::Link(Link {
+                mtu: link.mtu.map(|mtu| mtu - 10),
+                ..link
+            }),
+            Object::Link(link) => Object::Link(Link {
+                mac: Some(mac),
+                ..link
+            }),
+            Object::Sysctl(setting) => Object::Sysctl(Sysctl {
+                value: "2".to_owned(),
+                ..setting
+            }),
+            // An address cannot be changed: the device gets one more.
+            Object::Address(address) => {
+                let network = self.config.pools().get(Family::of(&address.ip))?.network();
+                let ip = network.nth(u128::from(n) + 2)?;
+                return Some(Op::Create(Object::Address(Address { ip, ..address })));
+            }
+            Object::Fdb(fdb) => Object::Fdb(Fdb {
+                remote: addresses(190 + n % 32, 0).ip(Family::of(&fdb.remote))?,
+                ..fdb
+            }),
+            Object::Neighbour(neighbour) => Object::Neighbour(Neighbour { mac, ..neighbour }),
+            Object::Nexthop(nexthop) => {
+                let bits = Family::of(&nexthop.gateway).bits();
+                let gateway = Subnet::new(nexthop.gateway, bits - 8).ok()?.nth(7)?;
+                Object::Nexthop(Nexthop { gateway, ..nexthop })
+            }
+            Object::Route(route) => {
+                let objects = self.nodes[at].kernel.objects();
+                let dev = match &route.target {
+                    RouteTarget::Nexthop(id) => objects.get(&ObjectKey::Nexthop(*id))?.dev()?,
+                    RouteTarget::Gateway { dev, .. } => *dev,
+                    _ => return None,
+                };
+                Object::Route(Route {
+                    target: RouteTarget::Device(dev),
+                    ..route
+                })
+            }
+            _ => return None,
+        };
+        Some(Op::Change(altered))
+    }
+
+    /// Somebody replaces a route of ours by their own.
+    fn take_place_of_route(&self, at: usize, n: u8) -> bool {
+        let Some(Object::Route(route)) = self.nth_of_ours(at, Some(Kind::Route), n) else {
+            return false;
+        };
+        let theirs = Object::Route(Route {
+            target: RouteTarget::Gateway {
+                gateway: router(route.dst.family()),
+                dev: external(),
+                onlink: false,
+            },
+            protocol: STATIC,
+            ..route
+        });
+        let done = self.nodes[at]
+            .kernel
+            .external(&Op::Change(theirs.clone()))
+            .is_ok();
+        if done {
+            let mut foreign = self.judge.foreign(at);
+            foreign.insert(theirs.key(), theirs);
+            self.judge.set_foreign(at, foreign);
+            self.judge.doubt_all(at);
+        }
+        done
+    }
+
+    /// Whoever took a place of ours gives it back.
+    fn give_places_back(&self, at: usize) -> bool {
+        let taken: Vec<ObjectKey> = self
+            .judge
+            .foreign(at)
+            .into_iter()
+            .filter(|(_, object)| self.is_in_our_place(object))
+            .map(|(key, _)| key)
+            .collect();
+        for key in &taken {
+            self.nodes[at].kernel.delete(key);
+        }
+        self.follow_foreign(at);
+        !taken.is_empty()
+    }
+
+    /// Whether an object of others is where a route to a peer would be.
+    pub(super) fn is_in_our_place(&self, object: &Object) -> bool {
+        matches!(object, Object::Route(route)
+            if route.metric == Route::default_metric(route.dst.family())
+                && route.table == MAIN_TABLE
+                && self.config.pools().values().any(|pool| pool.network().contains(&route.dst)))
+    }
+
+    fn act_on_underlay(&mut self, at: usize, action: KernelAction) -> bool {
+        let dev = external();
+        let node = &mut self.nodes[at];
+        let mtu = match link(&node.kernel.objects(), dev) {
+            Some(link) => link.mtu,
+            None => return false,
+        };
+        match action {
+            KernelAction::UnderlayDown if !node.unplugged => {
+                node.unplugged = true;
+                node.kernel.set_link_down(dev);
+                true
+            }
+            KernelAction::UnderlayUp if node.unplugged => {
+                node.unplugged = false;
+                node.kernel.set_link_up(dev, true);
+                self.put_addresses(at);
+                true
+            }
+            KernelAction::UnderlayRemade => {
+                node.kernel.delete_link(dev);
+                node.unplugged = false;
+                node.kernel = with_external(node.kernel.clone(), node.number, node.address);
+                true
+            }
+            KernelAction::UnderlayMtu(new) => {
+                let changed = Object::Link(Link {
+                    name: dev,
+                    kind: LinkKind::Other(String::new()),
+                    mtu: Some(new.into()),
+                    mac: None,
+                    up: !node.unplugged,
+                    alias: None,
+                });
+                mtu != Some(new.into()) && node.kernel.external(&Op::Change(changed)).is_ok()
+            }
+            KernelAction::UnderlayAddress(set) if set % 4 != node.address => {
+                let old = addresses(node.number, node.address);
+                node.address = set % 4;
+                self.put_addresses(at);
+                for ip in old.ips() {
+                    let address = address(dev, ip);
+                    self.nodes[at].kernel.delete(&address.key());
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Gives the external interface its addresses and default routes, as far as it has them not.
+    fn put_addresses(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        for ip in addresses(node.number, node.address).ips() {
+            let address = address(external(), ip);
+            node.kernel.insert_foreign(address).ok();
+            let family = Family::of(&ip);
+            let kernel = node.kernel.clone();
+            node.kernel = kernel.with_default_route(external().as_str(), router(family));
+        }
+    }
+
+    /// Everything in a node's kernel works, and its external interface is up.
+    pub(super) fn repair_kernel(&mut self, at: usize) {
+        self.gather_effects(at);
+        let node = &mut self.nodes[at];
+        node.kernel.take_pending_faults();
+        node.faults.clear();
+        node.latency.set(std::time::Duration::ZERO);
+        self.accept_all(at);
+        if self.nodes[at].unplugged {
+            self.act_on_kernel(at, KernelAction::UnderlayUp);
+        }
+    }
+}
+
+fn address(dev: IfName, ip: std::net::IpAddr) -> Object {
+    Object::Address(Address {
+        dev,
+        ip,
+        prefix_len: prefix_len(Family::of(&ip)),
+    })
+}

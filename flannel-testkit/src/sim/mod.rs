@@ -1,0 +1,221 @@
+//! Deterministic simulation: a cluster of overlays on fakes, one seed, one thread, a paused clock.
+//!
+//! A [`Sim`] draws a [`History`] from a seed: nodes crash and come back, sleep and leave; the way to
+//! the store is cut, slow and out of order; kernels refuse, forget and are changed by strangers; the
+//! store is tampered with. While that happens, everything that must always hold is checked after
+//! every change to any kernel and after every step ([`Invariant`]); then the faults stop, and within
+//! a bound of virtual time every kernel must be what an independent [`model`] says.
+//!
+//! One seed gives one history, and one history one run, bit for bit ([`Run::digest`]). A history that
+//! fails is made smaller until nothing can be left out of it ([`Sim::shrink`]).
+//!
+//! It needs no right and no kernel, and takes any [`Manager`](flannel_core::Manager) (by
+//! [`Sim::cluster`]) and any [`Backend`] (by [`Sim::new`] and [`Sim::model`]):
+//!
+//! ```no_run
+//! use flannel_backend_vxlan::VxlanBackend;
+//! use flannel_testkit::sim::Sim;
+//!
+//! let report = Sim::new(VxlanBackend::new).nodes(3).seeds(0..1000, 2, &|_| {});
+//! assert!(report.failed.is_empty(), "{report}");
+//! ```
+
+mod action;
+mod cluster;
+mod generate;
+mod hardware;
+mod io;
+mod judge;
+mod kernel_acts;
+mod link;
+pub mod model;
+mod model_vxlan;
+mod node;
+pub mod path;
+mod report;
+mod run;
+mod settle;
+mod shrink;
+mod store_acts;
+mod trace;
+mod watch;
+mod world;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flannel_core::{Backend, NetworkConfig, OverlayBuilder, PoolMode};
+use serde::Serialize;
+
+pub use action::{
+    Action, CrashPoint, Delivery, Fails, Hostile, KernelAction, Kind, LinkAction, NodeAction,
+    StateFault, Step, StoreAction,
+};
+pub use cluster::{Cluster, Founding, Managers, MemoryCluster, Tamper};
+pub use judge::{Invariant, Violation};
+pub use report::{Failure, Progress, Report};
+pub use run::Run;
+
+use model::{Model, VxlanModel};
+
+/// A simulation of clusters of one kind.
+#[derive(Clone)]
+pub struct Sim {
+    setup: Arc<Setup>,
+}
+
+/// What all runs of a simulation have in common.
+#[derive(Clone)]
+pub(crate) struct Setup {
+    nodes: usize,
+    steps: usize,
+    configs: Vec<NetworkConfig>,
+    backend: Arc<dyn Fn(OverlayBuilder) -> OverlayBuilder + Send + Sync>,
+    cluster: Arc<dyn Fn(&Founding) -> Arc<dyn Cluster> + Send + Sync>,
+    model: Arc<dyn Model>,
+}
+
+/// All that happens in a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct History {
+    /// The seed it was drawn from.
+    pub seed: u64,
+    /// How many nodes there are.
+    pub nodes: usize,
+    /// The config that the store holds at first, by number.
+    pub config: usize,
+    /// How long leases last.
+    pub ttl: Option<Duration>,
+    /// What happens, in its order.
+    pub actions: Vec<Step>,
+}
+
+impl fmt::Display for History {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "seed {}: {} nodes, config {}, ",
+            self.seed, self.nodes, self.config
+        )?;
+        match self.ttl {
+            Some(ttl) => writeln!(f, "leases of {ttl:?}")?,
+            None => writeln!(f, "leases without end")?,
+        }
+        for (n, step) in self.actions.iter().enumerate() {
+            writeln!(f, "{:4}  {step}", n + 1)?;
+        }
+        Ok(())
+    }
+}
+
+/// The configs that clusters have unless set otherwise; the first one is the usual one.
+const CONFIGS: [&str; 9] = [
+    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
+        "IPv6SubnetLen":64,"Backend":{"Type":"vxlan"}}"#,
+    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#,
+    r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:42::/60","IPv6SubnetLen":64,
+        "Backend":{"Type":"vxlan"}}"#,
+    r#"{"Network":"10.43.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
+        "IPv6SubnetLen":64,"Backend":{"Type":"vxlan"}}"#,
+    r#"{"Network":"10.42.0.0/20","SubnetLen":25,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
+        "IPv6SubnetLen":65,"Backend":{"Type":"vxlan"}}"#,
+    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
+        "IPv6SubnetLen":64,"Backend":{"Type":"vxlan","VNI":7}}"#,
+    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
+        "IPv6SubnetLen":64,"Backend":{"Type":"vxlan","DirectRouting":true}}"#,
+    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
+        "IPv6SubnetLen":64,"Backend":{"Type":"vxlan","Port":4790,"MTU":1400}}"#,
+    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
+        "IPv6SubnetLen":64,"Backend":{"Type":"vxlan","Learning":true}}"#,
+];
+
+impl Sim {
+    /// A simulation of nodes with this backend; of four nodes, and histories of 40 steps, unless set
+    /// otherwise.
+    ///
+    /// The configs and the model are those of VXLAN: for another backend say
+    /// [`configs`](Self::configs) and [`model`](Self::model).
+    ///
+    /// # Panics
+    /// Never: the configs are valid.
+    pub fn new<B: Backend>(backend: impl Fn() -> B + Send + Sync + 'static) -> Self {
+        let config = |text| NetworkConfig::from_json(text, PoolMode::Allocated);
+        let configs = CONFIGS.map(|text| config(text).expect("a valid config"));
+        Self {
+            setup: Arc::new(Setup {
+                nodes: 4,
+                steps: 40,
+                configs: configs.to_vec(),
+                backend: Arc::new(move |builder| builder.backend(backend())),
+                cluster: Arc::new(|founding| Arc::new(MemoryCluster::new(founding))),
+                model: Arc::new(VxlanModel),
+            }),
+        }
+    }
+
+    /// The same with another number of nodes, at least one and at most 30.
+    #[must_use]
+    pub fn nodes(mut self, nodes: usize) -> Self {
+        self.setup_mut().nodes = nodes.clamp(1, 30);
+        self
+    }
+
+    /// The same with histories of another length.
+    #[must_use]
+    pub fn steps(mut self, steps: usize) -> Self {
+        self.setup_mut().steps = steps;
+        self
+    }
+
+    /// The same with other network configs: the first is the usual one, the others are changed to.
+    /// Without any, nothing changes.
+    #[must_use]
+    pub fn configs(mut self, configs: Vec<NetworkConfig>) -> Self {
+        if !configs.is_empty() {
+            self.setup_mut().configs = configs;
+        }
+        self
+    }
+
+    /// The same with another model: what the backend should make of a node and its peers.
+    #[must_use]
+    pub fn model(mut self, model: impl Model) -> Self {
+        self.setup_mut().model = Arc::new(model);
+        self
+    }
+
+    /// The same on another store. For managers of one's own, [`Managers`] is enough.
+    #[must_use]
+    pub fn cluster<C: Cluster>(
+        mut self,
+        cluster: impl Fn(&Founding) -> C + Send + Sync + 'static,
+    ) -> Self {
+        self.setup_mut().cluster = Arc::new(move |founding| Arc::new(cluster(founding)));
+        self
+    }
+
+    fn setup_mut(&mut self) -> &mut Setup {
+        Arc::make_mut(&mut self.setup)
+    }
+
+    /// The history that a seed gives.
+    pub fn history(&self, seed: u64) -> History {
+        let Setup {
+            nodes,
+            steps,
+            configs,
+            ..
+        } = &*self.setup;
+        generate::history(seed, *nodes, *steps, configs.len())
+    }
+}
+
+impl fmt::Debug for Sim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sim")
+            .field("nodes", &self.setup.nodes)
+            .field("steps", &self.setup.steps)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,237 @@
+//! What every node should have in its kernel, said a second time: straight from the records and the
+//! config, without any of the SDK's own logic.
+//!
+//! [`peers`] says who of the records may be used, by the rules of the documentation. What a backend
+//! makes of these is a [`Model`]'s to say; [`VxlanModel`] is the one of VXLAN.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::net::IpAddr;
+
+use flannel_core::{
+    BackendData, BackendType, DualStack, Family, IfName, Lease, LeaseKey, MacAddr, NetworkConfig,
+    NodeId, Objects, PublicIp, Subnet,
+};
+
+pub use super::model_vxlan::VxlanModel;
+
+/// A node as a model sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Me<'a> {
+    /// Who it is.
+    pub node: &'a NodeId,
+    /// The network config.
+    pub config: &'a NetworkConfig,
+    /// The record of its lease.
+    pub lease: &'a Lease,
+    /// The addresses of its external interface.
+    pub public_ip: &'a PublicIp,
+    /// The external interface.
+    pub external: IfName,
+    /// The MTU of the external interface.
+    pub mtu: u32,
+}
+
+/// One family of another node's record that may be used.
+#[derive(Debug, Clone, Copy)]
+pub struct Usable<'a> {
+    /// The record.
+    pub lease: &'a Lease,
+    /// The family.
+    pub family: Family,
+    /// Its subnet.
+    pub subnet: Subnet,
+}
+
+/// Where packets to a subnet are to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hop {
+    /// The device.
+    pub dev: IfName,
+    /// The next node on the way.
+    pub gateway: IpAddr,
+}
+
+/// What a node's kernel should have.
+#[derive(Debug, Clone, Default)]
+pub struct Expected {
+    /// All that bears the overlay's marks, but for routes and nexthop objects; `None`: not said.
+    pub objects: Option<Objects>,
+    /// The routes to peers; `None`: there is to be one, wherever it leads.
+    pub routes: BTreeMap<Subnet, Option<Hop>>,
+    /// The records that are to be reported as rejected, wholly or in part.
+    pub rejected: BTreeSet<LeaseKey>,
+}
+
+/// What one backend should make of a node and its peers.
+pub trait Model: Debug + Send + Sync + 'static {
+    /// The type of the backend.
+    fn backend_type(&self) -> BackendType;
+
+    /// What the kernel should have for peers that may be used, the oldest claim first.
+    fn expect(&self, me: &Me<'_>, peers: &[Usable<'_>]) -> Expected;
+
+    /// What is wrong with what a node publishes; `None`: nothing.
+    fn fault_of_own(&self, me: &Me<'_>) -> Option<String>;
+
+    /// Backend data of a node with a number of its own, in a network of this config; `None`: the
+    /// backend needs none.
+    fn data(&self, config: &NetworkConfig, number: u64) -> Option<BackendData>;
+
+    /// Backend data that is wrong in a way of its own: by number, taken modulo how many there are.
+    fn wrong_data(&self, config: &NetworkConfig, number: u64) -> Option<BackendData>;
+}
+
+/// A model for any backend: that every peer's subnet is routed, wherever to.
+#[derive(Debug, Clone)]
+pub struct RoutesModel {
+    backend_type: BackendType,
+}
+
+impl RoutesModel {
+    /// The model of a backend of this type.
+    pub const fn new(backend_type: BackendType) -> Self {
+        Self { backend_type }
+    }
+}
+
+impl Model for RoutesModel {
+    fn backend_type(&self) -> BackendType {
+        self.backend_type.clone()
+    }
+
+    fn expect(&self, _: &Me<'_>, peers: &[Usable<'_>]) -> Expected {
+        Expected {
+            routes: peers.iter().map(|peer| (peer.subnet, None)).collect(),
+            ..Expected::default()
+        }
+    }
+
+    fn fault_of_own(&self, _: &Me<'_>) -> Option<String> {
+        None
+    }
+
+    fn data(&self, _: &NetworkConfig, _: u64) -> Option<BackendData> {
+        None
+    }
+
+    fn wrong_data(&self, _: &NetworkConfig, _: u64) -> Option<BackendData> {
+        None
+    }
+}
+
+/// Who of all records may be used by a node, the oldest claim first, and who is to be rejected.
+///
+/// A peer's family may be used if its record is of the same backend, its subnet lies inside of the
+/// network, is no larger than a quarter of it and not overlapped by the node's own, and its public
+/// address is that of one host of the underlay and not the node's. Of those that overlap, the oldest
+/// has it.
+pub fn peers<'a>(
+    me: &Me<'_>,
+    backend: &BackendType,
+    records: &'a [Lease],
+) -> (Vec<Usable<'a>>, BTreeSet<LeaseKey>) {
+    let mut others: Vec<&Lease> = records.iter().filter(|r| r.node != *me.node).collect();
+    others.sort_by(|a, b| (a.created, &a.key).cmp(&(b.created, &b.key)));
+    let mut usable: Vec<Usable<'_>> = Vec::new();
+    let mut rejected = BTreeSet::new();
+    for lease in others {
+        let mut fits = 0;
+        for (family, pool) in me.config.pools().iter() {
+            let Some(subnet) = lease.subnet.get(family).copied() else {
+                continue;
+            };
+            let network = pool.network();
+            let taken = usable
+                .iter()
+                .any(|older| older.lease.key != lease.key && overlap(&older.subnet, &subnet));
+            let fit = lease.attrs.is_backend(backend)
+                && network.contains(&subnet)
+                && subnet.len() >= network.len() + 2
+                && !me.lease.subnet.values().any(|own| overlap(own, &subnet))
+                && lease
+                    .attrs
+                    .public_ip(family)
+                    .is_some_and(|ip| is_host(ip) && !is_mine(me, ip) && !is_inner(me, ip));
+            if fit && !taken {
+                fits += 1;
+                usable.push(Usable {
+                    lease,
+                    family,
+                    subnet,
+                });
+            } else {
+                rejected.insert(lease.key.clone());
+            }
+        }
+        if fits == 0 {
+            rejected.insert(lease.key.clone());
+        }
+    }
+    (usable, rejected)
+}
+
+/// The one record of a node that holds its lease: of several, the one whose subnets the config
+/// allows.
+pub fn own_record<'a>(
+    node: &NodeId,
+    config: &NetworkConfig,
+    records: &'a [Lease],
+) -> Option<&'a Lease> {
+    records
+        .iter()
+        .filter(|record| record.node == *node)
+        .find(|record| fits(config, &record.subnet))
+}
+
+fn fits(config: &NetworkConfig, subnets: &DualStack<Subnet>) -> bool {
+    Family::ALL.into_iter().all(
+        |family| match (config.pools().get(family), subnets.get(family)) {
+            (None, None) => true,
+            (Some(pool), Some(subnet)) => {
+                pool.network().contains(subnet)
+                    && pool.subnet_len().is_none_or(|len| len == subnet.len())
+            }
+            _ => false,
+        },
+    )
+}
+
+fn overlap(a: &Subnet, b: &Subnet) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
+fn is_mine(me: &Me<'_>, ip: IpAddr) -> bool {
+    me.public_ip.ips().any(|mine| mine == ip)
+}
+
+fn is_inner(me: &Me<'_>, ip: IpAddr) -> bool {
+    me.config
+        .pools()
+        .values()
+        .any(|pool| pool.network().contains_ip(ip))
+}
+
+/// Whether an address can be one host of an underlay.
+pub fn is_host(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            let first = ip.octets()[0];
+            first != 0 && first != 127 && first < 224
+                // Addresses of class E are nobody's business, but for the last.
+                || (240..=255).contains(&first) && !ip.is_broadcast()
+        }
+        IpAddr::V6(ip) => {
+            !ip.is_unspecified()
+                && !ip.is_loopback()
+                && ip.segments()[0] & 0xff00 != 0xff00
+                && ip.segments()[0] & 0xffc0 != 0xfe80
+                && ip.to_ipv4_mapped().is_none()
+        }
+    }
+}
+
+/// The MAC address that a text of six pairs says.
+pub(super) fn mac(text: &str) -> Option<MacAddr> {
+    text.parse().ok().filter(MacAddr::is_unicast)
+}

@@ -1,0 +1,174 @@
+//! Many seeds, and what came of them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::Sim;
+use super::run::Run;
+
+/// What came of many seeds.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Report {
+    /// How many seeds were run.
+    pub seeds: u64,
+    /// How many steps these had in all.
+    pub steps: u64,
+    /// The seeds that broke something, in their order.
+    pub failed: Vec<Failure>,
+    /// How often each kind of event and fault took effect.
+    pub counts: BTreeMap<String, u64>,
+    /// The longest time that any cluster took to become right after the last fault.
+    pub slowest: Duration,
+}
+
+/// A seed that broke something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// The seed.
+    pub seed: u64,
+    /// What it broke, in words.
+    pub what: String,
+    /// The smallest history found that breaks it too; `None` for a seed that did not do the same
+    /// twice, and for all but the first failures.
+    pub minimal: Option<Box<Run>>,
+}
+
+/// How far a run of many seeds is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// How many seeds are done.
+    pub done: u64,
+    /// How many of these failed.
+    pub failed: u64,
+    /// How many seeds there are.
+    pub of: u64,
+}
+
+/// How many failures are made small: more tell nothing new and take long.
+const SHRUNK: usize = 3;
+
+impl Sim {
+    /// Runs seeds on so many threads, each seed twice: two runs that differ are a failure too. Tells
+    /// after every seed how far it is.
+    pub fn seeds(
+        &self,
+        seeds: Range<u64>,
+        jobs: usize,
+        tell: &(dyn Fn(Progress) + Sync),
+    ) -> Report {
+        self.run_seeds(seeds, jobs, 1, tell)
+    }
+
+    /// The same with every `nth` seed run twice and the others once.
+    pub fn run_seeds(
+        &self,
+        seeds: Range<u64>,
+        jobs: usize,
+        nth: u64,
+        tell: &(dyn Fn(Progress) + Sync),
+    ) -> Report {
+        let next = AtomicU64::new(seeds.start);
+        let report = Mutex::new(Report::default());
+        let of = seeds.end.saturating_sub(seeds.start);
+        thread::scope(|scope| {
+            for _ in 0..jobs.max(1) {
+                scope.spawn(|| {
+                    loop {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        if seed >= seeds.end {
+                            return;
+                        }
+                        let (run, failure) =
+                            self.run_checked(seed, seed.is_multiple_of(nth.max(1)));
+                        let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+                        report.add(run, failure);
+                        tell(Progress {
+                            done: report.seeds,
+                            failed: report.failed.len() as u64,
+                            of,
+                        });
+                    }
+                });
+            }
+        });
+        let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
+        report.failed.sort_by_key(|failure| failure.seed);
+        for failure in report.failed.iter_mut().take(SHRUNK) {
+            if let Some(run) = failure.minimal.take() {
+                failure.minimal = Some(Box::new(self.shrink(*run)));
+            }
+        }
+        for failure in report.failed.iter_mut().skip(SHRUNK) {
+            failure.minimal = None;
+        }
+        report
+    }
+
+    fn run_checked(&self, seed: u64, twice: bool) -> (Run, Option<Failure>) {
+        let run = self.run(seed);
+        let again = twice.then(|| self.run(seed));
+        let failure = match (&again, &run.violation) {
+            (Some(again), _) if again.digest != run.digest => Some(Failure {
+                seed,
+                what: format!(
+                    "two runs differ: digests {:016x} and {:016x}",
+                    run.digest, again.digest
+                ),
+                minimal: None,
+            }),
+            (_, Some(violation)) => Some(Failure {
+                seed,
+                what: violation.to_string(),
+                minimal: Some(Box::new(run.clone())),
+            }),
+            _ => None,
+        };
+        (run, failure)
+    }
+}
+
+impl Report {
+    fn add(&mut self, run: Run, failure: Option<Failure>) {
+        self.seeds += 1;
+        self.steps += run.history.actions.len() as u64;
+        for (kind, times) in run.counts {
+            *self.counts.entry(kind).or_default() += times;
+        }
+        self.slowest = self.slowest.max(run.settled.unwrap_or_default());
+        self.failed.extend(failure);
+    }
+
+    /// The kinds out of a list that never took effect: what was never tried proves nothing.
+    pub fn missing<'a>(&self, kinds: &'a [String]) -> Vec<&'a str> {
+        kinds
+            .iter()
+            .filter(|kind| !self.counts.contains_key(*kind))
+            .map(String::as_str)
+            .collect()
+    }
+}
+
+impl fmt::Display for Report {
+    /// The failures with their minimal histories.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (seeds, failed) = (self.seeds, self.failed.len());
+        writeln!(f, "{seeds} seeds, {failed} failed")?;
+        for failure in &self.failed {
+            writeln!(f, "seed {}: {}", failure.seed, failure.what)?;
+            if let Some(run) = &failure.minimal {
+                if let Some(violation) = &run.violation {
+                    writeln!(f, "minimal history, {violation}")?;
+                }
+                write!(f, "{}", run.history)?;
+            }
+        }
+        Ok(())
+    }
+}

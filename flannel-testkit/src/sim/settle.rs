@@ -1,0 +1,268 @@
+//! The end of a history: faults stop, and within a bound of time everything is as it should be.
+
+use std::time::Duration;
+
+use flannel_core::reconcile::plan::difference;
+use flannel_core::{ConditionType, Object, ObjectKey, Route, RouteTarget, Subnet};
+
+use super::cluster::Tamper;
+use super::hardware::{addresses, external, ours};
+use super::judge::Invariant;
+use super::model::{Expected, Hop, Me, own_record, peers};
+use super::path::{link, route_to};
+use super::world::World;
+
+/// What may pass until everything is right, leases aside: the longest wait for a store that failed
+/// (60 s) and a call to it that waits for an answer (30 s), twice, because a lease may be lost just
+/// then; the longest wait for a kernel that refused (30 s); a whole reading (11 s); a withdrawal
+/// that is doubted (10 s); and the longest sleep of an engine (15 s), twice.
+const BOUND: Duration = Duration::from_secs(2 * (60 + 30) + 30 + 11 + 10 + 2 * 15);
+
+/// How long a cluster that has converged is watched.
+const REST: Duration = Duration::from_secs(25);
+
+/// How often the cluster is compared with the model.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl World {
+    /// Ends all faults and sees to it that everything becomes right. Answers how long that took.
+    pub(super) async fn settle(&mut self) -> Option<Duration> {
+        self.repair().await;
+        let begun = self.judge.elapsed();
+        let ttl = self
+            .cluster
+            .truth()
+            .leases
+            .into_iter()
+            .filter_map(|l| l.ttl);
+        let bound = BOUND + ttl.max().unwrap_or_default();
+        let mut problems;
+        loop {
+            self.pass(LOOK).await;
+            self.judge.verdict().map_or(Some(()), |_| None)?;
+            problems = self.problems();
+            let took = self.judge.elapsed().saturating_sub(begun);
+            if problems.is_empty() && self.rests().await? {
+                self.finish();
+                return Some(took);
+            }
+            if took > bound {
+                break;
+            }
+        }
+        let (node, what) = problems.swap_remove(0);
+        let what = format!("not within {bound:?}: {what}");
+        self.judge.broken(Invariant::Converges, node, what);
+        None
+    }
+
+    async fn repair(&mut self) {
+        for at in 0..self.nodes.len() {
+            self.nodes[at].link.repair();
+            self.nodes[at].disk.repair();
+            self.repair_kernel(at);
+            if let Some(process) = &self.nodes[at].process {
+                process.io.spare();
+            }
+            if self.nodes[at].frozen {
+                self.freeze(at, false);
+            }
+            if self.nodes[at].member {
+                self.start(at).await;
+            }
+        }
+        let config = self.config.clone();
+        self.tamper(Tamper::Config(config));
+    }
+
+    /// Whether the cluster stays as it is; `None` if something was broken.
+    async fn rests(&mut self) -> Option<bool> {
+        let changes = self.judge.changes();
+        self.look();
+        let before = self.judge.ops();
+        self.pass(REST).await;
+        self.judge.verdict().map_or(Some(()), |_| None)?;
+        if self.judge.changes() != changes {
+            return Some(false);
+        }
+        for (at, (before, now)) in before.into_iter().zip(self.judge.ops()).enumerate() {
+            // Who forgot something may find what it left only when its peers are certain.
+            if now > before && self.nodes[at].forgetful {
+                return Some(false);
+            }
+            if now > before {
+                let what = format!("{} more ops on a kernel that was right", now - before);
+                self.judge.broken(Invariant::Rests, Some(at), what);
+                return None;
+            }
+        }
+        Some(self.problems().is_empty())
+    }
+
+    /// Everything is as it should be: nobody doubts any more.
+    fn finish(&mut self) {
+        for at in 0..self.nodes.len() {
+            self.judge.trust(at);
+        }
+    }
+
+    /// Lets nodes that know everything doubt nothing.
+    pub(super) fn trust_who_knows(&mut self) {
+        for at in 0..self.nodes.len() {
+            let node = &self.nodes[at];
+            let idle = !node.frozen
+                && node.link.is_quiet()
+                && node.process.as_ref().is_some_and(|p| !p.io.is_busy());
+            if idle && self.problems_of(at).is_empty() {
+                self.judge.trust(at);
+            }
+        }
+    }
+
+    /// What is not as it should be.
+    fn problems(&self) -> Vec<(Option<usize>, String)> {
+        let of = |at| {
+            let problems = self.problems_of(at).into_iter();
+            problems.map(move |what| (Some(at), what))
+        };
+        (0..self.nodes.len())
+            .filter(|at| self.nodes[*at].member)
+            .flat_map(of)
+            .collect()
+    }
+
+    /// What is not as it should be with one node.
+    fn problems_of(&self, at: usize) -> Vec<String> {
+        let node = &self.nodes[at];
+        let Some(process) = &node.process else {
+            return vec!["it does not run".to_owned()];
+        };
+        if !node.link.is_quiet() {
+            return vec!["deliveries are under way to it".to_owned()];
+        }
+        let truth = self.cluster.truth();
+        let records = truth.leases;
+        let Some(lease) = own_record(&node.id, &self.config, &records) else {
+            return vec!["it has no record in the store".to_owned()];
+        };
+        let status = process.overlay.status();
+        let mut problems = Vec::new();
+        match &status.lease {
+            Some(held) if held.key == lease.key && held.subnet == lease.subnet => {}
+            held => problems.push(format!("it holds {held:?}, its record is {}", lease.key)),
+        }
+        for kind in [
+            ConditionType::Store,
+            ConditionType::Config,
+            ConditionType::Underlay,
+            ConditionType::Lease,
+            ConditionType::Kernel,
+        ] {
+            if !status.is_true(kind) {
+                let condition = status.condition(kind).map(ToString::to_string);
+                problems.push(condition.unwrap_or_default());
+            }
+        }
+        let objects = node.kernel.objects();
+        let public_ip = addresses(node.number, node.address);
+        let me = Me {
+            node: &node.id,
+            config: &self.config,
+            lease,
+            public_ip: &public_ip,
+            external: external(),
+            mtu: link(&objects, external())
+                .and_then(|l| l.mtu)
+                .unwrap_or_default(),
+        };
+        let model = &self.setup.model;
+        problems.extend(
+            model
+                .fault_of_own(&me)
+                .map(|what| format!("its record: {what}")),
+        );
+        let (usable, mut rejected) = peers(&me, &model.backend_type(), &records);
+        let expected = model.expect(&me, &usable);
+        rejected.extend(expected.rejected.iter().cloned());
+        let told = status
+            .rejected
+            .iter()
+            .map(|peer| peer.key.clone())
+            .collect();
+        if rejected != told {
+            problems.push(format!("it rejects {told:?}, the model {rejected:?}"));
+        }
+        self.compare(at, &expected, &mut problems);
+        problems
+    }
+
+    /// How a kernel differs from what is expected.
+    fn compare(&self, at: usize, expected: &Expected, problems: &mut Vec<String>) {
+        let objects = self.nodes[at].kernel.objects();
+        let foreign = self.judge.foreign(at);
+        for (subnet, hop) in &expected.routes {
+            let is_foreign = |(key, object): (&ObjectKey, &Object)| {
+                matches!(key, ObjectKey::Route { dst, .. } if dst == subnet)
+                    && self.is_in_our_place(object)
+            };
+            if foreign.iter().any(is_foreign) {
+                continue;
+            }
+            match (route_to(&objects, subnet), hop) {
+                (Err(why), _) => problems.push(format!("{subnet} is not reached: {why}")),
+                (Ok(way), Some(Hop { dev, gateway }))
+                    if way.dev != *dev || way.gateway != *gateway =>
+                {
+                    problems.push(format!("{subnet} is reached by {way:?}, not {hop:?}"));
+                }
+                _ => {}
+            }
+        }
+        for object in expected.objects.iter().flat_map(|objects| objects.values()) {
+            let found = self.nodes[at].kernel.get(&object.key());
+            let differs = match &found {
+                Some(found) => difference(object, found).map(|difference| difference.field),
+                None => Some("it is not there".to_owned()),
+            };
+            if let Some(why) = differs {
+                problems.push(format!("{object}: {why}"));
+            }
+        }
+        for object in ours(&objects) {
+            let is_expected = match &object {
+                Object::Route(route) => expected.routes.contains_key(&route.dst),
+                Object::Nexthop(nexthop) => objects.values().any(|other| {
+                    matches!(other, Object::Route(Route { target: RouteTarget::Nexthop(id), .. })
+                        if *id == nexthop.id)
+                        || expected
+                            .routes
+                            .values()
+                            .flatten()
+                            .any(|hop| hop.gateway == nexthop.gateway)
+                }),
+                object => expected
+                    .objects
+                    .as_ref()
+                    .is_none_or(|objects| objects.contains_key(&object.key())),
+            };
+            // Who forgot that a network was its own cannot know what it had there.
+            let is_forgotten = self.nodes[at].forgetful && !self.is_inner(&object);
+            if !is_expected && !is_forgotten {
+                problems.push(format!("{object} should not be there"));
+            }
+        }
+    }
+
+    /// Whether a route or an address is of the network that is in force.
+    fn is_inner(&self, object: &Object) -> bool {
+        let place = match object {
+            Object::Route(route) => route.dst,
+            Object::Address(address) => Subnet::host(address.ip),
+            Object::Neighbour(neighbour) => Subnet::host(neighbour.ip),
+            Object::Nexthop(nexthop) => Subnet::host(nexthop.gateway),
+            _ => return true,
+        };
+        let mut pools = self.config.pools().values();
+        pools.any(|pool| pool.network().contains(&place))
+    }
+}

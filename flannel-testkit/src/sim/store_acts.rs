@@ -1,0 +1,265 @@
+//! What happens in the store: what others write there, honest or not.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use flannel_core::{
+    BackendType, DualStack, Family, Lease, LeaseAttrs, LeaseKey, NodeId, PublicIp, Revision, Subnet,
+};
+
+use super::action::{Hostile, StoreAction};
+use super::cluster::Tamper;
+use super::hardware::addresses;
+use super::world::World;
+
+/// How long records of others last that are not renewed.
+const STRANGERS: Duration = Duration::from_secs(90);
+
+impl World {
+    pub(super) fn act_on_store(&mut self, action: StoreAction) -> bool {
+        match action {
+            StoreAction::Put(hostile, of, n) => self.put_hostile(hostile, of, n),
+            StoreAction::Take(node) => match self.record_of(node % self.nodes.len()) {
+                Some(record) => {
+                    let thief = self.stranger(0x77, record.subnet);
+                    let record = Lease {
+                        key: record.key,
+                        ttl: record.ttl,
+                        ..thief
+                    };
+                    self.write(record)
+                }
+                None => false,
+            },
+            StoreAction::RemoveOf(node) => match self.record_of(node % self.nodes.len()) {
+                Some(record) => self.tamper(Tamper::Remove(record.key)),
+                None => false,
+            },
+            StoreAction::Remove(n) => {
+                let records = self.cluster.truth().leases;
+                let nth = usize::from(n).checked_rem(records.len());
+                nth.is_some_and(|nth| self.tamper(Tamper::Remove(records[nth].key.clone())))
+            }
+            StoreAction::Garble(node) => match self.record_of(node % self.nodes.len()) {
+                Some(record) => self.tamper(Tamper::Garble(record.key)),
+                None => false,
+            },
+            StoreAction::Junk(n) => {
+                let key = LeaseKey::new(format!("junk-{n}"));
+                self.tamper(Tamper::Garble(key))
+            }
+            StoreAction::Config(n) => {
+                let config = self.setup.configs[n % self.setup.configs.len()].clone();
+                if config == self.config || !self.tamper(Tamper::Config(config.clone())) {
+                    return false;
+                }
+                self.judge.config(&config);
+                self.config = config;
+                true
+            }
+            StoreAction::BadConfig => self.tamper(Tamper::BadConfig),
+            StoreAction::Backup => {
+                let done = self.tamper(Tamper::Backup);
+                self.backup = done.then(|| self.config.clone());
+                done
+            }
+            StoreAction::Restore => {
+                let Some(config) = self.backup.clone() else {
+                    return false;
+                };
+                if !self.tamper(Tamper::Restore) {
+                    return false;
+                }
+                self.judge.config(&config);
+                self.config = config;
+                true
+            }
+            StoreAction::Compact => self.tamper(Tamper::Compact),
+            StoreAction::Reserve(node) => {
+                let node = node % self.nodes.len();
+                match self.record_of(node) {
+                    Some(record) => self.tamper(Tamper::Reserve(record.node, record.subnet)),
+                    None => false,
+                }
+            }
+            StoreAction::Unreserve(node) => {
+                let node = self.nodes[node % self.nodes.len()].id.clone();
+                self.tamper(Tamper::Unreserve(node))
+            }
+        }
+    }
+
+    fn write(&mut self, record: Lease) -> bool {
+        let key = record.key.clone();
+        let done = self.tamper(Tamper::Put(record));
+        if done {
+            self.written.insert(key);
+        }
+        done
+    }
+
+    /// A record as an honest node of another program would write it.
+    fn stranger(&self, n: u8, subnet: DualStack<Subnet>) -> Lease {
+        let number = 0x9000 + u64::from(n);
+        let model = &self.setup.model;
+        let data = |_| model.data(&self.config, number);
+        let mut backend_data = DualStack::default();
+        for family in subnet.families() {
+            backend_data.set(family, data(family));
+        }
+        Lease {
+            key: key_of(&subnet),
+            node: NodeId::new(format!("stranger-{n}")).expect("a node id"),
+            subnet,
+            attrs: LeaseAttrs {
+                public_ip: addresses(100 + n % 90, 0),
+                backend_type: Some(model.backend_type()),
+                backend_data,
+            },
+            ttl: (n % 2 == 0).then_some(STRANGERS),
+            created: Revision(0),
+            revision: Revision(0),
+        }
+    }
+
+    /// Subnets far from where nodes get theirs.
+    fn spare(&self, n: u8) -> Option<DualStack<Subnet>> {
+        let mut spare = DualStack::default();
+        for (family, pool) in self.config.pools().iter() {
+            let (_, last) = pool.range()?;
+            let network = pool.network();
+            let back = usize::from(n % 4);
+            let all: Vec<Subnet> = network.subnets(last.len()).take(256).collect();
+            spare.set(family, all.iter().rev().nth(back).copied());
+        }
+        Some(spare)
+    }
+
+    fn put_hostile(&mut self, hostile: Hostile, of: usize, n: u8) -> bool {
+        let own = self.record_of(of % self.nodes.len());
+        let Some(spare) = self.spare(n) else {
+            return false;
+        };
+        let mut record = self.stranger(n, spare);
+        if self.spoil(&mut record, hostile, own.as_ref(), n).is_none() {
+            return false;
+        }
+        record.key = key_of(&record.subnet);
+        // Nobody's record is written over by accident.
+        let records = self.cluster.truth();
+        let taken = records
+            .leases
+            .iter()
+            .any(|lease| lease.key == record.key && lease.node != record.node);
+        !taken && self.write(record)
+    }
+
+    /// Makes an honest record what is asked for; `None` if that cannot be.
+    fn spoil(
+        &self,
+        record: &mut Lease,
+        hostile: Hostile,
+        own: Option<&Lease>,
+        n: u8,
+    ) -> Option<()> {
+        let subnets = |v4: &str, v6: &str| {
+            let v4: Subnet = v4.parse().ok()?;
+            let v6: Subnet = v6.parse().ok()?;
+            let mut both = DualStack::both(v4, v6);
+            for family in Family::ALL {
+                if !self.config.pools().has(family) {
+                    both.set(family, None);
+                }
+            }
+            Some(both)
+        };
+        match hostile {
+            Hostile::Honest => {}
+            Hostile::OtherFamily => {
+                let has_v4 = self.config.pools().has(Family::V4);
+                let v6: Subnet = format!("fd00:42:0:{n:x}::/64").parse().ok()?;
+                let v4: Subnet = format!("10.42.{}.0/24", n % 16).parse().ok()?;
+                record.subnet = if has_v4 {
+                    DualStack::v6(v6)
+                } else {
+                    DualStack::v4(v4)
+                };
+            }
+            Hostile::OwnSubnet => {
+                // Of a node with both families only one, else the key were the node's own.
+                let own = own?;
+                let first = own.subnet.families().next()?;
+                record.subnet.set(first, own.subnet.get(first).copied());
+            }
+            Hostile::InsideOwn => {
+                record.subnet = own?.subnet.map(|_, own| {
+                    let len = own.len() + 2;
+                    own.subnets(len).nth(usize::from(n % 4)).unwrap_or(*own)
+                });
+            }
+            Hostile::AroundOwn => {
+                record.subnet = own?
+                    .subnet
+                    .map(|_, own| own.supernet(own.len() - 1).unwrap_or(*own));
+            }
+            Hostile::OutsidePool => {
+                record.subnet = subnets(&format!("10.77.{n}.0/24"), "fd00:77::/64")?;
+            }
+            Hostile::DefaultRoute => record.subnet = subnets("0.0.0.0/0", "::/0")?,
+            Hostile::Multicast => record.subnet = subnets("224.0.0.0/24", "ff02::/64")?,
+            Hostile::WholePool => {
+                record.subnet = self.config.pools().map(|_, pool| pool.network());
+            }
+            Hostile::Underlay => record.subnet = subnets("192.0.2.0/24", "2001:db8::/64")?,
+            Hostile::DuplicateMac => record.attrs.backend_data = own?.attrs.backend_data.clone(),
+            Hostile::OwnPublicIp => record.attrs.public_ip = own?.attrs.public_ip,
+            Hostile::BadPublicIp => {
+                let (v4, v6): (Ipv4Addr, Ipv6Addr) = match n % 4 {
+                    0 => (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
+                    1 => (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST),
+                    2 => (Ipv4Addr::new(224, 0, 0, 1), "ff02::1".parse().ok()?),
+                    _ => (Ipv4Addr::BROADCAST, "fe80::1".parse().ok()?),
+                };
+                record.attrs.public_ip = PublicIp::both(v4, v6);
+            }
+            Hostile::InnerPublicIp => {
+                let mut inner = PublicIp::default();
+                for pool in self.config.pools().values() {
+                    inner.set_ip(pool.network().nth(9)?);
+                }
+                record.attrs.public_ip = inner;
+            }
+            Hostile::NoPublicIp => record.attrs.public_ip = PublicIp::default(),
+            Hostile::OtherBackend => {
+                record.attrs.backend_type = match n % 2 {
+                    0 => Some(BackendType::host_gw()),
+                    _ => None,
+                };
+            }
+            Hostile::NoData => record.attrs.backend_data = DualStack::default(),
+            Hostile::MulticastMac => self.wrong(record, 4)?,
+            Hostile::MalformedData => self.wrong(record, u64::from(n % 4))?,
+            Hostile::HugeData => self.wrong(record, 8)?,
+            Hostile::OtherVni => self.wrong(record, 6)?,
+        }
+        Some(())
+    }
+
+    fn wrong(&self, record: &mut Lease, number: u64) -> Option<()> {
+        let data = self.setup.model.wrong_data(&self.config, number)?;
+        for family in record.subnet.families() {
+            record.attrs.backend_data.set(family, Some(data.clone()));
+        }
+        Some(())
+    }
+}
+
+/// Flannel's key of these subnets; where it has none, one like it.
+fn key_of(subnets: &DualStack<Subnet>) -> LeaseKey {
+    let part = |subnet: &Subnet| {
+        let (ip, len): (IpAddr, u8) = (subnet.address(), subnet.len());
+        format!("{ip}-{len}")
+    };
+    let parts: Vec<String> = subnets.values().map(part).collect();
+    LeaseKey::new(parts.join("&"))
+}

@@ -62,6 +62,7 @@
 //! |---|---|---|
 //! | `netlink` | yes | [`NetlinkKernel`]: the Linux kernel over netlink |
 //! | `vxlan` | yes | [`VxlanBackend`]: flannel's VXLAN |
+//! | `etcd` | no | `EtcdManager`: leases on etcd v3. Building it needs `protoc` and its well-known types: on Debian `apt-get install protobuf-compiler libprotobuf-dev` |
 //!
 //! # What it does not do
 //!
@@ -109,6 +110,11 @@ pub use flannel_netlink::{BootClock, NetlinkKernel, NetlinkOptions};
 
 #[cfg(feature = "vxlan")]
 pub use flannel_backend_vxlan::{ChecksumOffload, VxlanBackend, VxlanConfig, VxlanData};
+
+#[cfg(feature = "etcd")]
+pub use flannel_subnet_etcd::{
+    Calls, EtcdManager, EtcdOptions, EtcdStore, OptionsError, Password, TlsFiles, kv,
+};
 
 /// The README's program, compiled with the tests.
 #[cfg(all(doctest, feature = "netlink", feature = "vxlan"))]

@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use etcd_client::{Client, ConnectOptions, GetOptions, WatchOptions};
 use flannel_core::stable_hash;
 use flannel_subnet_kv::{
-    KeyRange, KeyValue, LeaseId, RangeAnswer, Store, StoreError, StoreResult, Txn, TxnAnswer,
+    KeyRange, KeyValue, Layout, LeaseId, RangeAnswer, Store, StoreError, StoreResult, Txn,
+    TxnAnswer,
 };
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -67,6 +68,7 @@ struct Counters {
 #[derive(Clone)]
 pub struct EtcdStore {
     shared: Arc<Shared>,
+    counters: Arc<Counters>,
 }
 
 struct Shared {
@@ -75,7 +77,6 @@ struct Shared {
     files: Vec<PathBuf>,
     rotation: SyncMutex<Rotation>,
     connections: Vec<Mutex<Option<Connection>>>,
-    counters: Counters,
 }
 
 struct Connection {
@@ -106,11 +107,20 @@ impl EtcdStore {
                 files: options.watched_files(),
                 rotation: SyncMutex::new(Rotation::new(first)),
                 connections: (0..count).map(|_| Mutex::new(None)).collect(),
-                counters: Counters::default(),
                 name,
                 options,
             }),
+            counters: Arc::default(),
         })
+    }
+
+    /// A client that shares this one's connections and counts its own calls.
+    #[must_use]
+    pub fn counted_apart(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            counters: Arc::default(),
+        }
     }
 
     /// The settings.
@@ -118,9 +128,19 @@ impl EtcdStore {
         &self.shared.options
     }
 
-    /// How many calls were made so far.
+    /// Where etcd is.
+    pub fn endpoints(&self) -> &[String] {
+        &self.shared.options.endpoints
+    }
+
+    /// The keys.
+    pub fn layout(&self) -> &Layout {
+        &self.shared.options.kv.layout
+    }
+
+    /// How many calls were made so far, by this client and its clones.
     pub fn calls(&self) -> Calls {
-        let counters = &self.shared.counters;
+        let counters = &self.counters;
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Calls {
             ranges: of(&counters.ranges),
@@ -222,7 +242,7 @@ impl EtcdStore {
             let endpoint = self.endpoint();
             let fault = match self.client(endpoint).await {
                 Ok(client) => {
-                    counter(&self.shared.counters).fetch_add(1, Ordering::Relaxed);
+                    counter(&self.counters).fetch_add(1, Ordering::Relaxed);
                     match timeout(limit, act(client)).await {
                         Ok(Ok(answer)) => return Ok(answer),
                         Ok(Err(error)) => fault(&error, lease),

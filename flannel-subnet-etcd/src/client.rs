@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
@@ -10,7 +11,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{Client, ConnectOptions, GetOptions, WatchOptions};
-use flannel_core::stable_hash;
 use flannel_subnet_kv::{
     KeyRange, KeyValue, Layout, LeaseId, RangeAnswer, Store, StoreError, StoreResult, Txn,
     TxnAnswer,
@@ -98,10 +98,13 @@ impl EtcdStore {
     /// [`OptionsError`](crate::OptionsError).
     pub fn new(options: EtcdOptions) -> Result<Self, crate::OptionsError> {
         options.check()?;
-        // Nodes begin at different endpoints; a process begins where it began before.
-        let name = options.endpoints.join(",");
+        // Nothing that one could go by tells nodes apart: in containers every process is number 1.
+        // Those of one cluster are to begin at different endpoints and, when they all have lost
+        // etcd, not to come back together.
+        let chance = RandomState::new().hash_one(options.endpoints.len());
+        let name = format!("{} {chance:016x}", options.endpoints.join(","));
         let count = options.endpoints.len();
-        let first = stable_hash(std::process::id().to_string().as_bytes()) as usize % count;
+        let first = chance as usize % count;
         Ok(Self {
             shared: Arc::new(Shared {
                 files: options.watched_files(),
@@ -436,5 +439,27 @@ impl Store for EtcdStore {
                 Err(StoreError::unavailable("the watch was not answered"))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn clients_with_the_same_settings_are_told_apart() {
+        let store = || EtcdStore::new(EtcdOptions::new(["a:1", "b:1"]).expect("endpoints"));
+        let names = [store(), store()].map(|store| store.expect("sound").name().to_owned());
+        assert_ne!(names[0], names[1]);
+    }
+
+    #[test]
+    fn nodes_begin_at_different_endpoints() {
+        let options = EtcdOptions::new(["a:1", "b:1"]).expect("endpoints");
+        let begin = || EtcdStore::new(options.clone()).expect("sound").endpoint();
+        let first: BTreeSet<usize> = (0..200).map(|_| begin()).collect();
+        assert_eq!(first.len(), 2);
     }
 }

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::metadata::{Target, Workspace};
-use crate::run::{Outcome, cargo, in_ci, is_root, line, run as run_command, run_limited};
+use crate::run::{
+    Outcome, cargo, find_program, in_ci, is_root, line, run as run_command, run_limited,
+};
 use crate::suite::Skips;
 
 /// How an example is run.
@@ -14,6 +16,7 @@ struct Run {
     args: &'static [&'static str],
     exit: i32,
     needs_root: bool,
+    needs_tool: Option<&'static str>,
 }
 
 /// Every example of the workspace, once for each way it is run; one that is not here is an error.
@@ -23,12 +26,14 @@ const RUNS: &[Run] = &[
         args: &["--nodes", "3", "--json"],
         exit: 0,
         needs_root: true,
+        needs_tool: None,
     },
     Run {
         name: "host",
         args: &[],
         exit: 0,
         needs_root: true,
+        needs_tool: None,
     },
     Run {
         name: "plan",
@@ -42,18 +47,36 @@ const RUNS: &[Run] = &[
         ],
         exit: 0,
         needs_root: false,
+        needs_tool: None,
     },
     Run {
         name: "custom_manager",
         args: &[],
         exit: 0,
         needs_root: false,
+        needs_tool: None,
     },
     Run {
         name: "custom_backend",
         args: &[],
         exit: 0,
         needs_root: false,
+        needs_tool: None,
+    },
+    // Without an etcd it says so; flannel-e2e runs it with one.
+    Run {
+        name: "etcd_node",
+        args: &["--endpoints", "http://127.0.0.1:1", "--lab", "xtask"],
+        exit: 1,
+        needs_root: true,
+        needs_tool: None,
+    },
+    Run {
+        name: "join_storm",
+        args: &["--nodes", "200", "--json"],
+        exit: 0,
+        needs_root: false,
+        needs_tool: Some("etcd"),
     },
 ];
 
@@ -88,11 +111,10 @@ fn run_where(skips: Option<&Skips>, wanted: impl Fn(&Run) -> bool) -> Outcome {
     let logs = workspace.target_directory.join("example-logs");
     fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))?;
     for run in RUNS.iter().filter(|run| wanted(run)) {
-        if run.needs_root && !is_root() {
-            let reason = "it makes network namespaces and needs root (sudo)";
+        if let Some(reason) = what_is_missing(run) {
             match skips {
                 _ if in_ci() => return Err(format!("example {}: {reason}", run.name)),
-                Some(skips) => skips.add(&format!("example {}", run.name), reason)?,
+                Some(skips) => skips.add(&format!("example {}", run.name), &reason)?,
                 None => println!("example {} skipped: {reason}", run.name),
             }
             continue;
@@ -105,6 +127,15 @@ fn run_where(skips: Option<&Skips>, wanted: impl Fn(&Run) -> bool) -> Outcome {
         run_one(run, &required, &logs)?;
     }
     Ok(())
+}
+
+/// Why an example cannot be run here.
+fn what_is_missing(run: &Run) -> Option<String> {
+    if run.needs_root && !is_root() {
+        return Some("it makes network namespaces and needs root (sudo)".to_owned());
+    }
+    let tool = run.needs_tool.filter(|tool| find_program(tool).is_none())?;
+    Some(format!("the program {tool} is not installed"))
 }
 
 /// The table and the workspace must name the same examples, so that none goes untested.

@@ -67,9 +67,12 @@ struct State {
     witness: Witness,
 }
 
+/// What is done at every op.
+type Watcher = dyn Fn(&Objects, &LogEntry) + Send + Sync;
+
 /// Whom to tell of every op.
 #[derive(Clone, Default)]
-struct Witness(Option<Arc<dyn Fn(&Objects, &LogEntry) + Send + Sync>>);
+struct Witness(Option<Arc<Watcher>>);
 
 impl fmt::Debug for Witness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -63,6 +63,13 @@ const RUNS: &[Run] = &[
         needs_root: false,
         needs_tool: None,
     },
+    Run {
+        name: "sim",
+        args: &["--seeds", "40", "--json"],
+        exit: 0,
+        needs_root: false,
+        needs_tool: None,
+    },
     // Without an etcd it says so; flannel-e2e runs it with one.
     Run {
         name: "etcd_node",

@@ -40,7 +40,7 @@ const TASKS: &[Task] = &[
         name: "test",
         args: "",
         about: "Everything that CI checks, in this order: setup, fmt, lint, features, doc, api,\n\
-                deps, deny, msrv, examples, all tests, those of the documentation too, mutants;\n\
+                deps, deny, msrv, examples, all tests, those of the documentation too;\n\
                 last a line that sums the tests up, as cargo does.\n\
                 As root it runs the tests and examples that need network namespaces; else it\n\
                 skips and counts them. With CI=true a missing privilege or tool is a failure.",
@@ -195,7 +195,6 @@ fn test() -> Outcome {
             summary = Some(run);
             passed
         }),
-        Stage::new("mutants", || mutants::run(&[])),
     ]);
     skips.print()?;
     if let Some(summary) = summary {

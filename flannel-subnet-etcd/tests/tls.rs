@@ -10,8 +10,13 @@ use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use flannel_core::Manager;
 use flannel_core::manager::Error;
 use flannel_subnet_etcd::{EtcdManager, EtcdOptions, TlsFiles};
-use flannel_testkit::servers::{Etcd, EtcdOptions as ServerOptions, TcpSwitch};
+use flannel_testkit::servers::{Etcd, EtcdOptions as ServerOptions, EtcdVersion, TcpSwitch};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+
+common::on_each_etcd! {
+    a_certificate_of_the_right_authority_is_wanted_both_ways
+    rotated_certificates_cost_nothing
+}
 
 /// An authority of certificates, with its files in a folder.
 struct Authority {
@@ -58,8 +63,9 @@ impl Authority {
 struct Folder(PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("flannel-tls-{name}-{}", std::process::id()));
+    fn new(version: EtcdVersion, name: &str) -> Self {
+        let id = std::process::id();
+        let path = std::env::temp_dir().join(format!("flannel-tls-{name}-{version:?}-{id}"));
         std::fs::remove_dir_all(&path).ok();
         std::fs::create_dir_all(&path).expect("a folder");
         Self(path)
@@ -73,9 +79,10 @@ impl Drop for Folder {
 }
 
 /// A server that wants certificates of its clients, with a config.
-async fn server(authority: &Authority) -> Etcd {
+async fn server(version: EtcdVersion, authority: &Authority) -> Etcd {
     let (certificate, key) = authority.issue("server");
     let etcd = Etcd::with(ServerOptions {
+        version,
         tls: Some((certificate, key, Some(authority.ca.clone()))),
         ..ServerOptions::default()
     });
@@ -108,14 +115,13 @@ fn manager(endpoint: &str, ca: &Path, identity: Option<(PathBuf, PathBuf)>) -> E
     EtcdManager::new(options).expect("sound settings")
 }
 
-#[tokio::test]
-async fn a_certificate_of_the_right_authority_is_wanted_both_ways() {
-    let folder = Folder::new("both-ways");
+async fn a_certificate_of_the_right_authority_is_wanted_both_ways(version: EtcdVersion) {
+    let folder = Folder::new(version, "both-ways");
     let (right, wrong) = (
         Authority::new(&folder.0, "right"),
         Authority::new(&folder.0.join("wrong"), "wrong"),
     );
-    let etcd = server(&right).await;
+    let etcd = server(version, &right).await;
     let good = manager(&etcd.endpoint(), &right.ca, Some(right.issue("node")));
     acquire(&good, &request("a", 1)).await;
     drop(begun(&good).await);
@@ -148,13 +154,12 @@ async fn a_certificate_of_the_right_authority_is_wanted_both_ways() {
     assert!(text.contains("no.crt"), "{text}");
 }
 
-#[tokio::test]
-async fn rotated_certificates_cost_nothing() {
-    let folder = Folder::new("rotated");
+async fn rotated_certificates_cost_nothing(version: EtcdVersion) {
+    let folder = Folder::new(version, "rotated");
     let old = Authority::new(&folder.0.join("old"), "old");
     let new = Authority::new(&folder.0.join("new"), "new");
-    let before = server(&old).await;
-    let after = server(&new).await;
+    let before = server(version, &old).await;
+    let after = server(version, &new).await;
     let switch = TcpSwitch::new(before.address()).await.expect("a port");
 
     // What the node reads: first of the old authority, then of the new one.

@@ -8,12 +8,13 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::child::{Folder, Server, free_port};
+use super::version::EtcdVersion;
 
 /// How an [`Etcd`] is started.
 #[derive(Debug, Clone, Default)]
 pub struct EtcdOptions {
-    /// The program; `etcd` in the path unless given.
-    pub program: Option<PathBuf>,
+    /// Which etcd.
+    pub version: EtcdVersion,
     /// Its certificate, its key, and the authority of the clients' certificates if it asks for
     /// those: then it speaks TLS.
     pub tls: Option<(PathBuf, PathBuf, Option<PathBuf>)>,
@@ -36,7 +37,7 @@ pub struct Etcd {
 const START: Duration = Duration::from_secs(30);
 
 impl Etcd {
-    /// Starts one with the usual settings, and waits until it listens.
+    /// Starts the one in the path with the usual settings, and waits until it listens.
     ///
     /// # Errors
     /// There is no such program ([`io::ErrorKind::NotFound`]), or it did not start; its last words
@@ -67,6 +68,17 @@ impl Etcd {
             }
         }
         Err(last)
+    }
+
+    /// Starts one of a release with the usual settings, and waits until it listens.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn of(version: EtcdVersion) -> io::Result<Self> {
+        Self::with(EtcdOptions {
+            version,
+            ..EtcdOptions::default()
+        })
     }
 
     /// Where it listens.
@@ -125,10 +137,9 @@ impl Etcd {
             }
         }
         args.extend(self.options.flags.iter().cloned());
-        let program = self.options.program.as_ref();
-        let program = program.map_or_else(|| "etcd".into(), |path| path.to_string_lossy());
+        let program = self.options.version.program();
         let log = self.folder.path().join("log");
-        let mut server = Server::start(&program, args, &log)?;
+        let mut server = Server::start(&program.to_string_lossy(), args, &log)?;
         let begun = std::time::Instant::now();
         while TcpStream::connect(self.address()).is_err() {
             server.check()?;

@@ -4,6 +4,7 @@
 //! then does what follows from what is known. At most one call to the store is under way; calls to
 //! the kernel are short and have deadlines of their own.
 
+mod config;
 mod local;
 mod report;
 mod store;
@@ -91,6 +92,8 @@ pub(crate) struct Engine {
     config_is_saved: bool,
     /// The store's config cannot be used; the last good one, if any, stays in force.
     config_refused: bool,
+    /// A config of the store that the backend refused, to be tried again.
+    untried: Option<NetworkConfig>,
     networks: Vec<Subnet>,
     external: Option<External>,
     underlay: Arc<Underlay>,
@@ -167,6 +170,7 @@ impl Engine {
             config: None,
             config_is_saved: false,
             config_refused: false,
+            untried: None,
             networks: Vec::new(),
             external: None,
             underlay: Arc::default(),
@@ -289,6 +293,7 @@ impl Engine {
         self.use_saved().await;
         if self.now() >= self.resync_at {
             self.schedule_resync();
+            self.retry_config().await;
             self.reconciler.read_now();
         }
         self.reconciler.look_at_settings().await;

@@ -3,8 +3,8 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
+use super::config::Refusal;
 use super::{Engine, NETWORKS, PATIENCE};
 use crate::clock::Moment;
 use crate::condition::ConditionType;
@@ -16,9 +16,6 @@ use crate::lease_set::Own;
 use crate::manager::{self, LeaseRequest};
 use crate::state::SavedState;
 use crate::status::OverlayEvent;
-
-/// How often the config is read from a store that does not tell of its changes.
-const CONFIG_POLL: Duration = Duration::from_secs(300);
 
 /// What we know of our lease.
 #[derive(Debug)]
@@ -145,70 +142,6 @@ impl Engine {
         if let (LeaseState::None, Some(lease)) = (&self.lease, self.saved.lease.clone()) {
             self.lease = LeaseState::Saved(lease);
             self.tell_own();
-        }
-    }
-
-    pub(super) async fn set_config(&mut self, config: NetworkConfig) {
-        if !self.config_is_saved && !self.parts.manager.capabilities().watches_config {
-            self.config_poll_at = Some(self.now() + CONFIG_POLL);
-        }
-        if self.config.as_deref() == Some(&config) {
-            self.config_refused = self.backend.is_none();
-            return;
-        }
-        let wanted = config.backend().backend_type();
-        let backend = self
-            .parts
-            .backends
-            .iter()
-            .find(|b| b.backend_type() == *wanted)
-            .cloned();
-        if backend.is_none() {
-            let have: Vec<String> = self
-                .parts
-                .backends
-                .iter()
-                .map(|b| b.backend_type().to_string())
-                .collect();
-            let message = format!(
-                "Backend.Type = {wanted}: this program has no such backend, only {}",
-                have.join(", ")
-            );
-            self.fails(ConditionType::Config, "UnknownBackend", message, true);
-            self.config_refused = true;
-            if self.config.is_some() {
-                return; // the last good config stays in force
-            }
-        } else {
-            self.config_refused = false;
-        }
-        for pool in config.pools().values() {
-            let network = pool.network();
-            self.networks.retain(|known| *known != network);
-            self.networks.insert(0, network);
-        }
-        self.networks.truncate(NETWORKS);
-        if let Some(backend) = &backend {
-            let delta = self.leases.set_backend(backend.backend_type());
-            self.peers_differ(&delta);
-        }
-        let delta = self.leases.set_pools(*config.pools());
-        self.peers_differ(&delta);
-        if let Some(lease) = self.lease.held() {
-            self.acquire |= !config.fits(&lease.subnet);
-        }
-        let first = self.config.is_none();
-        self.backend = backend;
-        self.attrs = None;
-        self.config = Some(Arc::new(config));
-        // The device's neighbours and the external interface depend on the config.
-        self.reconciler.read_now();
-        if !first {
-            tracing::info!("the network config changed");
-            self.emit(OverlayEvent::ConfigApplied);
-        }
-        if !self.config_is_saved {
-            self.save().await;
         }
     }
 
@@ -408,8 +341,8 @@ impl Engine {
             }
             Answer::Config(Err(error)) => {
                 self.config_refused |= !error.is_transient();
-                if self.config.is_some() && !self.config_is_saved {
-                    self.config_poll_at = Some(now + CONFIG_POLL);
+                if self.config.is_some() {
+                    self.poll_config();
                 }
                 self.store_failed(&error, ConditionType::Config);
             }
@@ -453,7 +386,7 @@ impl Engine {
         self.call_failures = self.call_failures.saturating_add(1);
         let wait = self.retry.after(self.call_failures, &mut self.parts.rng);
         self.call_at = self.now() + wait;
-        let message = error_chain(error);
+        let mut message = error_chain(error);
         let (kind, reason, permanent) = match error {
             manager::Error::Unavailable { .. } => (ConditionType::Store, "Unavailable", false),
             manager::Error::Conflict { .. } => (kind, "Conflict", false),
@@ -466,6 +399,9 @@ impl Engine {
             manager::Error::Corrupt { .. } => (kind, "Corrupt", true),
             manager::Error::Invalid { .. } => (kind, "Refused", true),
         };
+        if kind == ConditionType::Config {
+            message = self.with_what_stays(message, Refusal::Unreadable);
+        }
         // A lease that is held stays held while the store merely does not answer.
         let held = kind == ConditionType::Lease && self.lease.held().is_some();
         if !held {

@@ -71,6 +71,9 @@ impl Engine {
             self.leases.set_adopted(adopted);
         }
         self.watch.0 = Some(self.parts.manager.watch_leases());
+        if self.parts.manager.capabilities().watches_config {
+            self.config_poll_at = None;
+        }
     }
 
     /// Takes what the watch delivered.
@@ -111,9 +114,7 @@ impl Engine {
                 return;
             }
             Event::ConfigUnreadable { reason } => {
-                self.config_refused = true;
-                let message = format!("{reason}; the last good config stays in force");
-                self.fails(ConditionType::Config, "Unreadable", message, false);
+                self.config_unreadable(reason);
                 return;
             }
             Event::Snapshot(snapshot) if self.confirming => {

@@ -126,6 +126,9 @@ pub(crate) struct Engine {
     /// The next snapshot confirms or refutes one that was held.
     confirming: bool,
     confirm_at: Option<Moment>,
+    /// Our lease ended while the store was not heard: those of others may have, too, and they will be
+    /// back as we will.
+    doubting: bool,
     adopted: bool,
     resync_at: Moment,
     resyncs: Vec<oneshot::Sender<()>>,
@@ -197,6 +200,7 @@ impl Engine {
             watch_broken: false,
             confirming: false,
             confirm_at: None,
+            doubting: false,
             adopted: false,
             resync_at: now,
             resyncs: Vec::new(),

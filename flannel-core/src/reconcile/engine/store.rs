@@ -193,6 +193,7 @@ impl Engine {
             return; // it is lost or given up already
         };
         self.lease = LeaseState::Lost { lease };
+        self.doubting |= self.watch_broken;
         tracing::warn!(reason, "the lease is lost");
         self.emit(OverlayEvent::LeaseLost {
             reason: reason.clone(),

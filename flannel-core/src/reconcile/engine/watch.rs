@@ -82,7 +82,11 @@ impl Engine {
             match item {
                 Some(Ok(event)) => {
                     self.watch_failures = 0;
-                    self.watch_broken = false;
+                    // The store is back. Whose lease ended meanwhile asks for it now: peers that
+                    // come back too must find the record before they believe that it is gone.
+                    if std::mem::take(&mut self.watch_broken) && self.store_is_down {
+                        self.call_at = self.now();
+                    }
                     self.holds(ConditionType::Store, "Connected", self.parts.manager.name());
                     self.event(event).await;
                 }
@@ -120,6 +124,9 @@ impl Engine {
             Event::Snapshot(snapshot) if self.confirming => {
                 self.confirming = false;
                 self.leases.apply_confirming(snapshot)
+            }
+            Event::Snapshot(snapshot) if std::mem::take(&mut self.doubting) => {
+                self.leases.apply_doubting(snapshot)
             }
             event => self.leases.apply(event),
         };

@@ -353,11 +353,12 @@ fn a_pool_at_the_end_of_the_space_does_not_wrap() {
         allocator.take(&last);
         assert_eq!(allocator.next_free_from(slots - 1), Some(0), "{network}");
         assert_eq!(allocator.next_free_from(u128::MAX), Some(0), "{network}");
-        allocator.take(&pool.network());
+        let halves: Vec<Subnet> = pool.network().subnets(pool.network().len() + 1).collect();
+        halves.iter().for_each(|half| allocator.take(half));
         assert_eq!(allocator.next_free_from(0), None, "{network}");
         allocator.release(&last);
         allocator.take(&last);
-        allocator.release(&pool.network());
+        halves.iter().for_each(|half| allocator.release(half));
         assert_eq!(allocator.free_count(), slots - 1, "{network}");
         allocator.release(&last);
         assert_eq!(allocator.free_count(), slots, "{network}");
@@ -383,7 +384,8 @@ fn both_families_or_none_are_chosen() {
         Allocator::new(&v4).expect("v4"),
         Allocator::new(&v6).expect("v6"),
     );
-    v6.take(&subnet("fd00::/64"));
+    v6.take(&subnet("fd00::/125"));
+    v6.take(&subnet("fd00::8/125"));
     let full = choose(&DualStack::both(&v4, &v6), &node(1), &DualStack::default());
     assert_eq!(full, Err(PoolExhausted { family: Family::V6 }));
 }

@@ -59,6 +59,7 @@ impl World {
     async fn repair(&mut self) {
         for at in 0..self.nodes.len() {
             self.nodes[at].link.repair();
+            self.cluster.repair(&self.nodes[at].id);
             self.nodes[at].disk.repair();
             self.repair_kernel(at);
             if let Some(process) = &self.nodes[at].process {
@@ -71,6 +72,7 @@ impl World {
                 self.start(at).await;
             }
         }
+        self.repair_gos();
         let config = self.config.clone();
         self.tamper(Tamper::Config(config));
     }

@@ -10,8 +10,9 @@ use flannel_core::{
 use tokio::sync::{Notify, broadcast};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::action::{Action, CrashPoint, NodeAction};
+use super::action::{Action, CrashPoint, LinkAction, NodeAction};
 use super::cluster::{Cluster, Founding, Tamper};
+use super::go::Go;
 use super::hardware;
 use super::io::Io;
 use super::judge::{Invariant, Judge};
@@ -41,6 +42,7 @@ pub(super) struct World {
     pub(super) misled: BTreeSet<usize>,
     pub(super) counts: BTreeMap<String, u64>,
     pub(super) trace: Trace,
+    pub(super) gos: Vec<Go>,
     died: Arc<Notify>,
     seen: Vec<Option<Arc<Status>>>,
 }
@@ -48,11 +50,18 @@ pub(super) struct World {
 impl World {
     /// The cluster of a history, before anything happens in it.
     pub(super) fn new(setup: &Arc<Setup>, history: &History, keep_trace: bool) -> Self {
-        let config = setup.configs[history.config % setup.configs.len()].clone();
-        let cluster = (setup.cluster)(&Founding {
-            config: config.clone(),
-            ttl: history.ttl,
-        });
+        let found = |config: usize| {
+            let config = setup.configs[config % setup.configs.len()].clone();
+            let cluster = (setup.cluster)(&Founding {
+                config: config.clone(),
+                ttl: history.ttl,
+            });
+            (config, cluster)
+        };
+        let (mut config, mut cluster) = found(history.config);
+        if !cluster.supports(&config) {
+            (config, cluster) = found(0);
+        }
         let ids: Vec<NodeId> = (0..history.nodes)
             .map(|n| NodeId::new(format!("node-{n}")).expect("a node id"))
             .collect();
@@ -69,6 +78,7 @@ impl World {
             misled: BTreeSet::new(),
             counts: BTreeMap::new(),
             trace: Trace::new(keep_trace),
+            gos: Vec::new(),
             died: Arc::new(Notify::new()),
             seen: vec![None; ids.len()],
         };
@@ -93,6 +103,7 @@ impl World {
             });
             world.furnish(at);
         }
+        world.gos = (0..history.gos).map(Go::new).collect();
         world
     }
 
@@ -116,10 +127,11 @@ impl World {
             Action::Wait => true,
             Action::Node(node, what) => self.act_on_node(at(node), what).await,
             Action::Link(node, what) => {
-                self.nodes[at(node)].link.act(what);
                 // Counted once it takes effect.
-                matches!(what, super::action::LinkAction::Heal)
+                self.act_on_link(at(node), what);
+                matches!(what, LinkAction::Heal)
             }
+            Action::Go(peer, what) => self.act_on_go(peer, what).await,
             Action::Kernel(node, what) => self.act_on_kernel(at(node), what),
             Action::Store(what) => {
                 let done = self.act_on_store(what);
@@ -142,6 +154,16 @@ impl World {
             self.count(action.kind());
         } else if done && matches!(action, Action::Node(_, NodeAction::Crash(CrashPoint::Now))) {
             self.count(action.kind());
+        }
+    }
+
+    fn act_on_link(&self, at: usize, action: LinkAction) {
+        let node = &self.nodes[at];
+        match action {
+            LinkAction::Wire(action) => {
+                self.cluster.disturb(&node.id, action);
+            }
+            action => node.link.act(action),
         }
     }
 
@@ -364,6 +386,7 @@ impl World {
             self.look_at(at);
         }
         self.check_held();
+        self.look_at_gos();
         self.judge.check_records(&self.written);
         for note in self.judge.take_notes() {
             self.trace.add(note);
@@ -436,6 +459,9 @@ impl World {
         });
         for (kind, times) in node.link.take_effects() {
             *self.counts.entry(kind).or_default() += times;
+        }
+        for (what, times) in self.cluster.felt(&self.nodes[at].id) {
+            *self.counts.entry(format!("wire {what}")).or_default() += times;
         }
         felt.into_iter().for_each(|kind| self.count(kind));
     }

@@ -12,8 +12,10 @@ use crate::config::Pool;
 use crate::event::{Event, Snapshot, Unreadable};
 use crate::family::{DualStack, Family};
 use crate::lease::{BackendType, Lease, LeaseKey, Revision};
+use crate::node::NodeId;
 use crate::settle::{Claimant, Settlement};
 use crate::subnet::Subnet;
+use crate::wire;
 pub use crate::withdrawal::{Held, WithdrawalGuard};
 
 /// Another node's record with what of it may be used.
@@ -97,7 +99,7 @@ const MAX_TOMBSTONES: usize = 65_536;
 /// - Per record the newest revision counts. Repeats and old events change nothing, whatever their
 ///   order; deleting a record touches that record only.
 /// - Our own records are kept apart and are never peers.
-/// - A record that cannot be read keeps its last good value.
+/// - A record that cannot be read keeps its last good value, until its node writes another record.
 /// - A snapshot is the truth, but one that withdraws too much ([`WithdrawalGuard`]) removes
 ///   nothing until a second one confirms it. Deletes that are delivered one by one are believed.
 /// - Two records with overlapping subnets are settled by [`Seniority`](crate::Seniority), for each
@@ -122,6 +124,8 @@ pub struct LeaseSet {
 
     /// Routes found in the kernel at start that no record has covered yet.
     adopted: BTreeSet<Subnet>,
+    /// Of the adopted routes, those that unreadable records cover, of which no good value is known.
+    spared: BTreeMap<LeaseKey, Vec<Subnet>>,
     /// Peers that the last snapshot lacks and that are kept until a second one lacks them too.
     doubted: BTreeSet<LeaseKey>,
     held: Option<Held>,
@@ -154,6 +158,7 @@ impl LeaseSet {
             floor: None,
             tombstones: Tombstones::default(),
             adopted: BTreeSet::new(),
+            spared: BTreeMap::new(),
             doubted: BTreeSet::new(),
             held: None,
             believed: false,
@@ -203,7 +208,7 @@ impl LeaseSet {
         }
         self.adopted = subnets.into_iter().collect();
         for peer in self.peers.values() {
-            cover(&mut self.adopted, &peer.lease);
+            cover(&mut self.adopted, &peer.lease.subnet);
         }
     }
 
@@ -244,6 +249,12 @@ impl LeaseSet {
         !self.believed || self.held.is_some()
     }
 
+    /// The subnets whose routes were found in the kernel at start and stay, although no peer is known
+    /// to hold them: there are records under their keys that cannot be read, and those are not gone.
+    pub fn spared(&self) -> impl Iterator<Item = &Subnet> {
+        self.spared.values().flatten()
+    }
+
     /// Takes an event in. Config events are not meant for the set and change nothing.
     pub fn apply(&mut self, event: Event) -> Applied {
         match event {
@@ -277,14 +288,32 @@ impl LeaseSet {
         }
         self.tombstones.remove(&lease.key);
         self.unreadable.remove(&lease.key);
+        self.spared.remove(&lease.key);
         self.doubted.remove(&lease.key);
-        cover(&mut self.adopted, &lease);
+        cover(&mut self.adopted, &lease.subnet);
         if self.differs(&lease) {
             applied.own = self.own_written(&lease);
-            applied.delta = self.write(vec![(lease.key.clone(), Some(lease))]);
+            let mut records = self.replaced_by(|node| *node == lease.node, &lease.key);
+            records.push((lease.key.clone(), Some(lease)));
+            applied.delta = self.write(records);
         }
         self.release();
         applied
+    }
+
+    /// The last good values of unreadable records of nodes that have another record now: a node has
+    /// one lease, so these are over.
+    fn replaced_by(
+        &self,
+        has_another: impl Fn(&NodeId) -> bool,
+        except: &LeaseKey,
+    ) -> Vec<(LeaseKey, Option<Lease>)> {
+        let unreadable = self.unreadable.keys().filter(|key| *key != except);
+        let replaced = unreadable.filter(|key| {
+            let peer = self.peers.get(*key);
+            peer.is_some_and(|peer| has_another(&peer.lease.node))
+        });
+        replaced.map(|key| (key.clone(), None)).collect()
     }
 
     fn delete(&mut self, key: LeaseKey, revision: Revision) -> Applied {
@@ -294,6 +323,7 @@ impl LeaseSet {
             return applied;
         }
         self.unreadable.remove(&key);
+        self.spared.remove(&key);
         self.doubted.remove(&key);
         self.tombstones.insert(key.clone(), revision);
         applied.delta = self.write(vec![(key.clone(), None)]);
@@ -335,8 +365,19 @@ impl LeaseSet {
         let (mut leases, unreadable) = self.sort_out(snapshot, &mut applied.refused);
 
         let known = self.peers.len() + self.adopted.len();
+        self.spared.retain(|key, _| unreadable.contains_key(key));
         for lease in leases.values() {
-            cover(&mut self.adopted, lease);
+            cover(&mut self.adopted, &lease.subnet);
+        }
+        for key in unreadable.keys() {
+            // Flannel's keys say which subnets they are of.
+            let known = self.record(key).is_some();
+            if let (false, Ok(subnets)) = (known, wire::parse_subnet_key(key.as_str())) {
+                let covered = cover(&mut self.adopted, &subnets);
+                if !covered.is_empty() {
+                    self.spared.insert(key.clone(), covered);
+                }
+            }
         }
         let lacks = |key: &LeaseKey| !leases.contains_key(key) && !unreadable.contains_key(key);
         let (sure, doubtful): (BTreeSet<_>, BTreeSet<_>) = self
@@ -380,10 +421,16 @@ impl LeaseSet {
         self.floor = Some(revision);
         self.revision = revision;
 
+        let replaced = if self.unreadable.is_empty() {
+            Vec::new()
+        } else {
+            let nodes: BTreeSet<NodeId> = leases.values().map(|lease| lease.node.clone()).collect();
+            self.replaced_by(|node| nodes.contains(node), &LeaseKey::new(""))
+        };
         leases.retain(|_, lease| self.differs(lease));
         let written = leases.into_iter().map(|(key, lease)| (key, Some(lease)));
         let gone = removed.into_iter().map(|key| (key, None));
-        applied.delta = self.write(written.chain(gone).collect());
+        applied.delta = self.write(written.chain(gone).chain(replaced).collect());
         applied
     }
 
@@ -648,14 +695,17 @@ impl LeaseSet {
 }
 
 /// Takes out the adopted subnets that a record covers: they are the record's from now on.
-fn cover(adopted: &mut BTreeSet<Subnet>, lease: &Lease) {
-    for subnet in lease.subnet.values() {
+fn cover(adopted: &mut BTreeSet<Subnet>, subnets: &DualStack<Subnet>) -> Vec<Subnet> {
+    let mut covered = Vec::new();
+    for subnet in subnets.values() {
         while let Some(inside) = adopted.range(subnet..).next().copied()
             && subnet.contains(&inside)
         {
             adopted.remove(&inside);
+            covered.push(inside);
         }
     }
+    covered
 }
 
 /// Records deleted since the last snapshot, so that an old write does not bring them back.

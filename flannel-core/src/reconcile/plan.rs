@@ -234,6 +234,7 @@ impl<'a> Planner<'a> {
             (Some(wanted), _) if self.needs_held(&wanted.object) => self.hold(key, found),
             (Some(wanted), None) => self.make(key, wanted),
             (Some(wanted), Some(found)) => self.correct(key, wanted, found),
+            (None, Some(found)) if self.is_spared(found) => self.keep_needs_of(found),
             (None, Some(found)) => {
                 let is_setting = matches!(found, Object::Sysctl(_) | Object::Offload(_));
                 if !self.desired.hold_orphans
@@ -245,6 +246,13 @@ impl<'a> Planner<'a> {
             }
             (None, None) => {}
         }
+    }
+
+    /// Whether an object that is there is a route that stays although nobody wants it: one through a
+    /// device that has to stay itself.
+    fn is_spared(&self, found: &Object) -> bool {
+        matches!(found, Object::Route(route) if self.desired.spared.contains(&route.dst))
+            && self.dev_of(found).is_some_and(|dev| self.is_to_serve(dev))
     }
 
     fn make(&mut self, key: &'a ObjectKey, wanted: &'a Wanted) {

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use flannel_core::reconcile::plan::difference;
-use flannel_core::{ConditionType, Object, ObjectKey, Route, RouteTarget, Subnet};
+use flannel_core::{
+    ConditionType, Neighbour, Nexthop, Object, ObjectKey, Route, RouteTarget, Subnet, wire,
+};
 
 use super::cluster::Tamper;
 use super::hardware::{addresses, external, ours};
@@ -73,8 +75,20 @@ impl World {
             }
         }
         self.repair_gos();
+        self.remove_unreadable();
         let config = self.config.clone();
         self.tamper(Tamper::Config(config));
+    }
+
+    /// Somebody removes what cannot be read, but for the records of members: these write new ones.
+    fn remove_unreadable(&self) {
+        for record in self.cluster.truth().unreadable {
+            let node = self.judge.last_node_of(&record.key);
+            let is_members = |node: &_| self.nodes.iter().any(|n| n.member && n.id == *node);
+            if !node.as_ref().is_some_and(is_members) {
+                self.tamper(Tamper::Remove(record.key));
+            }
+        }
     }
 
     /// Whether the cluster stays as it is; `None` if something was broken.
@@ -249,9 +263,28 @@ impl World {
             };
             // Who forgot that a network was its own cannot know what it had there.
             let is_forgotten = self.nodes[at].forgetful && !self.is_inner(&object);
-            if !is_expected && !is_forgotten {
+            if !is_expected && !is_forgotten && !self.is_unclear(&object) {
                 problems.push(format!("{object} should not be there"));
             }
+        }
+    }
+
+    /// Whether an object may serve a record that cannot be read.
+    fn is_unclear(&self, object: &Object) -> bool {
+        let unreadable = self.cluster.truth().unreadable;
+        let mut subnets = unreadable
+            .iter()
+            .filter_map(|record| wire::parse_subnet_key(record.key.as_str()).ok());
+        match object {
+            Object::Route(route) => {
+                subnets.any(|subnets| subnets.values().any(|subnet| *subnet == route.dst))
+            }
+            Object::Nexthop(Nexthop { gateway: ip, .. })
+            | Object::Neighbour(Neighbour { ip, .. }) => {
+                subnets.any(|subnets| subnets.values().any(|subnet| subnet.contains_ip(*ip)))
+            }
+            Object::Fdb(_) => subnets.next().is_some(),
+            _ => false,
         }
     }
 

@@ -49,6 +49,30 @@
 //! [`Overlay::teardown_plan`] shows beforehand). With a [`FileState`] a node boots while the store
 //! is down.
 //!
+//! # Nodes on different machines
+//!
+//! With the feature `etcd` they share a pool through etcd v3, together with Go flanneld:
+//!
+//! ```no_run
+//! # #[cfg(feature = "etcd")]
+//! # fn options() -> Result<(), flannel::OptionsError> {
+//! use flannel::{EtcdManager, EtcdOptions, Password, TlsFiles};
+//!
+//! let options = EtcdOptions::new(["https://10.0.0.1:2379", "https://10.0.0.2:2379"])?
+//!     .user("flannel", Password::file("/etc/flannel/password"))
+//!     .tls(TlsFiles {
+//!         ca: Some("/etc/flannel/ca.pem".into()),
+//!         ..TlsFiles::default()
+//!     });
+//! let manager = EtcdManager::new(options)?; // for Overlay::builder(..).manager(..)
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The network config is then that under `/coreos.com/network/config`, and what is put there later
+//! is applied. The README says what is written to etcd and which rights that needs;
+//! `examples/etcd_node` is a whole node.
+//!
 //! # Bring your own
 //!
 //! Every seam is an object-safe trait: a store is a [`Manager`], a way to carry packets a
@@ -62,6 +86,7 @@
 //! |---|---|---|
 //! | `netlink` | yes | [`NetlinkKernel`]: the Linux kernel over netlink |
 //! | `vxlan` | yes | [`VxlanBackend`]: flannel's VXLAN |
+//! | `etcd` | no | `EtcdManager`: leases on etcd v3. Building it needs `protoc` and its well-known types: on Debian `apt-get install protobuf-compiler libprotobuf-dev` |
 //!
 //! # What it does not do
 //!
@@ -109,3 +134,13 @@ pub use flannel_netlink::{BootClock, NetlinkKernel, NetlinkOptions};
 
 #[cfg(feature = "vxlan")]
 pub use flannel_backend_vxlan::{ChecksumOffload, VxlanBackend, VxlanConfig, VxlanData};
+
+#[cfg(feature = "etcd")]
+pub use flannel_subnet_etcd::{
+    Calls, EtcdManager, EtcdOptions, EtcdStore, OptionsError, Password, TlsFiles, kv,
+};
+
+/// The README's program, compiled with the tests.
+#[cfg(all(doctest, feature = "netlink", feature = "vxlan"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

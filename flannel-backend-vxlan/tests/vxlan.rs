@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use flannel_backend_vxlan::{ChecksumOffload, VxlanBackend, VxlanData};
 use flannel_core::{
-    AddressInfo, Backend, BackendData, BackendType, DualStack, Family, Features, IfName, Lease,
-    LeaseAttrs, LeaseKey, Link, LinkInfo, LinkKind, MAIN_TABLE, MacAddr, Network, NetworkConfig,
-    NodeContext, NodeId, Object, Observed, OverlayName, PoolMode, PublicIp, Rejection, Revision,
-    Route, RouteProtocol, RouteTarget, Subnet, Underlay, UnderlayOptions, Vxlan,
+    AddressInfo, Backend, BackendData, BackendType, DualStack, Family, Features, IfName, Interface,
+    Lease, LeaseAttrs, LeaseKey, Link, LinkInfo, LinkKind, MAIN_TABLE, MacAddr, Network,
+    NetworkConfig, NodeContext, NodeId, Object, Observed, OverlayName, PoolMode, PublicIp,
+    Rejection, Revision, Route, RouteProtocol, RouteTarget, Subnet, Underlay, UnderlayOptions,
+    Vxlan,
 };
 use proptest::prelude::*;
 
@@ -26,6 +27,7 @@ struct Fixture {
     held: Option<Lease>,
     previous: Option<Lease>,
     mtu: u32,
+    options: UnderlayOptions,
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -93,13 +95,16 @@ impl Fixture {
             held: None,
             previous: None,
             mtu: 1500,
+            options: UnderlayOptions::default(),
         }
     }
 
     fn with<T>(&self, f: impl FnOnce(&NodeContext<'_>) -> T) -> T {
         let families: Vec<Family> = self.config.families().collect();
-        let options = UnderlayOptions::default();
-        let mut external = self.underlay.choose(&options, &families).expect("eth0");
+        let mut external = self
+            .underlay
+            .choose(&self.options, &families)
+            .expect("eth0");
         external.mtu = self.mtu;
         f(&NodeContext {
             overlay: &OverlayName::default(),
@@ -421,6 +426,16 @@ fn the_device_has_the_mac_that_the_lease_publishes() {
             .expect("a network")
     });
     assert!(texts(&network.local())[0].contains("address 0e:00:00:00:00:dd"));
+}
+
+#[test]
+fn behind_nat_packets_are_sent_from_the_address_that_the_host_has() {
+    let mut fixture = Fixture::new(V4);
+    fixture.options.interfaces = vec![Interface::Name(dev("eth0"))];
+    fixture.options.public_ip = PublicIp::v4([203, 0, 113, 7].into());
+    assert_eq!(fixture.attrs().public_ip, fixture.options.public_ip);
+    let link = texts(&fixture.network().local()).remove(0);
+    assert!(link.contains("local 192.0.2.1"), "{link}");
 }
 
 #[test]

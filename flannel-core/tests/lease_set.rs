@@ -570,6 +570,10 @@ fn a_deleted_record_is_not_brought_back_by_an_old_write() {
         [key("peer1")]
     );
     assert!(set.apply(delete("peer1", 3)).delta.is_empty());
+    // One that was written since the last snapshot.
+    set.apply(Event::Put(peer(3, 6)));
+    assert_eq!(set.apply(delete("peer3", 7)).delta.removed, [key("peer3")]);
+    assert!(set.apply(Event::Put(peer(3, 6))).delta.is_empty());
 }
 
 #[test]

@@ -382,6 +382,12 @@ async fn a_refused_object_never_delays_other_peers() {
         "tries are spaced: {}",
         failing[0].attempts
     );
+    manager.put_raw(peer(42, "10.42.42.0/24")).expect("stored");
+    let late = "10.42.42.0/24".parse().expect("a subnet");
+    until(Duration::from_millis(50), "one that came later too", || {
+        route_to(&kernel, late).is_some()
+    })
+    .await;
     kernel.accept(&key);
     until(Duration::from_secs(31), "the bad peer heals", || {
         route_to(&kernel, bad).is_some()

@@ -14,26 +14,11 @@ use flannel_backend_vxlan::VxlanBackend;
 use flannel_core::keeper::LossPolicy;
 use flannel_core::manager::{self, LeaseRequest};
 use flannel_core::{
-    Address, Capabilities, Clock, ConditionType, Error, Event, EventStream, Family, Lease, Manager,
-    MemoryManager, Moment, NetworkConfig, Object, ObjectKey, Overlay, OverlayEvent, Revision,
-    RouteProtocol, SavedState, Snapshot, StateStore, TokioClock,
+    Address, Capabilities, ConditionType, Error, Event, EventStream, Family, Lease, Manager,
+    MemoryManager, NetworkConfig, Object, ObjectKey, Overlay, OverlayEvent, Revision,
+    RouteProtocol, Snapshot,
 };
 use flannel_testkit::fake_kernel::FakeKernel;
-
-/// A saved state in memory.
-#[derive(Debug, Clone, Default)]
-struct Memory(Arc<Mutex<Option<SavedState>>>);
-
-#[async_trait]
-impl StateStore for Memory {
-    async fn load(&self) -> std::io::Result<Option<SavedState>> {
-        Ok(self.0.lock().expect("no panic inside").clone())
-    }
-    async fn save(&self, state: &SavedState) -> std::io::Result<()> {
-        *self.0.lock().expect("no panic inside") = Some(state.clone());
-        Ok(())
-    }
-}
 
 /// A store that is down until told otherwise.
 #[derive(Debug)]
@@ -126,10 +111,7 @@ async fn a_node_boots_while_the_store_is_down() {
         .start()
         .await
         .expect("parts");
-    overlay
-        .ready()
-        .await
-        .expect("the remembered lease is enough");
+    ready_within(Duration::from_secs(60), &overlay).await; // the remembered lease is enough
     assert_eq!(subnet_of(&overlay, Family::V4), subnet);
     assert!(kernel.get(&ObjectKey::Link(dev("flannel.1"))).is_some());
     assert!(!overlay.status().is_true(ConditionType::Store));
@@ -169,6 +151,39 @@ async fn a_store_that_is_down_withdraws_nothing() {
     assert_eq!(kernel.objects(), before);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_restart_while_the_store_is_down_keeps_the_peers_routes() {
+    let inner = MemoryManager::new(config(DUAL));
+    let state = Memory::default();
+    let kernel = FakeKernel::node(1);
+    let (up, rx) = tokio::sync::watch::channel(true);
+    let run = || {
+        let manager = Flaky {
+            inner: inner.clone(),
+            up: rx.clone(),
+        };
+        Overlay::builder(node("a"))
+            .manager(manager)
+            .backend(VxlanBackend::new())
+            .kernel(kernel.clone())
+            .state(state.clone())
+            .start()
+    };
+    let first = run().await.expect("parts");
+    first.ready().await.expect("ready");
+    inner.put_raw(peer(9, "10.42.99.0/24")).expect("stored");
+    settle(&first).await;
+    let before = kernel.objects();
+    assert!(route_to(&kernel, "10.42.99.0/24".parse().expect("a subnet")).is_some());
+    first.stop().await.expect("it was running");
+
+    up.send(false).expect("it listens");
+    let second = run().await.expect("parts");
+    ready_within(Duration::from_secs(60), &second).await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(kernel.objects(), before, "who the peers are is not known");
+}
+
 async fn lose_lease(policy: LossPolicy) -> (MemoryManager, FakeKernel, Overlay, Lease) {
     let manager = MemoryManager::new(config(DUAL));
     let kernel = FakeKernel::node(1);
@@ -192,9 +207,10 @@ async fn lose_lease(policy: LossPolicy) -> (MemoryManager, FakeKernel, Overlay, 
 #[tokio::test(start_paused = true)]
 async fn a_lost_lease_is_asked_for_again() {
     let (manager, _kernel, a, lease) = lose_lease(LossPolicy::Reacquire).await;
-    a.wait_for(|status| status.is_true(ConditionType::Lease))
-        .await
-        .expect("running");
+    until(Duration::from_secs(60), "it has a lease", || {
+        a.status().is_true(ConditionType::Lease)
+    })
+    .await;
     let again = manager.snapshot().leases.into_iter().next().expect("ours");
     assert_eq!(
         again.subnet, lease.subnet,
@@ -357,26 +373,10 @@ impl Manager for Stubborn {
     }
 }
 
-/// A clock that can jump ahead, as that of a machine that slept.
-#[derive(Debug, Clone)]
-struct Sleepy {
-    tokio: TokioClock,
-    asleep: Arc<Mutex<Duration>>,
-}
-
-impl Clock for Sleepy {
-    fn now(&self) -> Moment {
-        self.tokio.now() + *self.asleep.lock().expect("no panic inside")
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_suspended_node_wakes_to_a_lost_lease_not_to_a_revived_one() {
     let manager = MemoryManager::new(config(DUAL)).with_ttl(Duration::from_secs(86_400));
-    let clock = Sleepy {
-        tokio: TokioClock::new(),
-        asleep: Arc::default(),
-    };
+    let clock = Sleepy::new();
     let kernel = FakeKernel::node(1);
     let a = builder("a", &manager, &kernel)
         .clock(clock.clone())
@@ -385,14 +385,13 @@ async fn a_suspended_node_wakes_to_a_lost_lease_not_to_a_revived_one() {
         .await
         .expect("parts");
     a.ready().await.expect("ready");
-    *clock.asleep.lock().expect("no panic inside") = Duration::from_secs(2 * 86_400);
-    a.wait_for(|status| {
-        status
-            .condition(ConditionType::Lease)
-            .is_some_and(|c| c.reason == "Lost")
+    clock.sleep(Duration::from_secs(2 * 86_400));
+    until(Duration::from_secs(60), "it notices", || {
+        let status = a.status();
+        let lease = status.condition(ConditionType::Lease);
+        lease.is_some_and(|condition| condition.reason == "Lost")
     })
-    .await
-    .expect("running");
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -523,13 +522,16 @@ async fn an_emptied_snapshot_is_confirmed_before_it_is_believed() {
     settle(&a).await;
     assert_eq!(routes(&kernel), 6);
     let mut held = a.events();
-    loop {
-        if let OverlayEvent::WithdrawalHeld { withdrawn, known } = held.recv().await.expect("more")
-        {
-            assert_eq!((withdrawn, known), (6, 6));
-            break;
+    let held = async {
+        loop {
+            let event = held.recv().await.expect("more");
+            if let OverlayEvent::WithdrawalHeld { withdrawn, known } = event {
+                return (withdrawn, known);
+            }
         }
-    }
+    };
+    let held = tokio::time::timeout(Duration::from_secs(600), held).await;
+    assert_eq!(held, Ok((6, 6)));
     for _ in 0..40 {
         assert_eq!(routes(&kernel), 6, "nothing is withdrawn");
         tokio::time::sleep(Duration::from_secs(1)).await;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_backend_vxlan::VxlanBackend;
@@ -45,7 +46,7 @@ pub struct Setup {
     /// The backend.
     pub backend: VxlanBackend,
     /// What is different about the nodes' overlays.
-    pub tune: fn(OverlayBuilder) -> OverlayBuilder,
+    pub tune: Arc<dyn Fn(OverlayBuilder) -> OverlayBuilder + Send + Sync>,
 }
 
 impl fmt::Debug for Setup {
@@ -63,7 +64,7 @@ impl Setup {
             layout: vec![nodes],
             config,
             backend: VxlanBackend::new(),
-            tune: |builder| builder,
+            tune: Arc::new(|builder| builder),
         }
     }
 }

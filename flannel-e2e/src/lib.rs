@@ -4,7 +4,7 @@
 //! underlay. Tests break it through a kernel handle of their own ([`Node::hand`]), wait for
 //! conditions ([`until`]), and send packets. [`Everything`] is the whole configuration of a
 //! namespace as text, to be compared. [`NodeProcess`] is a node in a process of its own, to be
-//! killed.
+//! killed; a [`Program`] is any of ours, run as users do.
 //!
 //! Everything here panics when it cannot do what it should: it is for tests.
 #![forbid(unsafe_code)]
@@ -14,6 +14,7 @@ mod everything;
 mod measure;
 mod peers;
 mod process;
+mod program;
 mod wait;
 
 pub use cluster::{Cluster, DUAL, Node, Setup, V4, V6, ours};
@@ -21,4 +22,5 @@ pub use everything::{Everything, run_in};
 pub use measure::{Path, no_loss, probe, try_no_loss};
 pub use peers::{Peers, config, dev, route_key};
 pub use process::{NodeProcess, Orders};
+pub use program::Program;
 pub use wait::{LIMIT, until, within};

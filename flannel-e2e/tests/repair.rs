@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_backend_vxlan::{ChecksumOffload, VxlanBackend};
@@ -18,7 +19,7 @@ const NEVER: Duration = Duration::from_secs(3600);
 /// Two nodes that look at the kernel when it hints at a change, never by the clock.
 fn on_hints() -> Setup {
     Setup {
-        tune: |builder| builder.resync_every(NEVER),
+        tune: Arc::new(|builder| builder.resync_every(NEVER)),
         ..Setup::new(2, DUAL)
     }
 }
@@ -172,7 +173,7 @@ async fn what_is_flushed_at_once_comes_back() {
 async fn settings_that_are_altered_are_put_right() {
     // The kernel does not hint at every one of them: the timer finds them.
     let setup = Setup {
-        tune: |builder| builder.resync_every(Duration::from_secs(1)),
+        tune: Arc::new(|builder| builder.resync_every(Duration::from_secs(1))),
         backend: VxlanBackend::new().with_checksum_offload(ChecksumOffload::Off),
         ..Setup::new(2, DUAL)
     };

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_core::{
@@ -17,7 +18,7 @@ const NEVER: Duration = Duration::from_secs(3600);
 fn on_hints(layout: &[usize], config: &'static str) -> Setup {
     Setup {
         layout: layout.to_vec(),
-        tune: |builder| builder.resync_every(NEVER),
+        tune: Arc::new(|builder| builder.resync_every(NEVER)),
         ..Setup::new(0, config)
     }
 }

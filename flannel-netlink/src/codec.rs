@@ -1,16 +1,17 @@
 //! From an op to a request and from a message to an object, without a kernel.
 //!
-//! Not for use by others: it is public for the crate's own tests and benchmarks.
+//! Not for use by others: it is public for the project's own tests and benchmarks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{Family, IfName, Object, Op, RouteProtocol, RouteTarget};
+use flannel_core::{Change, Family, IfName, Object, Offload, Op, RouteProtocol, RouteTarget};
 
+use crate::error::Failure;
 use crate::names::{Named, Names};
 use crate::wire::Messages;
 pub use crate::wire::{Batch, Malformed};
-use crate::{CREATE, EXCL, REPLACE, address, link, neighbour, nexthop, offload, route};
+use crate::{CREATE, EXCL, REPLACE, address, link, neighbour, nexthop, offload, route, watch};
 
 /// Appends the request that carries out an op. `index` gives the index of a device; `flags`
 /// replace those that the verb of a making has.
@@ -149,6 +150,19 @@ pub fn decode_features(body: &[u8]) -> std::result::Result<BTreeMap<String, bool
     offload::decode(body)
 }
 
+/// Appends the request that switches a feature of a device; its kind is left open.
+pub fn encode_offload(offload: &Offload, batch: &mut Batch) {
+    batch.push(0, 0, &offload::message(offload));
+}
+
+/// The hints that the events of a datagram give to who knows no device yet.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_events(datagram: &[u8]) -> std::result::Result<BTreeSet<Change>, Malformed> {
+    watch::hints(datagram)
+}
+
 /// Reads an acknowledgement: the kernel's number and text, if it is none.
 ///
 /// # Errors
@@ -157,8 +171,23 @@ pub fn decode_answer(
     flags: u16,
     body: &[u8],
 ) -> std::result::Result<Option<(i32, Option<String>)>, Malformed> {
-    Ok(match crate::error::read_answer(flags, body)? {
-        Some(crate::error::Failure::Refused { errno, text }) => Some((errno as i32, text)),
+    crate::error::read_answer(flags, body).map(refusal)
+}
+
+/// Reads the end of a dump: the kernel's number and text, if it is a bad one.
+///
+/// # Errors
+/// [`Malformed`] if it is cut.
+pub fn decode_done(
+    flags: u16,
+    body: &[u8],
+) -> std::result::Result<Option<(i32, Option<String>)>, Malformed> {
+    crate::error::read_done(flags, body).map(refusal)
+}
+
+fn refusal(failure: Option<Failure>) -> Option<(i32, Option<String>)> {
+    match failure {
+        Some(Failure::Refused { errno, text }) => Some((errno as i32, text)),
         _ => None,
-    })
+    }
 }

@@ -49,6 +49,7 @@
 //! | A nexthop object that is deleted takes all routes through it along, whoever made them. | Routes go first. |
 //! | A nexthop object is deleted by its number alone. | It is looked at before, and spared if its protocol is another. |
 //! | The metric 0 in the deletion of an IPv4 route means any metric; the protocol 0 means any. | The routes are looked at before. |
+//! | The removal of an IPv6 route to a gateway, a device or a black hole means one through a nexthop object, too. | The routes are looked at before. |
 //! | A dump of forwarding entries leaves out some that stay when others are removed meanwhile, and does not say so. | Removals are listened to, and the dump is repeated. |
 //! | An IPv6 route without a metric gets 1024. | A metric of 0 is taken for 1024. |
 //! | An IPv6 route without a protocol gets 3 (boot). | A protocol of 0 is rejected. |

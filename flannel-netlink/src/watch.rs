@@ -265,6 +265,13 @@ fn subscribe(receive_buffer: usize) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// The hints of a datagram for who knows no device yet.
+pub(crate) fn hints(datagram: &[u8]) -> Result<BTreeSet<Change>, Malformed> {
+    let mut hints = BTreeSet::new();
+    Devices::default().read_events(datagram, &mut hints)?;
+    Ok(hints)
+}
+
 /// The devices as the events tell of them: name, and whether it is a VXLAN device.
 #[derive(Debug, Default)]
 struct Devices(BTreeMap<u32, (Option<IfName>, bool)>);

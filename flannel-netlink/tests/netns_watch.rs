@@ -15,9 +15,7 @@ use std::time::Duration;
 
 use common::*;
 use flannel_core::kernel::Error;
-use flannel_core::{
-    Change, ChangeStream, Family, Fdb, Kernel, Link, LinkKind, Neighbour, Object, Op,
-};
+use flannel_core::{Change, ChangeStream, Family, Fdb, Kernel, Link, LinkKind, Object, Op};
 use flannel_netlink::{NetlinkKernel, NetlinkOptions};
 
 /// The hints that are there already.
@@ -122,32 +120,6 @@ fn hints_follow_the_names() {
             found.contains(&Change::Neighbour(Some(dev("other")))),
             "{found:?}"
         );
-    });
-}
-
-/// Events that did not fit are told as such, and the watch goes on.
-#[test]
-fn lost_hints_are_told() {
-    netns_with(NetlinkOptions::new().watch_buffer(1), async |net| {
-        net.with_vxlan().await;
-        let mut hints = net.kernel.changes();
-        assert_eq!(next(&mut hints).await, Change::All);
-        pending(&mut hints).await;
-        let entries: Vec<_> = (0..4000)
-            .map(|n| {
-                let [a, b] = u16::to_be_bytes(n);
-                Object::Neighbour(Neighbour {
-                    dev: dev("flannel.1"),
-                    ip: ip(&format!("10.9.{a}.{b}")),
-                    mac: mac(n),
-                })
-            })
-            .collect();
-        net.ok(&creates(&entries)).await;
-        while next(&mut hints).await != Change::All {}
-        pending(&mut hints).await;
-        net.ok(&[Op::Create(address("u0", "10.6.0.1", 32))]).await;
-        while !matches!(next(&mut hints).await, Change::All | Change::Address(_)) {}
     });
 }
 

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
@@ -10,9 +11,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{Client, ConnectOptions, GetOptions, WatchOptions};
-use flannel_core::stable_hash;
 use flannel_subnet_kv::{
-    KeyRange, KeyValue, LeaseId, RangeAnswer, Store, StoreError, StoreResult, Txn, TxnAnswer,
+    KeyRange, KeyValue, Layout, LeaseId, RangeAnswer, Store, StoreError, StoreResult, Txn,
+    TxnAnswer,
 };
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -67,6 +68,7 @@ struct Counters {
 #[derive(Clone)]
 pub struct EtcdStore {
     shared: Arc<Shared>,
+    counters: Arc<Counters>,
 }
 
 struct Shared {
@@ -75,7 +77,6 @@ struct Shared {
     files: Vec<PathBuf>,
     rotation: SyncMutex<Rotation>,
     connections: Vec<Mutex<Option<Connection>>>,
-    counters: Counters,
 }
 
 struct Connection {
@@ -97,20 +98,32 @@ impl EtcdStore {
     /// [`OptionsError`](crate::OptionsError).
     pub fn new(options: EtcdOptions) -> Result<Self, crate::OptionsError> {
         options.check()?;
-        // Nodes begin at different endpoints; a process begins where it began before.
-        let name = options.endpoints.join(",");
+        // Nothing that one could go by tells nodes apart: in containers every process is number 1.
+        // Those of one cluster are to begin at different endpoints and, when they all have lost
+        // etcd, not to come back together.
+        let chance = RandomState::new().hash_one(options.endpoints.len());
+        let name = format!("{} {chance:016x}", options.endpoints.join(","));
         let count = options.endpoints.len();
-        let first = stable_hash(std::process::id().to_string().as_bytes()) as usize % count;
+        let first = chance as usize % count;
         Ok(Self {
             shared: Arc::new(Shared {
                 files: options.watched_files(),
                 rotation: SyncMutex::new(Rotation::new(first)),
                 connections: (0..count).map(|_| Mutex::new(None)).collect(),
-                counters: Counters::default(),
                 name,
                 options,
             }),
+            counters: Arc::default(),
         })
+    }
+
+    /// A client that shares this one's connections and counts its own calls.
+    #[must_use]
+    pub fn counted_apart(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            counters: Arc::default(),
+        }
     }
 
     /// The settings.
@@ -118,9 +131,19 @@ impl EtcdStore {
         &self.shared.options
     }
 
-    /// How many calls were made so far.
+    /// Where etcd is.
+    pub fn endpoints(&self) -> &[String] {
+        &self.shared.options.endpoints
+    }
+
+    /// The keys.
+    pub fn layout(&self) -> &Layout {
+        &self.shared.options.kv.layout
+    }
+
+    /// How many calls were made so far, by this client and its clones.
     pub fn calls(&self) -> Calls {
-        let counters = &self.shared.counters;
+        let counters = &self.counters;
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Calls {
             ranges: of(&counters.ranges),
@@ -222,7 +245,7 @@ impl EtcdStore {
             let endpoint = self.endpoint();
             let fault = match self.client(endpoint).await {
                 Ok(client) => {
-                    counter(&self.shared.counters).fetch_add(1, Ordering::Relaxed);
+                    counter(&self.counters).fetch_add(1, Ordering::Relaxed);
                     match timeout(limit, act(client)).await {
                         Ok(Ok(answer)) => return Ok(answer),
                         Ok(Err(error)) => fault(&error, lease),
@@ -416,5 +439,27 @@ impl Store for EtcdStore {
                 Err(StoreError::unavailable("the watch was not answered"))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn clients_with_the_same_settings_are_told_apart() {
+        let store = || EtcdStore::new(EtcdOptions::new(["a:1", "b:1"]).expect("endpoints"));
+        let names = [store(), store()].map(|store| store.expect("sound").name().to_owned());
+        assert_ne!(names[0], names[1]);
+    }
+
+    #[test]
+    fn nodes_begin_at_different_endpoints() {
+        let options = EtcdOptions::new(["a:1", "b:1"]).expect("endpoints");
+        let begin = || EtcdStore::new(options.clone()).expect("sound").endpoint();
+        let first: BTreeSet<usize> = (0..200).map(|_| begin()).collect();
+        assert_eq!(first.len(), 2);
     }
 }

@@ -30,6 +30,9 @@ mod secret;
 mod tls;
 mod watch;
 
+/// The layer between: flannel's layout on any revisioned store, and the values that go to one.
+pub use flannel_subnet_kv as kv;
+
 pub use client::{Calls, EtcdStore};
 pub use manager::EtcdManager;
 pub use options::{EtcdOptions, OptionsError};

@@ -22,8 +22,14 @@ impl EtcdManager {
     /// # Errors
     /// [`OptionsError`] says which setting is wrong.
     pub fn new(options: EtcdOptions) -> std::result::Result<Self, OptionsError> {
-        let kv = options.kv.clone();
-        Ok(Self(KvManager::new(EtcdStore::new(options)?, kv)))
+        Ok(Self::on(EtcdStore::new(options)?))
+    }
+
+    /// A manager on a client that is there already: those of several nodes, or of several overlays
+    /// of one prefix, can share its connections.
+    pub fn on(store: EtcdStore) -> Self {
+        let kv = store.options().kv.clone();
+        Self(KvManager::new(store, kv))
     }
 
     /// The client.

@@ -69,13 +69,20 @@ pub fn require(test: &str, problem: Option<&str>) -> bool {
 /// # Panics
 /// As [`require`].
 pub fn require_tool(test: &str, tool: &str) -> bool {
+    let problem = format!("the program {tool} is not installed");
+    require(test, (!is_installed(tool)).then_some(problem.as_str()))
+}
+
+/// Whether a program is on the path, or there where a path says.
+pub(crate) fn is_installed(program: &str) -> bool {
+    if program.contains('/') {
+        return Path::new(program).is_file();
+    }
     let path = variable("PATH").unwrap_or_default();
-    let found = env::split_paths(&path)
+    env::split_paths(&path)
         // An ordinary user's path may lack the directories of the network tools.
         .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|dir| dir.join(tool).is_file());
-    let problem = format!("the program {tool} is not installed");
-    require(test, (!found).then_some(problem.as_str()))
+        .any(|dir| dir.join(program).is_file())
 }
 
 #[allow(

@@ -94,6 +94,19 @@ fn a_fault_comes_once_and_a_refusal_until_it_is_ended() {
 }
 
 #[test]
+fn an_ignored_op_is_answered_as_made_and_changes_nothing() {
+    let kernel = FakeKernel::new();
+    let before = kernel.objects();
+    kernel.fail_next(FaultKind::Ignored { kind: "address" });
+    let results = now(kernel.apply(&creates(10..12)));
+    assert!(results.iter().all(Result::is_ok));
+    kernel.assert_faults_consumed();
+    assert_eq!(kernel.get(&address(10).key()), None);
+    assert_eq!(kernel.get(&address(11).key()), Some(address(11)));
+    assert_eq!(kernel.objects().len(), before.len() + 1);
+}
+
+#[test]
 fn an_interrupted_reading_is_an_error_and_the_next_is_whole() {
     let kernel = FakeKernel::new();
     kernel.fail_next(FaultKind::Observe {

@@ -19,10 +19,10 @@ pub(crate) fn run() -> Outcome {
         return Err("deny.toml has no [licenses] allow or no [bans] deny".to_owned());
     }
     let workspace = Workspace::load()?;
-    let wrong: Vec<String> = workspace
-        .packages
-        .values()
-        .filter_map(|package| Some((package, rules.problem(package)?)))
+    let packages: Vec<&Package> = workspace.packages.values().collect();
+    let wrong: Vec<String> = packages
+        .iter()
+        .filter_map(|package| Some((package, rules.problem(package, &packages)?)))
         .map(|(package, problem)| format!("{} {}: {problem}", package.name, package.version))
         .collect();
     for line in &wrong {
@@ -40,7 +40,8 @@ pub(crate) fn run() -> Outcome {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Rules {
     licences: Vec<String>,
-    banned: Vec<String>,
+    /// What nobody may depend on, and those who may all the same.
+    banned: Vec<(String, Vec<String>)>,
 }
 
 impl Rules {
@@ -60,7 +61,14 @@ impl Rules {
             } else if let Some(entry) = line.split('"').nth(1) {
                 match (section, in_list) {
                     ("licenses", "allow") => rules.licences.push(entry.to_owned()),
-                    ("bans", "deny") => rules.banned.push(entry.to_owned()),
+                    ("bans", "deny") => {
+                        let wrappers = line.split_once("wrappers = [");
+                        let wrappers = wrappers.and_then(|(_, rest)| rest.split_once(']'));
+                        let names = wrappers.map_or("", |(names, _)| names);
+                        let names = names.split('"').skip(1).step_by(2);
+                        let names = names.map(ToOwned::to_owned).collect();
+                        rules.banned.push((entry.to_owned(), names));
+                    }
                     _ => {}
                 }
             }
@@ -68,9 +76,15 @@ impl Rules {
         rules
     }
 
-    fn problem(&self, package: &Package) -> Option<String> {
-        if self.banned.contains(&package.name) {
-            return Some("banned".to_owned());
+    fn problem(&self, package: &Package, all: &[&Package]) -> Option<String> {
+        if let Some((name, wrappers)) = self.banned.iter().find(|(name, _)| *name == package.name) {
+            let depends = |other: &&&Package| other.dependencies.contains(name);
+            let mut users = all.iter().filter(depends);
+            let user = users.find(|user| !wrappers.contains(&user.name));
+            if wrappers.is_empty() || user.is_some() {
+                let user = user.map_or("nobody", |user| &user.name);
+                return Some(format!("banned, and used by {user}"));
+            }
         }
         if let Some(source) = &package.source
             && source.strip_prefix("registry+") != Some(CRATES_IO)
@@ -140,14 +154,17 @@ mod tests {
     fn rules() -> Rules {
         Rules::parse(
             "[licenses]\nallow = [\n    \"MIT\", # fine\n    \"ISC\",\n]\n\
-             [bans]\ndeny = [\n    { crate = \"openssl\", reason = \"x\" },\n]\n",
+             [bans]\ndeny = [\n    { crate = \"openssl\", reason = \"x\" },\n    \
+             { crate = \"anyhow\", wrappers = [\"a\", \"b\"], reason = \"x\" },\n]\n",
         )
     }
 
     #[test]
     fn lists_are_read_by_section() {
         assert_eq!(rules().licences, ["MIT", "ISC"]);
-        assert_eq!(rules().banned, ["openssl"]);
+        let banned = rules().banned;
+        assert_eq!(banned[0], ("openssl".to_owned(), Vec::new()));
+        assert_eq!(banned[1].1, ["a", "b"]);
     }
 
     #[test]

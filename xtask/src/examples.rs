@@ -1,13 +1,13 @@
 //! Runs every example as the README shows it.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
-use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::metadata::{Example, Workspace};
-use crate::run::{Outcome, cargo, in_ci, is_root, line, run as run_command};
+use crate::metadata::{Target, Workspace};
+use crate::run::{
+    Outcome, cargo, find_program, in_ci, is_root, line, run as run_command, run_limited,
+};
 use crate::suite::Skips;
 
 /// How an example is run.
@@ -16,6 +16,7 @@ struct Run {
     args: &'static [&'static str],
     exit: i32,
     needs_root: bool,
+    needs_tool: Option<&'static str>,
 }
 
 /// Every example of the workspace, once for each way it is run; one that is not here is an error.
@@ -25,12 +26,14 @@ const RUNS: &[Run] = &[
         args: &["--nodes", "3", "--json"],
         exit: 0,
         needs_root: true,
+        needs_tool: None,
     },
     Run {
         name: "host",
         args: &[],
         exit: 0,
         needs_root: true,
+        needs_tool: None,
     },
     Run {
         name: "plan",
@@ -44,18 +47,43 @@ const RUNS: &[Run] = &[
         ],
         exit: 0,
         needs_root: false,
+        needs_tool: None,
     },
     Run {
         name: "custom_manager",
         args: &[],
         exit: 0,
         needs_root: false,
+        needs_tool: None,
     },
     Run {
         name: "custom_backend",
         args: &[],
         exit: 0,
         needs_root: false,
+        needs_tool: None,
+    },
+    Run {
+        name: "sim",
+        args: &["--seeds", "40", "--json"],
+        exit: 0,
+        needs_root: false,
+        needs_tool: None,
+    },
+    // Without an etcd it says so; flannel-e2e runs it with one.
+    Run {
+        name: "etcd_node",
+        args: &["--endpoints", "http://127.0.0.1:1", "--lab", "xtask"],
+        exit: 1,
+        needs_root: true,
+        needs_tool: None,
+    },
+    Run {
+        name: "join_storm",
+        args: &["--nodes", "200", "--json"],
+        exit: 0,
+        needs_root: false,
+        needs_tool: Some("etcd"),
     },
 ];
 
@@ -82,7 +110,7 @@ pub(crate) fn run_all(skips: Option<&Skips>) -> Outcome {
 
 fn run_where(skips: Option<&Skips>, wanted: impl Fn(&Run) -> bool) -> Outcome {
     let workspace = Workspace::load()?;
-    let examples: Vec<&Example> = workspace
+    let examples: Vec<&Target> = workspace
         .members()
         .flat_map(|package| &package.examples)
         .collect();
@@ -90,11 +118,10 @@ fn run_where(skips: Option<&Skips>, wanted: impl Fn(&Run) -> bool) -> Outcome {
     let logs = workspace.target_directory.join("example-logs");
     fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))?;
     for run in RUNS.iter().filter(|run| wanted(run)) {
-        if run.needs_root && !is_root() {
-            let reason = "it makes network namespaces and needs root (sudo)";
+        if let Some(reason) = what_is_missing(run) {
             match skips {
                 _ if in_ci() => return Err(format!("example {}: {reason}", run.name)),
-                Some(skips) => skips.add(&format!("example {}", run.name), reason)?,
+                Some(skips) => skips.add(&format!("example {}", run.name), &reason)?,
                 None => println!("example {} skipped: {reason}", run.name),
             }
             continue;
@@ -109,8 +136,17 @@ fn run_where(skips: Option<&Skips>, wanted: impl Fn(&Run) -> bool) -> Outcome {
     Ok(())
 }
 
+/// Why an example cannot be run here.
+fn what_is_missing(run: &Run) -> Option<String> {
+    if run.needs_root && !is_root() {
+        return Some("it makes network namespaces and needs root (sudo)".to_owned());
+    }
+    let tool = run.needs_tool.filter(|tool| find_program(tool).is_none())?;
+    Some(format!("the program {tool} is not installed"))
+}
+
 /// The table and the workspace must name the same examples, so that none goes untested.
-fn check_table(examples: &[&Example]) -> Outcome {
+fn check_table(examples: &[&Target]) -> Outcome {
     let untested = examples
         .iter()
         .find(|example| RUNS.iter().all(|run| run.name != example.name));
@@ -146,7 +182,7 @@ fn run_one(run: &Run, required: &str, logs: &Path) -> Outcome {
     println!("$ {}", line(&command));
     let log = logs.join(format!("{}.txt", run.name));
     let start = Instant::now();
-    let problem = match exit_code(&mut command, &log)? {
+    let problem = match run_limited(&mut command, &log, LIMIT)? {
         Some(code) if code == run.exit => None,
         Some(code) => Some(format!("exit code {code}, not {}", run.exit)),
         None => Some(format!(
@@ -163,25 +199,4 @@ fn run_one(run: &Run, required: &str, logs: &Path) -> Outcome {
         Err(error) => println!("{}: {error}", log.display()),
     }
     Err(format!("`{}`: {problem}", line(&command)))
-}
-
-/// Runs a command with its output in a file; `None` if a signal ended it, ours after the limit or
-/// another.
-fn exit_code(command: &mut Command, log: &Path) -> Outcome<Option<i32>> {
-    let failed = |error: std::io::Error| format!("{}: {error}", log.display());
-    let file = File::create(log).map_err(failed)?;
-    let again = file.try_clone().map_err(failed)?;
-    let mut child = command.stdout(file).stderr(again).spawn().map_err(failed)?;
-    let start = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().map_err(failed)? {
-            return Ok(status.code());
-        }
-        if start.elapsed() > LIMIT {
-            // Cargo became the example by exec, so this reaches the example itself.
-            child.kill().and_then(|()| child.wait()).map_err(failed)?;
-            return Ok(None);
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
 }

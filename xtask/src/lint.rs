@@ -5,13 +5,23 @@ use std::io::IsTerminal;
 use crate::metadata::Workspace;
 use crate::run::{Outcome, cargo, run};
 
+/// The fuzzer's binaries, a workspace of their own.
+const FUZZ: [&str; 2] = ["--manifest-path", "fuzz/Cargo.toml"];
+
 pub(crate) fn fmt(args: &[String]) -> Outcome {
-    match args {
-        [] => run(&mut cargo(["fmt", "--all", "--check", "--", colour()]))
-            .map_err(|reason| format!("{reason}; `cargo xtask fmt --fix` formats the code")),
-        [fix] if fix == "--fix" => run(&mut cargo(["fmt", "--all"])),
-        _ => Err("the only argument is --fix".to_owned()),
+    let (check, remedy) = match args {
+        [] => (
+            &["--check", "--", colour()][..],
+            "; `cargo xtask fmt --fix` formats the code",
+        ),
+        [fix] if fix == "--fix" => (&[][..], ""),
+        _ => return Err("the only argument is --fix".to_owned()),
+    };
+    for workspace in [&["--all"][..], &FUZZ] {
+        run(&mut cargo([&["fmt"], workspace, check].concat()))
+            .map_err(|reason| format!("{reason}{remedy}"))?;
     }
+    Ok(())
 }
 
 /// rustfmt colours its output wherever it goes, unless told otherwise.
@@ -25,17 +35,20 @@ fn colour() -> &'static str {
 
 pub(crate) fn clippy() -> Outcome {
     clippy_with(&["--workspace", "--all-targets", "--all-features"])?;
-    clippy_with(&["--package", "flannel-core", "--no-default-features"])?;
-    let facade = ["--package", "flannel", "--lib", "--no-default-features"];
-    clippy_with(&facade)?;
+    // Without the fuzzer itself, which takes a C++ compiler and a nightly Rust.
+    clippy_with(&[&FUZZ[..], &["--no-default-features"]].concat())
+}
+
+/// Every crate by itself, so that no sibling turns on what it forgot to ask for: without features,
+/// and with each of its features alone.
+pub(crate) fn features() -> Outcome {
     let workspace = Workspace::load()?;
-    let features = workspace
-        .members()
-        .filter(|package| package.name == "flannel")
-        .flat_map(|package| &package.features)
-        .filter(|feature| *feature != "default");
-    for feature in features {
-        clippy_with(&[&facade[..], &["--features", feature]].concat())?;
+    for package in workspace.members() {
+        let alone = ["--package", &package.name, "--no-default-features"];
+        clippy_with(&alone)?;
+        for feature in package.features.iter().filter(|name| *name != "default") {
+            clippy_with(&[&alone[..], &["--features", feature]].concat())?;
+        }
     }
     Ok(())
 }

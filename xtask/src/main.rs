@@ -7,6 +7,7 @@
     reason = "a program for the terminal that runs other programs and measures how long they take"
 )]
 
+mod api;
 mod deny;
 mod deps;
 mod examples;
@@ -14,6 +15,7 @@ mod lint;
 mod long;
 mod metadata;
 mod msrv;
+mod mutants;
 mod run;
 mod setup;
 mod stage;
@@ -37,8 +39,9 @@ const TASKS: &[Task] = &[
     Task {
         name: "test",
         args: "",
-        about: "Everything that CI checks, in this order: setup, fmt, lint, doc, deps, deny, msrv,\n\
-                examples, then all tests; last a line that sums the tests up, as cargo does.\n\
+        about: "Everything that CI checks, in this order: setup, fmt, lint, features, doc, api,\n\
+                deps, deny, msrv, examples, all tests, those of the documentation too;\n\
+                last a line that sums the tests up, as cargo does.\n\
                 As root it runs the tests and examples that need network namespaces; else it\n\
                 skips and counts them. With CI=true a missing privilege or tool is a failure.",
         run: |_| test(),
@@ -59,15 +62,28 @@ const TASKS: &[Task] = &[
     Task {
         name: "lint",
         args: "",
-        about: "Clippy with warnings denied: the whole workspace with all features, flannel-core\n\
-                alone, and the facade with no feature and with each feature alone.",
+        about: "Clippy with warnings denied: every target of the workspace with all features,\n\
+                and the binaries of the fuzzer.",
         run: |_| lint::clippy(),
+    },
+    Task {
+        name: "features",
+        args: "",
+        about: "The same for each crate by itself: with no feature, and with each feature alone.",
+        run: |_| lint::features(),
     },
     Task {
         name: "doc",
         args: "",
         about: "Builds the documentation of every crate, with warnings denied.",
         run: |_| lint::doc(),
+    },
+    Task {
+        name: "api",
+        args: "[--write]",
+        about: "Compares the public API of each published crate with its listing in api/; --write\n\
+                brings the listings up to date.",
+        run: api::run,
     },
     Task {
         name: "deps",
@@ -98,6 +114,14 @@ const TASKS: &[Task] = &[
         run: examples::run,
     },
     Task {
+        name: "mutants",
+        args: "[--by TEST] [NAME…]",
+        about: "Makes each of the deliberate defects of mutants/ (all, or the named ones) in a copy\n\
+                of the sources, and fails if the test that is to catch it does not; with --by, if\n\
+                that test does not, be it listed or not.",
+        run: mutants::run,
+    },
+    Task {
         name: "bench",
         args: "[ARG…]",
         about: "Runs the benchmarks, `cargo bench --workspace --all-features ARG…`; as root those\n\
@@ -113,6 +137,9 @@ const TASKS: &[Task] = &[
 ];
 
 fn main() -> ExitCode {
+    if let Some(code) = api::as_rustdoc() {
+        return code;
+    }
     let mut args = env::args().skip(1);
     let name = args.next().unwrap_or_else(|| "help".to_owned());
     let args: Vec<String> = args.collect();
@@ -155,7 +182,9 @@ fn test() -> Outcome {
         Stage::new("setup", setup::run),
         Stage::new("fmt", || lint::fmt(&[])),
         Stage::new("lint", lint::clippy),
+        Stage::new("features", lint::features),
         Stage::new("doc", lint::doc),
+        Stage::new("api", || api::check(Some(&skips))),
         Stage::new("deps", deps::run),
         Stage::new("deny", deny::run),
         Stage::new("msrv", msrv::run),

@@ -28,11 +28,13 @@ pub(crate) struct Package {
     pub(crate) features: Vec<String>,
     /// The direct dependencies that are no dev-dependencies, optional ones too.
     pub(crate) dependencies: BTreeSet<String>,
-    pub(crate) examples: Vec<Example>,
+    pub(crate) examples: Vec<Target>,
+    /// The test programs.
+    pub(crate) tests: Vec<Target>,
 }
 
-/// An example as the manifest has it.
-pub(crate) struct Example {
+/// An example or a test program as the manifest has it.
+pub(crate) struct Target {
     pub(crate) name: String,
     pub(crate) required_features: Vec<String>,
 }
@@ -108,15 +110,17 @@ impl Package {
             .filter(|dependency| dependency["kind"].as_str() != Some("dev"))
             .filter_map(|dependency| text(&dependency["name"]))
             .collect();
-        let examples = list(&value["targets"])
-            .filter(|target| texts(&target["kind"]).any(|kind| kind == "example"))
-            .filter_map(|target| {
-                Some(Example {
-                    name: text(&target["name"])?,
-                    required_features: texts(&target["required-features"]).collect(),
+        let targets = |wanted: &str| {
+            list(&value["targets"])
+                .filter(|target| texts(&target["kind"]).any(|kind| kind == wanted))
+                .filter_map(|target| {
+                    Some(Target {
+                        name: text(&target["name"])?,
+                        required_features: texts(&target["required-features"]).collect(),
+                    })
                 })
-            })
-            .collect();
+                .collect()
+        };
         Some(Self {
             name: text(&value["name"])?,
             version: text(&value["version"])?,
@@ -127,7 +131,8 @@ impl Package {
             published: value["publish"].as_array().is_none_or(|to| !to.is_empty()),
             features: value["features"].as_object()?.keys().cloned().collect(),
             dependencies,
-            examples,
+            examples: targets("example"),
+            tests: targets("test"),
         })
     }
 }

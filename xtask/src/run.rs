@@ -2,8 +2,11 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// What a command comes to: nothing, or one line that says what failed.
 pub(crate) type Outcome<T = ()> = Result<T, String>;
@@ -60,6 +63,31 @@ pub(crate) fn output(command: &mut Command) -> Outcome<String> {
     }
     String::from_utf8(output.stdout)
         .map_err(|_| format!("`{}` printed something else than text", line(command)))
+}
+
+/// Runs a command with its output in a file, and ends it when it takes longer than the limit;
+/// `None` if a signal ended it, ours or another.
+pub(crate) fn run_limited(
+    command: &mut Command,
+    log: &Path,
+    limit: Duration,
+) -> Outcome<Option<i32>> {
+    let failed = |error: std::io::Error| format!("{}: {error}", log.display());
+    let file = File::create(log).map_err(failed)?;
+    let again = file.try_clone().map_err(failed)?;
+    let mut child = command.stdout(file).stderr(again).spawn().map_err(failed)?;
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().map_err(failed)? {
+            return Ok(status.code());
+        }
+        if start.elapsed() > limit {
+            // Of `cargo run` it reaches the program itself, which cargo has become by exec.
+            child.kill().and_then(|()| child.wait()).map_err(failed)?;
+            return Ok(None);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Whether a command can be run and succeeds; what it prints is not shown.

@@ -76,7 +76,9 @@ const WORDS: [&str; 5] = ["passed", "failed", "ignored", "measured", "filtered o
 impl Summary {
     /// Adds a line if it is a result line.
     fn add(&mut self, line: &str) {
-        let Some(counts) = parse(line) else { return };
+        let Some(counts) = counts_of(line) else {
+            return;
+        };
         self.programs += 1;
         for (sum, count) in self.counts.iter_mut().zip(counts) {
             *sum += count;
@@ -112,7 +114,7 @@ impl fmt::Display for Summary {
 
 /// The counts of a line such as
 /// `test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s`.
-fn parse(line: &str) -> Option<[u64; 5]> {
+pub(crate) fn counts_of(line: &str) -> Option<[u64; 5]> {
     let (_, rest) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let mut parts = rest.split("; ");
     let mut counts = [0; 5];

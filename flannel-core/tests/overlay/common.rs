@@ -6,13 +6,16 @@
     reason = "shared by several test files"
 )]
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use flannel_backend_vxlan::{VxlanBackend, VxlanData};
 use flannel_core::{
-    BackendType, DualStack, Family, IfName, Lease, LeaseAttrs, LeaseKey, MAIN_TABLE, MacAddr,
-    MemoryManager, NetworkConfig, NodeId, Object, ObjectKey, Overlay, OverlayBuilder, PoolMode,
-    PublicIp, Revision, Route, Subnet,
+    BackendType, Clock, DualStack, Family, IfName, Lease, LeaseAttrs, LeaseKey, MAIN_TABLE,
+    MacAddr, MemoryManager, Moment, NetworkConfig, NodeId, Object, ObjectKey, Overlay,
+    OverlayBuilder, PoolMode, PublicIp, Revision, Route, SavedState, StateStore, Subnet,
+    TokioClock,
 };
 use flannel_testkit::fake_kernel::FakeKernel;
 
@@ -59,6 +62,12 @@ pub async fn pair() -> (MemoryManager, [FakeKernel; 2], [Overlay; 2]) {
     settle(&a).await;
     settle(&b).await;
     (manager, kernels, [a, b])
+}
+
+/// Waits until an overlay is ready, but not for ever.
+pub async fn ready_within(limit: Duration, overlay: &Overlay) {
+    let ready = tokio::time::timeout(limit, overlay.ready()).await;
+    ready.expect("in time").expect("ready");
 }
 
 /// Waits until the overlay has taken in what happened.
@@ -110,5 +119,46 @@ pub fn peer(n: u8, subnet: &str) -> Lease {
         ttl: None,
         created: Revision(0),
         revision: Revision(0),
+    }
+}
+
+/// A saved state in memory.
+#[derive(Debug, Clone, Default)]
+pub struct Memory(Arc<Mutex<Option<SavedState>>>);
+
+#[async_trait]
+impl StateStore for Memory {
+    async fn load(&self) -> std::io::Result<Option<SavedState>> {
+        Ok(self.0.lock().expect("no panic inside").clone())
+    }
+    async fn save(&self, state: &SavedState) -> std::io::Result<()> {
+        *self.0.lock().expect("no panic inside") = Some(state.clone());
+        Ok(())
+    }
+}
+
+/// A clock that can jump ahead, as that of a machine that slept.
+#[derive(Debug, Clone)]
+pub struct Sleepy {
+    tokio: TokioClock,
+    asleep: Arc<Mutex<Duration>>,
+}
+
+impl Sleepy {
+    pub fn new() -> Self {
+        Self {
+            tokio: TokioClock::new(),
+            asleep: Arc::default(),
+        }
+    }
+
+    pub fn sleep(&self, time: Duration) {
+        *self.asleep.lock().expect("no panic inside") += time;
+    }
+}
+
+impl Clock for Sleepy {
+    fn now(&self) -> Moment {
+        self.tokio.now() + *self.asleep.lock().expect("no panic inside")
     }
 }

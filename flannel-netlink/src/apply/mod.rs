@@ -12,7 +12,7 @@ mod routes;
 use std::collections::BTreeMap;
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{Family, Object, ObjectKey, Op, Route, RouteProtocol};
+use flannel_core::{Family, Object, ObjectKey, Op, Route, RouteProtocol, RouteTarget};
 use nix::errno::Errno;
 use routes::Routes;
 
@@ -21,7 +21,7 @@ use crate::error::Failure;
 use crate::names::Names;
 use crate::wire::Batch;
 use crate::worker::Worker;
-use crate::{codec, device, nexthop, sysctl};
+use crate::{codec, device, nexthop, route, sysctl};
 
 /// Carries out ops in their order. Stops early, with errors for the rest, if nobody waits for the
 /// answer any more.
@@ -319,18 +319,21 @@ impl Run<'_> {
                     queries.push(nexthop::RTM_GETNEXTHOP, 0, &nexthop::reference(nexthop.id));
                     asked.push((left.len(), nexthop.protocol));
                 }
-                Object::Route(route) if is_vague(route) => match self.routes_under(route) {
-                    // Noted at once, lest the same op a second time takes another's.
-                    Ok(found) if found.contains(route) => self.routes.note(&ops[at]),
-                    Ok(_) => {
-                        self.finish(at, Ok(()));
-                        continue;
+                Object::Route(route) if is_vague(route) => {
+                    let route = route::normal(route.clone());
+                    match self.routes_under(&route) {
+                        // Noted at once, lest the same op a second time takes another's.
+                        Ok(found) if found.contains(&route) => self.routes.note(&ops[at]),
+                        Ok(_) => {
+                            self.finish(at, Ok(()));
+                            continue;
+                        }
+                        Err(error) => {
+                            self.finish(at, Err(error));
+                            continue;
+                        }
                     }
-                    Err(error) => {
-                        self.finish(at, Err(error));
-                        continue;
-                    }
-                },
+                }
                 _ => {}
             }
             left.push(at);
@@ -386,10 +389,14 @@ fn setting(op: &Op, right: Option<bool>, write: impl FnOnce() -> Result<()>) -> 
 }
 
 /// Whether the kernel would take the request to remove a route for one of several: it reads the
-/// metric 0 of an IPv4 route as *any* metric, and the protocol 0 as *any* protocol.
+/// metric 0 of an IPv4 route as *any* metric, the protocol 0 as *any* protocol, and in IPv6 it
+/// takes a route through a nexthop object for one to any gateway or device.
 fn is_vague(route: &Route) -> bool {
-    (route.metric == 0 && route.dst.family() == Family::V4)
-        || route.protocol == RouteProtocol::UNSPEC
+    route.protocol == RouteProtocol::UNSPEC
+        || match route.dst.family() {
+            Family::V4 => route.metric == 0,
+            Family::V6 => !matches!(route.target, RouteTarget::Nexthop(_)),
+        }
 }
 
 /// Whether a removal failed because there is nothing to remove.

@@ -6,14 +6,20 @@
 //! [`kernel_conformance!`](crate::kernel_conformance!) makes a test of each.
 
 mod contract;
+mod devices;
+mod disturbed;
 mod fixture;
 mod linux;
+mod refusals;
 
 use std::pin::Pin;
 
 pub use contract::*;
+pub use devices::*;
+pub use disturbed::*;
 pub use fixture::{KernelFixture, UNDERLAY_V4, UNDERLAY_V6, underlay};
 pub use linux::*;
+pub use refusals::*;
 
 /// The outcome of a promise; the text says what was found instead.
 pub type Outcome = Result<(), String>;
@@ -58,6 +64,28 @@ macro_rules! kernel_conformance {
             a_gateway_must_be_reachable
             an_on_link_gateway_must_not_be_routed_elsewhere
             a_wider_route_elsewhere_counts_for_an_on_link_gateway
+            settings_are_changed_never_made
+            a_device_is_made_as_asked_or_not_at_all
+            an_address_must_be_fit
+            a_remote_is_of_the_devices_family
+            a_neighbour_is_taken_as_it_is
+            a_forwarding_entry_is_of_one_device
+            a_route_leads_somewhere
+            delete_spares_what_differs
+            change_makes_what_is_gone
+            an_underlay_changes_in_place
+            an_underlay_is_not_taken_away
+            devices_of_one_port_agree_on_group_policy
+            a_veth_pair_goes_as_one
+            a_vxlan_device_has_no_address_of_its_own
+            an_address_brings_its_network
+            the_last_ipv6_address_goes_alone
+            a_change_leaves_what_it_does_not_name
+            what_needs_a_failed_op_is_skipped
+            a_device_that_goes_in_a_batch_is_missing_after
+            a_reading_among_changes_is_whole_or_an_error
+            settings_alone_are_those_of_the_whole
+            changes_of_a_device_are_hinted
         }
     };
     (@as tests $run:path; $($name:ident)*) => {

@@ -1,11 +1,42 @@
 //! What every [`Manager`] promises, as tests that any implementation can run.
 //!
 //! Bring a [`ManagerFixture`] that makes fresh stores, then either show what holds, one line per
-//! promise ([`all`]), or get one `#[test]` per promise:
+//! promise:
 //!
-//! ```ignore
-//! flannel_testkit::manager_conformance!(MyFixture::new(), tokio::runtime::Runtime::new().unwrap());
+//! ```no_run
+//! use std::sync::Arc;
+//!
+//! use flannel_core::{Manager, MemoryManager, NetworkConfig};
+//! use flannel_testkit::conformance::manager::{self, ManagerFixture, StoreFixture};
+//!
+//! struct Fixture;
+//!
+//! #[async_trait::async_trait]
+//! impl ManagerFixture for Fixture {
+//!     async fn store(&self, config: NetworkConfig) -> Box<dyn StoreFixture> {
+//!         Box::new(Store(MemoryManager::new(config)))
+//!     }
+//! }
+//!
+//! struct Store(MemoryManager);
+//!
+//! #[async_trait::async_trait]
+//! impl StoreFixture for Store {
+//!     async fn manager(&self) -> Arc<dyn Manager> {
+//!         Arc::new(self.0.clone())
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! for report in manager::all(&Fixture).await {
+//!     println!("{report}");
+//! }
+//! # }
 //! ```
+//!
+//! or get one `#[test]` per promise with `manager_conformance!(Fixture, runtime())`, where the
+//! second is a tokio runtime.
 //!
 //! The manager's own [`Capabilities`](flannel_core::Capabilities) and the fixture's hooks decide
 //! which promises can be tried; the others are reported as skipped, with the reason.

@@ -1,4 +1,10 @@
 //! Faults: named, each comes once, each must come.
+//!
+//! Those that Linux has are promises of [`conformance::kernel`](crate::conformance::kernel), which
+//! also runs on the real one: the classes of refusals, a device that goes in the middle of a call,
+//! lost hints that are told, a reading that is disturbed. Two are harsher than Linux, so that what
+//! passes with them passes there: [`FaultKind::ApplyTimesOut`] (Linux carries a request out while
+//! it is sent) and [`FaultKind::HintsLost`] (Linux tells when it lost some).
 
 use flannel_core::kernel::Error;
 use flannel_core::{IfName, ObjectKey, Op};
@@ -20,6 +26,11 @@ pub enum FaultKind {
         key: ObjectKey,
         /// How.
         failure: Failure,
+    },
+    /// The next op on an object of a kind is answered as if it were made, and changes nothing.
+    Ignored {
+        /// The kind.
+        kind: &'static str,
     },
     /// The next reading of the state fails.
     Observe {

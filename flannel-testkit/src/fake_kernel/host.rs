@@ -1,16 +1,21 @@
 //! The namespace behind the fake kernel: objects and the rules that Linux keeps among them.
 
+mod checks;
 mod links;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use flannel_core::kernel::{Error, Result};
 use flannel_core::reconcile::plan::difference;
 use flannel_core::{
-    Address, Change, Family, IfName, Link, LinkInfo, LinkKind, MAIN_TABLE, Object, ObjectKey,
-    Objects, Offload, Op, Route, RouteProtocol, RouteTarget, Subnet, Sysctl,
+    Address, Change, Family, IfName, Link, LinkInfo, MAIN_TABLE, Object, ObjectKey, Objects,
+    Offload, Op, Route, RouteProtocol, RouteTarget, Subnet, Sysctl,
 };
+
+/// The setting by which a device gives itself a link-local address, and that it gives itself none.
+const ADDR_GEN_MODE: &str = "addr_gen_mode";
+const NO_ADDRESS: &str = "1";
 
 /// Settings that the fake has, with their value on a new device.
 const SYSCTLS: [(Family, &str, &str); 8] = [
@@ -19,7 +24,7 @@ const SYSCTLS: [(Family, &str, &str); 8] = [
     (Family::V4, "proxy_arp", "0"),
     (Family::V4, "arp_ignore", "0"),
     (Family::V6, "accept_ra", "1"),
-    (Family::V6, "addr_gen_mode", "0"),
+    (Family::V6, ADDR_GEN_MODE, "0"),
     (Family::V6, "disable_ipv6", "0"),
     (Family::V6, "forwarding", "1"),
 ];
@@ -40,6 +45,8 @@ pub(super) struct Host {
     objects: Objects,
     indices: BTreeMap<IfName, u32>,
     made: u32,
+    /// Devices that were made to have no IPv6 link-local address unless told otherwise.
+    without_own_address: BTreeSet<IfName>,
     hints: BTreeSet<Change>,
 }
 
@@ -88,6 +95,14 @@ impl Host {
     fn create(&mut self, object: &Object, any_kind: bool) -> Result<()> {
         let object = normal(object);
         let key = object.key();
+        // What is not fit is refused first, whatever is in its place.
+        let stands_alone = !matches!(
+            object,
+            Object::Link(_) | Object::Sysctl(_) | Object::Offload(_)
+        );
+        if stands_alone {
+            self.check(&object, any_kind)?;
+        }
         if let Some(found) = self.get(&key) {
             return if difference(&object, &found).is_none() {
                 Ok(())
@@ -100,7 +115,10 @@ impl Host {
         match &object {
             Object::Link(link) => self.create_link(link, any_kind),
             Object::Sysctl(_) | Object::Offload(_) => Err(no_setting(&object)),
-            _ => self.put(object, any_kind),
+            _ => {
+                self.put(object);
+                Ok(())
+            }
         }
     }
 
@@ -113,66 +131,25 @@ impl Host {
                 if self.default_setting(&object.key()).is_none() {
                     return Err(no_setting(&object));
                 }
+                // Those that the fake has are numbers.
+                if let Object::Sysctl(sysctl) = &object
+                    && sysctl.value.parse::<i32>().is_err()
+                {
+                    return Err(rejected("the setting is a number", &object));
+                }
                 self.objects.insert(object.key(), object);
                 Ok(())
             }
-            _ => self.put(object, false),
+            _ => {
+                self.check(&object, false)?;
+                self.put(object);
+                Ok(())
+            }
         }
     }
 
-    /// Checks an object that is no link and no setting, and puts it in, whatever was there.
-    fn put(&mut self, object: Object, any_kind: bool) -> Result<()> {
-        match &object {
-            Object::Address(address) => {
-                self.need_device(address.dev)?;
-                if Subnet::new(address.ip, address.prefix_len).is_err()
-                    || address.ip.is_unspecified()
-                    || address.ip.is_multicast()
-                {
-                    return Err(rejected("no such address can be had", &object));
-                }
-                let has_other_length = |other: &Address| {
-                    other.ip == address.ip && other.prefix_len != address.prefix_len
-                };
-                if address.ip.is_ipv6() && self.addresses_of(address.dev).any(has_other_length) {
-                    return Err(Error::Exists {
-                        message: "ipv6: address already assigned".to_owned(),
-                    });
-                }
-            }
-            Object::Fdb(fdb) => {
-                self.need_device(fdb.dev)?;
-                if !self
-                    .link(fdb.dev)
-                    .is_some_and(|link| matches!(link.kind, LinkKind::Vxlan(_)))
-                {
-                    return Err(Error::Unsupported {
-                        what: format!("forwarding entries with a remote on {}", fdb.dev),
-                    });
-                }
-                if !fdb.mac.is_unicast() {
-                    return Err(rejected("no unicast hardware address", &object));
-                }
-            }
-            Object::Neighbour(neighbour) => {
-                self.need_device(neighbour.dev)?;
-                if neighbour.ip.is_multicast() || neighbour.ip.is_unspecified() {
-                    return Err(rejected("no neighbour can have this address", &object));
-                }
-            }
-            Object::Nexthop(nexthop) => {
-                if nexthop.id == 0 {
-                    return Err(rejected("the number must not be zero", &object));
-                }
-                self.check_gateway(nexthop.gateway, nexthop.dev, nexthop.onlink, &object)?;
-            }
-            Object::Route(route) => self.check_route(route, &object, any_kind)?,
-            _ => {
-                return Err(Error::Unsupported {
-                    what: object.key().kind().to_owned(),
-                });
-            }
-        }
+    /// Puts in an object that is no link and no setting and was found fit, whatever was there.
+    fn put(&mut self, object: Object) {
         self.hint(&object);
         let added = match &object {
             Object::Address(address) => Some(address.clone()),
@@ -182,101 +159,6 @@ impl Host {
         if let Some(address) = added {
             self.connect(&address);
         }
-        Ok(())
-    }
-
-    fn check_route(&self, route: &Route, object: &Object, any_kind: bool) -> Result<()> {
-        match &route.target {
-            RouteTarget::Gateway {
-                gateway,
-                dev,
-                onlink,
-            } => {
-                if Family::of(gateway) != route.dst.family() {
-                    return Err(rejected("destination and gateway differ in family", object));
-                }
-                self.check_gateway(*gateway, *dev, *onlink, object)
-            }
-            RouteTarget::Nexthop(id) => match self.objects.get(&ObjectKey::Nexthop(*id)) {
-                Some(Object::Nexthop(nexthop))
-                    if route.dst.family() == Family::V6
-                        && Family::of(&nexthop.gateway) == Family::V4 =>
-                {
-                    Err(rejected("IPv6 routes cannot use an IPv4 nexthop", object))
-                }
-                Some(_) => Ok(()),
-                None => Err(rejected("nexthop id does not exist", object)),
-            },
-            RouteTarget::Device(dev) => self.need_up(*dev, object),
-            RouteTarget::Blackhole => Ok(()),
-            _ if any_kind => Ok(()),
-            other => Err(Error::Unsupported {
-                what: format!("routes to {other:?}"),
-            }),
-        }
-    }
-
-    fn check_gateway(
-        &self,
-        gateway: IpAddr,
-        dev: IfName,
-        onlink: bool,
-        object: &Object,
-    ) -> Result<()> {
-        self.need_up(dev, object)?;
-        if gateway.is_multicast() || gateway.is_unspecified() {
-            return Err(rejected("nexthop has invalid gateway", object));
-        }
-        let link_local = matches!(gateway, IpAddr::V6(ip) if ip.is_unicast_link_local());
-        let connected = || {
-            self.addresses_of(dev).any(|a| {
-                a.ip != gateway
-                    && Subnet::new(a.ip, a.prefix_len).is_ok_and(|net| net.contains_ip(gateway))
-            }) || self.objects.range(AFTER_NEXTHOPS..).any(|(_, o)| {
-                matches!(o, Object::Route(Route { dst, target: RouteTarget::Device(d), .. })
-                    if *d == dev && dst.contains_ip(gateway))
-            })
-        };
-        let fits = match gateway {
-            _ if link_local => true,
-            IpAddr::V6(ip) if onlink => !self.is_routed_elsewhere(ip, dev),
-            _ => onlink || connected(),
-        };
-        if fits {
-            Ok(())
-        } else {
-            Err(rejected(
-                "nexthop has invalid gateway or device mismatch",
-                object,
-            ))
-        }
-    }
-
-    /// Whether the main table has a better route to an address than a default one, and that goes
-    /// through another device: then IPv6 does not take the address for on-link.
-    fn is_routed_elsewhere(&self, ip: Ipv6Addr, dev: IfName) -> bool {
-        let best = (1..=128).rev().find_map(|len| {
-            let dst = Subnet::new(ip, len).ok()?;
-            let key = |metric| ObjectKey::Route {
-                table: MAIN_TABLE,
-                dst,
-                metric,
-            };
-            let (_, route) = self.objects.range(key(0)..=key(u32::MAX)).next()?;
-            Some((dst, route))
-        });
-        let Some((dst, Object::Route(route))) = best else {
-            return false;
-        };
-        let through = match &route.target {
-            RouteTarget::Nexthop(id) => self
-                .objects
-                .get(&ObjectKey::Nexthop(*id))
-                .and_then(Object::dev),
-            RouteTarget::Gateway { dev, .. } | RouteTarget::Device(dev) => Some(*dev),
-            _ => None,
-        };
-        !dst.address().is_unspecified() && through.is_some_and(|through| through != dev)
     }
 
     /// Adds the route of an address's network, as the kernel does by itself.
@@ -301,6 +183,7 @@ impl Host {
             .collect();
         for id in &nexthops {
             self.objects.remove(&ObjectKey::Nexthop(*id));
+            self.hints.insert(Change::Route);
         }
         self.drop_routes(|route| match &route.target {
             RouteTarget::Gateway { dev: through, .. } | RouteTarget::Device(through) => {
@@ -319,8 +202,12 @@ impl Host {
             .map(|(key, _)| key.clone())
             .collect();
         for key in lost {
-            self.objects.remove(&key);
-            self.hints.insert(Change::Route);
+            // IPv4 routes go without a word.
+            if let Some(Object::Route(route)) = self.objects.remove(&key)
+                && route.dst.family() == Family::V6
+            {
+                self.hints.insert(Change::Route);
+            }
         }
     }
 
@@ -359,7 +246,9 @@ impl Host {
                 asked.protocol == is.protocol && asked.target == is.target
             }
             (Object::Nexthop(asked), Object::Nexthop(is)) => asked.protocol == is.protocol,
-            (Object::Link(asked), Object::Link(is)) => asked.alias == is.alias,
+            (Object::Link(asked), Object::Link(is)) => {
+                links::same_kind(&asked.kind, &is.kind) && asked.alias == is.alias
+            }
             (Object::Fdb(asked), Object::Fdb(is)) => asked.remote == is.remote,
             (Object::Sysctl(_) | Object::Offload(_), _) => return Err(no_setting(&object)),
             _ => true,
@@ -458,9 +347,21 @@ impl Host {
     fn need_up(&self, dev: IfName, object: &Object) -> Result<()> {
         match self.link(dev) {
             Some(link) if link.up => Ok(()),
-            Some(_) => Err(rejected("nexthop device is not up", object)),
+            Some(_) => Err(Error::Busy {
+                message: format!("nexthop device is not up: {object}"),
+            }),
             None => Err(no_device(dev)),
         }
+    }
+
+    /// Whether a device that comes up gives itself a link-local address.
+    fn has_own_address(&self, dev: IfName) -> bool {
+        let mode = self.get(&ObjectKey::Sysctl {
+            dev,
+            family: Family::V6,
+            name: ADDR_GEN_MODE.to_owned(),
+        });
+        !matches!(mode, Some(Object::Sysctl(sysctl)) if sysctl.value == NO_ADDRESS)
     }
 
     fn default_setting(&self, key: &ObjectKey) -> Option<Object> {
@@ -470,11 +371,15 @@ impl Host {
                 let (.., value) = SYSCTLS
                     .iter()
                     .find(|(of, known, _)| of == family && known == name)?;
+                let value = match name.as_str() {
+                    ADDR_GEN_MODE if self.without_own_address.contains(dev) => NO_ADDRESS,
+                    _ => value,
+                };
                 Some(Object::Sysctl(Sysctl {
                     dev: *dev,
                     family: *family,
                     name: name.clone(),
-                    value: (*value).to_owned(),
+                    value: value.to_owned(),
                 }))
             }
             ObjectKey::Offload { dev, feature } => {

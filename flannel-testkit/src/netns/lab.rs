@@ -13,7 +13,7 @@ use super::{Error, Ns, Result};
 use crate::skipping::require;
 
 /// Where `ip netns` looks for namespaces.
-const NAMED: &str = "/run/netns";
+pub(super) const NAMED: &str = "/run/netns";
 
 /// Makes namespaces and takes them away again.
 ///
@@ -64,12 +64,7 @@ impl Lab {
 
     fn build(prefix: &str, named: bool) -> Result<Self> {
         check_name(prefix)?;
-        let missing = missing_capabilities();
-        if !missing.is_empty() {
-            return Err(Error::NotPermitted {
-                missing: missing.join(", "),
-            });
-        }
+        check_permitted()?;
         Ok(Self {
             prefix: prefix.to_owned(),
             named,
@@ -91,8 +86,7 @@ impl Lab {
         }
         let mut ns = Ns::anonymous(name)?;
         if self.named {
-            let path = mount_name(&ns)?;
-            ns = ns.at_path(path)?;
+            ns = publish(ns)?;
         }
         namespaces.push(ns.clone());
         Ok(ns)
@@ -141,7 +135,7 @@ impl Drop for Lab {
 }
 
 /// Checks that a text can be a file name under `/run/netns` and is easy to type.
-fn check_name(name: &str) -> Result<()> {
+pub(super) fn check_name(name: &str) -> Result<()> {
     let good = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     let first = name
         .bytes()
@@ -154,6 +148,17 @@ fn check_name(name: &str) -> Result<()> {
             name: name.chars().take(80).collect(),
         })
     }
+}
+
+/// Whether the process may make namespaces.
+pub(super) fn check_permitted() -> Result<()> {
+    let missing = missing_capabilities();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::NotPermitted {
+        missing: missing.join(", "),
+    })
 }
 
 /// The capabilities a lab needs and the process lacks; empty also if that cannot be read.
@@ -175,6 +180,12 @@ fn missing_capabilities() -> Vec<&'static str> {
         .filter(|(_, bit)| effective >> bit & 1 == 0)
         .map(|(name, _)| name)
         .collect()
+}
+
+/// The same namespace with a name that `ip netns exec` finds.
+pub(super) fn publish(ns: Ns) -> Result<Ns> {
+    let path = mount_name(&ns)?;
+    ns.at_path(path)
 }
 
 /// Binds a namespace to a file of its name, as `ip netns add` does.
@@ -209,7 +220,7 @@ fn mount_name(ns: &Ns) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn unmount_name(path: &Path) -> io::Result<()> {
+pub(super) fn unmount_name(path: &Path) -> io::Result<()> {
     match umount2(path, MntFlags::MNT_DETACH) {
         // Somebody ran `ip netns del` meanwhile, or unmounted the file and left it.
         Ok(()) | Err(Errno::ENOENT | Errno::EINVAL) => {}

@@ -120,6 +120,14 @@ impl Ns {
         self.change_link(dev, |link| link.mtu = Some(mtu))
     }
 
+    /// Gives a device an alias, a text for people and programs.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDevice`], [`Error::Kernel`].
+    pub fn set_alias(&self, dev: &str, alias: &str) -> Result<()> {
+        self.change_link(dev, |link| link.alias = Some(alias.to_owned()))
+    }
+
     /// Gives a device an address, which is usable at once (no duplicate detection).
     ///
     /// # Errors

@@ -3,8 +3,9 @@
 //!
 //! A [`Lab`] makes namespaces ([`Ns`]) and takes them away when it is dropped, also by a panic.
 //! They are anonymous (they live as long as something holds them open, so nothing can be left
-//! behind, however the process ends) or named, so that `ip netns exec NAME …` works. The namespace
-//! that the process runs in is never changed.
+//! behind, however the process ends) or named, so that `ip netns exec NAME …` works. A
+//! [`SharedLab`] is one that several processes make together. The namespace that the process runs
+//! in is never changed.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -30,6 +31,7 @@
 mod lab;
 mod links;
 mod ns;
+mod shared;
 mod topology;
 
 use std::io;
@@ -39,6 +41,7 @@ use flannel_core::{IfName, kernel};
 pub use lab::Lab;
 pub use links::{Kind, kinds};
 pub use ns::Ns;
+pub use shared::SharedLab;
 pub use topology::{Host, Segment, Underlay};
 
 /// The result of a lab call.
@@ -76,6 +79,12 @@ pub enum Error {
         "the namespace {name} exists already: remove it with `ip netns del {name}`, or choose another name"
     )]
     NameTaken {
+        /// The whole name.
+        name: String,
+    },
+    /// Another process runs the node of this namespace.
+    #[error("{name} is run by another process: stop that, or choose another name for the node")]
+    InUse {
         /// The whole name.
         name: String,
     },

@@ -13,6 +13,7 @@ use std::thread;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
+use super::lab::NAMED;
 use super::{Error, Result};
 
 /// A network namespace, held open. Clones are the same namespace.
@@ -52,6 +53,26 @@ impl Ns {
         };
         ns.prepare()?;
         Ok(ns)
+    }
+
+    /// The namespace that `ip netns` knows by this name, if there is one.
+    pub(super) fn named(name: &str) -> Result<Option<Self>> {
+        let path = Path::new(NAMED).join(name);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                return Err(Error::System {
+                    what: "opening its file".to_owned(),
+                    ns: name.to_owned(),
+                    source,
+                });
+            }
+        };
+        let (name, fd) = (name.to_owned(), OwnedFd::from(file));
+        Ok(Some(Self {
+            inner: Arc::new(Inner { name, fd, path }),
+        }))
     }
 
     /// The same namespace, known by a path that outlives the process.

@@ -12,7 +12,7 @@ use crate::prober::ping_each;
 const UNDERLAY_MTU: u32 = 1500;
 
 /// The most nodes of one underlay subnet; the addresses behind them are the router's.
-const MAX_NODES: usize = 250;
+pub(super) const MAX_NODES: usize = 250;
 
 /// The most nodes that find one another by ARP and neighbour discovery.
 ///
@@ -129,38 +129,49 @@ impl Lab {
         subnets: &DualStack<Subnet>,
         mtu: u32,
     ) -> Result<Host> {
-        let gateways = nth_ips(node, subnets, 1)?;
-        let ips = nth_ips(node, subnets, 2)?;
-        let ns = self.namespace(name)?;
-        node.add_bridge("cni0", mtu)?;
-        address(node, "cni0", subnets, gateways)?;
-        connect(node, "cni0", "veth-pod", &ns, mtu)?;
-        let pod = configure(ns, subnets, ips, gateways)?;
-        wait_answer(node, &ips.ips().collect::<Vec<_>>())?;
-        Ok(pod)
+        // Asked for here too, so that nothing is made for subnets that are too small.
+        nth_ips(node.name(), subnets, 2)?;
+        build_pod(self.namespace(name)?, node, subnets, mtu)
     }
 }
 
+/// A pod in a namespace that is empty yet: see [`Lab::pod`].
+pub(super) fn build_pod(ns: Ns, node: &Ns, subnets: &DualStack<Subnet>, mtu: u32) -> Result<Host> {
+    let gateways = nth_ips(node.name(), subnets, 1)?;
+    let ips = nth_ips(node.name(), subnets, 2)?;
+    node.add_bridge("cni0", mtu)?;
+    address(node, "cni0", subnets, gateways)?;
+    connect(node, "cni0", "veth-pod", &ns, mtu)?;
+    let pod = configure(ns, subnets, ips, gateways)?;
+    wait_answer(node, &ips.ips().collect::<Vec<_>>())?;
+    Ok(pod)
+}
+
 impl Segment {
-    fn build(router: &Ns, index: usize) -> Result<Self> {
+    /// What the subnet of a number looks like, without making it.
+    pub(super) fn plan(index: usize) -> Result<Self> {
         let third = u16::try_from(index + 1).unwrap_or(u16::MAX);
         let v6 = Ipv6Addr::new(0x2001, 0xdb8, third, 0, 0, 0, 0, 0);
         let subnets = DualStack::both(subnet(SEGMENTS[index], 24)?, subnet(v6, 64)?);
-        let bridge = format!("br{index}");
-        router.add_bridge(&bridge, UNDERLAY_MTU)?;
-        let gateways = nth_ips(router, &subnets, 254)?;
-        address(router, &bridge, &subnets, gateways)?;
         Ok(Self {
-            bridge: links::name(&bridge)?,
+            bridge: links::name(&format!("br{index}"))?,
+            gateways: nth_ips("the router", &subnets, 254)?,
             subnets,
-            gateways,
         })
     }
 
+    pub(super) fn build(router: &Ns, index: usize) -> Result<Self> {
+        let segment = Self::plan(index)?;
+        let bridge = segment.bridge.as_str();
+        router.add_bridge(bridge, UNDERLAY_MTU)?;
+        address(router, bridge, &segment.subnets, segment.gateways)?;
+        Ok(segment)
+    }
+
     /// Connects a node, whose addresses are the `host`-th of the subnet.
-    fn attach(&self, router: &Ns, ns: Ns, port: &str, host: u128) -> Result<Host> {
+    pub(super) fn attach(&self, router: &Ns, ns: Ns, port: &str, host: u128) -> Result<Host> {
         connect(router, self.bridge.as_str(), port, &ns, UNDERLAY_MTU)?;
-        let ips = nth_ips(&ns, &self.subnets, host)?;
+        let ips = nth_ips(ns.name(), &self.subnets, host)?;
         configure(ns, &self.subnets, ips, self.gateways)
     }
 }
@@ -242,7 +253,7 @@ fn introduce(nodes: &[Host]) -> Result<()> {
     clippy::disallowed_methods,
     reason = "waits for a real kernel in real time"
 )]
-fn wait_answer(ns: &Ns, ips: &[IpAddr]) -> Result<()> {
+pub(super) fn wait_answer(ns: &Ns, ips: &[IpAddr]) -> Result<()> {
     const DEADLINE: Duration = Duration::from_secs(5);
     const ROUND: Duration = Duration::from_millis(250);
     let start = Instant::now();
@@ -271,7 +282,7 @@ fn wait_answer(ns: &Ns, ips: &[IpAddr]) -> Result<()> {
 }
 
 /// The `n`-th address of each subnet.
-fn nth_ips(ns: &Ns, subnets: &DualStack<Subnet>, n: u128) -> Result<PublicIp> {
+pub(super) fn nth_ips(whose: &str, subnets: &DualStack<Subnet>, n: u128) -> Result<PublicIp> {
     let mut ips = PublicIp::default();
     for subnet in subnets.values() {
         // The last address of an IPv4 subnet is its broadcast address.
@@ -279,7 +290,7 @@ fn nth_ips(ns: &Ns, subnets: &DualStack<Subnet>, n: u128) -> Result<PublicIp> {
             .nth(n)
             .filter(|ip| subnet.family() == Family::V6 || *ip != subnet.last_address());
         let ip = ip.ok_or_else(|| Error::Address {
-            what: format!("namespace {}", ns.name()),
+            what: whose.to_owned(),
             reason: format!("{subnet} has no host address number {n}"),
         })?;
         ips.set_ip(ip);

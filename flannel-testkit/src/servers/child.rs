@@ -12,6 +12,8 @@ use std::sync::mpsc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::skipping::is_installed;
+
 /// A program that runs until it is dropped.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -23,13 +25,17 @@ impl Server {
     /// Starts a program whose output goes to a file.
     ///
     /// # Errors
-    /// The program, or `setpriv` of util-linux, is not there.
+    /// [`io::ErrorKind::NotFound`]: the program, or `setpriv` of util-linux, is not there.
     #[allow(clippy::disallowed_methods, reason = "a test starts a server")]
     pub(super) fn start<A: AsRef<OsStr>>(
         program: &str,
         args: impl IntoIterator<Item = A>,
         log: &Path,
     ) -> io::Result<Self> {
+        if !is_installed(program) {
+            let problem = format!("{program} is not installed");
+            return Err(io::Error::new(io::ErrorKind::NotFound, problem));
+        }
         let output = File::options().create(true).append(true).open(log)?;
         // The kernel kills the child when the thread that made it ends, whatever ends it.
         let mut command = Command::new("setpriv");
@@ -120,6 +126,13 @@ impl Folder {
 
     pub(super) fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// Leaves it behind.
+    pub(super) fn keep(self) -> PathBuf {
+        let path = self.0.clone();
+        std::mem::forget(self);
+        path
     }
 }
 

@@ -39,7 +39,8 @@ impl Etcd {
     /// Starts one with the usual settings, and waits until it listens.
     ///
     /// # Errors
-    /// There is no such program, or it did not start; its last words are in the error.
+    /// There is no such program ([`io::ErrorKind::NotFound`]), or it did not start; its last words
+    /// are in the error.
     pub fn start() -> io::Result<Self> {
         Self::with(EtcdOptions::default())
     }
@@ -144,6 +145,12 @@ impl Etcd {
     /// Ends it at once, as a power cut does. Its data stay.
     pub fn kill(&mut self) {
         self.server = None;
+    }
+
+    /// Ends it, and leaves the folder of its data behind: `etcd --data-dir` goes on with that.
+    pub fn keep(mut self) -> PathBuf {
+        self.kill();
+        self.folder.keep().join("data")
     }
 
     /// Freezes it: its connections stay open, and nothing is answered.

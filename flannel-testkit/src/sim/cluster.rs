@@ -160,10 +160,13 @@ impl Cluster for MemoryCluster {
     }
 }
 
+/// Makes the manager of a node.
+type Make = dyn Fn(&NodeId) -> Arc<dyn Manager> + Send + Sync;
+
 /// Managers of one's own as the store of a simulated cluster: all that the simulator knows of it is
 /// what a watch of its own tells.
 pub struct Managers {
-    make: Box<dyn Fn(&NodeId) -> Arc<dyn Manager> + Send + Sync>,
+    make: Box<Make>,
     known: Mutex<Known>,
 }
 

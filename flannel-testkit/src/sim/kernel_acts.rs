@@ -126,7 +126,7 @@ impl World {
     fn altered(&self, at: usize, object: Object, n: u8) -> Option<Op> {
         let mac = MacAddr([0x02, 0x66, 0, 0, 0, n]);
         let altered = match object {
-            Object::Link(link) if n % 2 == 0 => Object::Link(Link {
+            Object::Link(link) if n.is_multiple_of(2) => Object::Link(Link {
                 mtu: link.mtu.map(|mtu| mtu - 10),
                 ..link
             }),

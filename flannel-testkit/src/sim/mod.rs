@@ -62,6 +62,9 @@ pub use store_cluster::StoreCluster;
 
 use model::{Model, VxlanModel};
 
+/// Makes the store of a cluster.
+type Found = dyn Fn(&Founding) -> Arc<dyn Cluster> + Send + Sync;
+
 /// A simulation of clusters of one kind.
 #[derive(Clone)]
 pub struct Sim {
@@ -75,7 +78,7 @@ pub(crate) struct Setup {
     steps: usize,
     configs: Vec<NetworkConfig>,
     backend: Arc<dyn Fn(OverlayBuilder) -> OverlayBuilder + Send + Sync>,
-    cluster: Arc<dyn Fn(&Founding) -> Arc<dyn Cluster> + Send + Sync>,
+    cluster: Arc<Found>,
     model: Arc<dyn Model>,
 }
 

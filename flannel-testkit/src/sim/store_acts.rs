@@ -127,7 +127,7 @@ impl World {
                 backend_type: Some(model.backend_type()),
                 backend_data,
             },
-            ttl: (n % 2 == 0).then_some(STRANGERS),
+            ttl: (n.is_multiple_of(2)).then_some(STRANGERS),
             created: Revision(0),
             revision: Revision(0),
         }

@@ -145,14 +145,13 @@ impl World {
         let elapsed = self.judge.elapsed();
         let word = if done { "" } else { " (nothing came of it)" };
         self.trace.add(format!("{elapsed:?} {action}{word}"));
-        if done
-            && !matches!(
-                action,
-                Action::Node(_, NodeAction::State(_) | NodeAction::Crash(_))
-            )
-        {
-            self.count(action.kind());
-        } else if done && matches!(action, Action::Node(_, NodeAction::Crash(CrashPoint::Now))) {
+        // These are counted when they come.
+        let comes_later = match action {
+            Action::Node(_, NodeAction::State(_)) => true,
+            Action::Node(_, NodeAction::Crash(point)) => !matches!(point, CrashPoint::Now),
+            _ => false,
+        };
+        if done && !comes_later {
             self.count(action.kind());
         }
     }

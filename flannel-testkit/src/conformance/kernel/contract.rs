@@ -11,7 +11,7 @@ use flannel_core::{
 };
 
 use super::Outcome;
-use super::fixture::{KernelFixture, address, ip, making, name, route, same, text};
+use super::fixture::{KernelFixture, ip, making, name, route, same, text};
 
 /// What was asked for is there when it is read, for an object of every kind, and gone when removed.
 pub async fn apply_then_observe_returns_what_was_asked(fixture: &KernelFixture) -> Outcome {
@@ -282,15 +282,6 @@ pub async fn one_bad_op_does_not_stop_the_others(fixture: &KernelFixture) -> Out
     fixture.expect(&good).await
 }
 
-/// An op on a device that does not exist says so.
-pub async fn a_missing_device_is_named(fixture: &KernelFixture) -> Outcome {
-    let object = address(name("fl.nowhere"), "10.91.0.1", 32);
-    match fixture.try_op(Op::Create(object)).await? {
-        Err(Error::NoSuchDevice { .. }) => Ok(()),
-        result => Err(format!("an address on no device: {result:?}")),
-    }
-}
-
 /// What others made is seen.
 pub async fn observe_shows_foreign_objects(fixture: &KernelFixture) -> Outcome {
     let objects = fixture.world();
@@ -354,7 +345,7 @@ pub async fn probing_changes_nothing(fixture: &KernelFixture) -> Outcome {
 /// Every change made by others is hinted at within a second.
 pub async fn foreign_changes_are_hinted(fixture: &KernelFixture) -> Outcome {
     let mut hints = fixture.kernel.changes();
-    match within(Duration::from_secs(1), &mut hints, |_| true).await {
+    match next_fitting(&mut hints, |_| true).await {
         Some(Change::All) => {}
         first => return Err(format!("the first hint is {first:?}, not All")),
     }
@@ -378,10 +369,7 @@ pub async fn foreign_changes_are_hinted(fixture: &KernelFixture) -> Outcome {
             }
             _ => false,
         };
-        if within(Duration::from_secs(1), &mut hints, fits)
-            .await
-            .is_none()
-        {
+        if next_fitting(&mut hints, fits).await.is_none() {
             return Err(format!("no hint at {} {about}", op.verb()));
         }
     }
@@ -410,8 +398,16 @@ async fn within(
     tokio::time::timeout(limit, first).await.ok().flatten()
 }
 
+/// The first hint that fits and comes as soon as is promised.
+pub(super) async fn next_fitting(
+    hints: &mut ChangeStream,
+    fits: impl Fn(&Change) -> bool + Send + Sync,
+) -> Option<Change> {
+    within(Duration::from_secs(1), hints, fits).await
+}
+
 /// Takes the hints that are under way already.
-async fn drain(hints: &mut ChangeStream) {
+pub(super) async fn drain(hints: &mut ChangeStream) {
     while within(Duration::from_millis(20), hints, |_| true)
         .await
         .is_some()

@@ -156,8 +156,11 @@ impl KernelFixture {
             .filter(move |family| *family == Family::V4 || ipv6)
     }
 
-    /// The name of the VXLAN device of a family.
-    pub(super) fn dev(family: Family) -> IfName {
+    /// The name of the VXLAN device of a family, which most promises make.
+    ///
+    /// # Panics
+    /// Never: it is a device name.
+    pub fn overlay(family: Family) -> IfName {
         name(match family {
             Family::V4 => DEV,
             Family::V6 => DEV6,
@@ -171,7 +174,7 @@ impl KernelFixture {
             Family::V6 => (UNDERLAY_V6.0, 1430),
         };
         Object::Link(Link {
-            name: Self::dev(family),
+            name: Self::overlay(family),
             kind: LinkKind::Vxlan(Vxlan {
                 vni: 77,
                 port: 8472,

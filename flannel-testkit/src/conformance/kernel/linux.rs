@@ -260,7 +260,7 @@ async fn routed_elsewhere(fixture: &KernelFixture, nets: DualStack<&'static str>
         fixture
             .make(&[route(net, RouteTarget::Device(fixture.underlay))])
             .await?;
-        let Object::Route(alone) = route(net, RouteTarget::Device(KernelFixture::dev(family)))
+        let Object::Route(alone) = route(net, RouteTarget::Device(KernelFixture::overlay(family)))
         else {
             continue;
         };

@@ -36,11 +36,22 @@ impl Host {
                 });
             }
         }
-        if link.mtu.is_some_and(|mtu| !(68..=65_536).contains(&mtu)) {
+        if !link.mtu.is_none_or(|mtu| fits(mtu, &link.kind)) {
             return Err(rejected("MTU out of range", link.name));
+        }
+        // Linux cuts it without a word; the kernel crate then unmakes the device and says so.
+        if !any_kind && self.lacks_room(link.mtu, &link.kind) {
+            return Err(rejected("the MTU does not fit the underlay's", link.name));
         }
         if link.mac.is_some_and(|mac| !mac.is_unicast()) {
             return Err(rejected("no unicast hardware address", link.name));
+        }
+        if link.up {
+            self.check_socket_free(link.name, &link.kind)?;
+        }
+        if !any_kind && matches!(link.kind, LinkKind::Vxlan(_)) {
+            // The kernel crate switches this off, others do not.
+            self.without_own_address.insert(link.name);
         }
         self.add_link(link);
         if let LinkKind::Veth { peer: Some(peer) } = link.kind {
@@ -98,6 +109,11 @@ impl Host {
         )
     }
 
+    fn lacks_room(&self, mtu: Option<u32>, kind: &LinkKind) -> bool {
+        mtu.zip(self.room(kind))
+            .is_some_and(|(mtu, room)| mtu > room)
+    }
+
     fn check_vxlan_free(&self, name: IfName, vxlan: &Vxlan) -> Result<()> {
         let taken = self.links().find(|other| {
             other.name != name
@@ -118,23 +134,42 @@ impl Host {
         }
     }
 
+    /// VXLAN devices of one port and family share a socket, which either has group policy or not.
+    fn check_socket_free(&self, name: IfName, kind: &LinkKind) -> Result<()> {
+        let LinkKind::Vxlan(vxlan) = kind else {
+            return Ok(());
+        };
+        let socket = |vxlan: &Vxlan| (vxlan.port, vxlan_family(vxlan));
+        let taken = self.links().any(|other| {
+            other.up
+                && other.name != name
+                && matches!(&other.kind, LinkKind::Vxlan(v)
+                    if socket(v) == socket(vxlan) && v.gbp != vxlan.gbp)
+        });
+        if taken {
+            return Err(rejected("Address already in use (EADDRINUSE)", name));
+        }
+        Ok(())
+    }
+
     pub(super) fn change_link(&mut self, link: &Link) -> Result<()> {
         let Some(found) = self.link(link.name).cloned() else {
             return Err(no_device(link.name));
         };
         let kind = match (&found.kind, &link.kind) {
             (LinkKind::Vxlan(is), LinkKind::Vxlan(asked)) => {
-                if (is.vni, is.port, is.underlay, is.gbp, vxlan_family(is))
-                    != (
-                        asked.vni,
-                        asked.port,
-                        asked.underlay,
-                        asked.gbp,
-                        vxlan_family(asked),
-                    )
-                {
+                if let Some(underlay) = asked.underlay {
+                    self.need_device(underlay)?;
+                }
+                let fixed = |vxlan: &Vxlan| {
+                    let family = vxlan_family(vxlan);
+                    (vxlan.vni, vxlan.port, vxlan.gbp, family)
+                };
+                let is_freed = is.underlay.is_some() && asked.underlay.is_none();
+                if fixed(is) != fixed(asked) || is_freed {
                     return Err(Error::Unsupported {
-                        what: "changing VNI, port, underlay, GBP or family of a VXLAN device"
+                        what: "changing VNI, port, GBP or family of a VXLAN device, or its \
+                               underlay to none"
                             .to_owned(),
                     });
                 }
@@ -149,12 +184,15 @@ impl Host {
             }
         };
         if let Some(mtu) = link.mtu.filter(|mtu| Some(*mtu) != found.mtu)
-            && (!(68..=65_536).contains(&mtu) || self.room(&kind).is_some_and(|room| mtu > room))
+            && (!fits(mtu, &kind) || self.lacks_room(Some(mtu), &kind))
         {
             return Err(rejected("MTU out of range", link.name));
         }
         if link.mac.is_some_and(|mac| !mac.is_unicast()) {
             return Err(rejected("no unicast hardware address", link.name));
+        }
+        if link.up && !found.up {
+            self.check_socket_free(link.name, &kind)?;
         }
         let new_mac = link.mac.is_some_and(|mac| Some(mac) != found.mac);
         let changed = Link {
@@ -176,14 +214,19 @@ impl Host {
 
     /// Sets a device up or down with what follows from it.
     pub(in crate::fake_kernel) fn set_up(&mut self, dev: IfName, up: bool) {
-        let Some(Object::Link(link)) = self.objects.get_mut(&ObjectKey::Link(dev)) else {
+        let Some(link) = self.link(dev) else {
             return;
         };
         if link.up == up {
             return;
         }
-        link.up = up;
-        let (mac, loopback) = (link.mac, link.kind == LinkKind::Loopback);
+        let (mac, kind) = (link.mac, link.kind.clone());
+        if up && self.check_socket_free(dev, &kind).is_err() {
+            return;
+        }
+        if let Some(Object::Link(link)) = self.objects.get_mut(&ObjectKey::Link(dev)) {
+            link.up = up;
+        }
         self.hints.insert(Change::Link(Some(dev)));
         if !up {
             self.drop_paths(dev);
@@ -199,7 +242,8 @@ impl Host {
             }
             return;
         }
-        if let Some(mac) = mac.filter(|_| !loopback) {
+        let gives_itself_one = kind != LinkKind::Loopback && self.has_own_address(dev);
+        if let Some(mac) = mac.filter(|_| gives_itself_one) {
             let address = Object::Address(Address {
                 dev,
                 ip: link_local(mac),
@@ -221,6 +265,7 @@ impl Host {
                 continue;
             };
             self.indices.remove(&dev);
+            self.without_own_address.remove(&dev);
             self.hints.insert(Change::Link(Some(dev)));
             if let LinkKind::Veth { peer: Some(peer) } = link.kind {
                 going.push(peer);
@@ -238,8 +283,26 @@ impl Host {
     }
 }
 
+/// Whether a device of a kind can have an MTU at all.
+fn fits(mtu: u32, kind: &LinkKind) -> bool {
+    let most = match kind {
+        LinkKind::Loopback => 65_536,
+        _ => 65_535,
+    };
+    (68..=most).contains(&mtu)
+}
+
+/// Whether two devices are of one kind, and if of VXLAN, of one VXLAN network.
+pub(super) fn same_kind(one: &LinkKind, other: &LinkKind) -> bool {
+    match (one, other) {
+        (LinkKind::Vxlan(one), LinkKind::Vxlan(other)) => one.vni == other.vni,
+        (LinkKind::Other(one), LinkKind::Other(other)) => one == other,
+        _ => std::mem::discriminant(one) == std::mem::discriminant(other),
+    }
+}
+
 /// The family of a VXLAN device's outer packets: two devices may share VNI and port if it differs.
-const fn vxlan_family(vxlan: &Vxlan) -> Family {
+pub(super) const fn vxlan_family(vxlan: &Vxlan) -> Family {
     match vxlan.local {
         Some(IpAddr::V6(_)) => Family::V6,
         _ => Family::V4,

@@ -1,0 +1,135 @@
+//! Where the node runs: the namespace that the program was started in, or one of a lab.
+
+use std::env;
+use std::net::IpAddr;
+
+use flannel::{DualStack, NetlinkKernel, NodeId, Overlay, Subnet, error_chain};
+use flannel_testkit::netns::{Error as LabError, Lab, SharedLab};
+use tokio::task::block_in_place;
+
+use crate::flags::Flags;
+use crate::{End, Error};
+
+/// Where the node runs.
+pub(crate) struct Place {
+    lab: Option<SharedLab>,
+    /// The pod's namespace, and what it was made for.
+    pod: Option<(String, DualStack<Subnet>, u32)>,
+}
+
+/// Whether the process may do what it is to do, before anything is tried.
+pub(crate) async fn check_rights(flags: &Flags) -> Result<(), End> {
+    let missing = match &flags.lab {
+        // Makes nothing yet.
+        Some(lab) => match Lab::new(lab) {
+            Ok(_) => return Ok(()),
+            Err(LabError::NotPermitted { missing }) => missing,
+            Err(error) => return Err(End::usage(format!("--lab: {error}"))),
+        },
+        None => {
+            let kernel = NetlinkKernel::new().map_err(|error| failed(&error))?;
+            let node = NodeId::new("any").map_err(End::failed)?;
+            let preflight = Overlay::builder(node).kernel(kernel).preflight().await;
+            if preflight.map_err(|error| failed(&error))?.ok() {
+                return Ok(());
+            }
+            "CAP_NET_ADMIN".to_owned()
+        }
+    };
+    let args: String = env::args().skip(1).map(|arg| format!(" {arg}")).collect();
+    Err(End::failed(format!(
+        "lacks {missing}: sudo -E cargo run --features etcd --example etcd_node --{args}"
+    )))
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> End {
+    End::failed(error_chain(error))
+}
+
+impl Place {
+    pub(crate) fn find(flags: &Flags, node: &NodeId) -> Result<Self, End> {
+        let pod = None;
+        let Some(lab) = &flags.lab else {
+            return Ok(Self { lab: None, pod });
+        };
+        let joined = block_in_place(|| SharedLab::join(lab, node.as_str()));
+        let lab = joined.map_err(|error| match error {
+            LabError::Name { .. } => End::usage(format!("--lab, --node: {error}")),
+            error => failed(&error),
+        })?;
+        eprintln!("the node runs in the namespace {}", lab.node().ns.name());
+        let lab = Some(lab);
+        Ok(Self { lab, pod })
+    }
+
+    /// The kernel where the node runs.
+    pub(crate) fn kernel(&self) -> Result<NetlinkKernel, Error> {
+        Ok(match &self.lab {
+            None => NetlinkKernel::new()?,
+            Some(lab) => NetlinkKernel::in_namespace_fd(lab.node().ns.fd().try_clone_to_owned()?)?,
+        })
+    }
+
+    /// In a lab: makes the pod for a lease, unless it is there.
+    pub(crate) fn make_pod(&mut self, subnets: DualStack<Subnet>, mtu: u32) -> Result<(), Error> {
+        let Some(lab) = &self.lab else {
+            return Ok(());
+        };
+        if matches!(&self.pod, Some((_, old, old_mtu)) if *old == subnets && *old_mtu == mtu) {
+            return Ok(());
+        }
+        let made = block_in_place(|| lab.pod(&subnets, mtu))?;
+        let ips: Vec<String> = made.ips.ips().map(|ip| ip.to_string()).collect();
+        eprintln!("its pod is {} at {}", made.ns.name(), ips.join(" and "));
+        self.pod = Some((made.ns.name().to_owned(), subnets, mtu));
+        Ok(())
+    }
+
+    /// In a lab: how the pod of another node is pinged from ours.
+    pub(crate) fn show_ping(&self, subnets: &DualStack<Subnet>) {
+        let Some((pod, ..)) = &self.pod else {
+            return;
+        };
+        // A lab's pods have the second host address of their node's subnets.
+        let ips = subnets.values().filter_map(|subnet| subnet.nth(2));
+        for ip in ips.filter(|ip| matches!(ip, IpAddr::V4(_)) || subnets.v4.is_none()) {
+            eprintln!("try: sudo ip netns exec {pod} ping -c 3 {ip}");
+        }
+    }
+
+    /// In a lab: leaves it in good order.
+    pub(crate) fn leave(self, flags: &Flags) -> Result<(), End> {
+        let Some(lab) = self.lab else {
+            return Ok(());
+        };
+        let node = lab.node().ns.name().to_owned();
+        let left = block_in_place(|| {
+            if flags.keep {
+                how_to_look(&node, &lab.namespaces()?);
+                return Ok(());
+            }
+            if flags.teardown {
+                lab.remove_node()?;
+            }
+            if lab.leave()? {
+                eprintln!("it was the last node: all namespaces of the lab are removed");
+            } else if flags.teardown {
+                eprintln!("the namespaces of the node are removed");
+            } else {
+                eprintln!("{node} is still there; the last node to stop removes it");
+            }
+            Ok(())
+        });
+        left.map_err(|error: LabError| failed(&error))
+    }
+}
+
+fn how_to_look(node: &str, namespaces: &[String]) {
+    eprintln!("kept:   {}", namespaces.join(" "));
+    eprintln!("look:   ip netns exec {node} ip -d link show type vxlan");
+    eprintln!("        ip netns exec {node} ip route; ip netns exec {node} ip nexthop");
+    eprintln!(
+        "remove: for ns in {}; do ip netns del $ns; done",
+        namespaces.join(" ")
+    );
+}

@@ -1,0 +1,217 @@
+//! The examples on etcd, run as users run them: two terminals that make a cluster, and a storm.
+#![allow(missing_docs, reason = "tests")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "`ip` and `ping` are the independent observers"
+)]
+
+use std::fs;
+use std::process::Command;
+
+use etcd_client::Client;
+use flannel_e2e::{Program, V4};
+use flannel_testkit::netns::Lab;
+use flannel_testkit::require_tool;
+use flannel_testkit::servers::Etcd;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+const NODE: &str = env!("CARGO_BIN_EXE_flannel-e2e-etcd-node");
+const STORM: &str = env!("CARGO_BIN_EXE_flannel-e2e-join-storm");
+const CONFIG: &str = "/coreos.com/network/config";
+
+/// Terminals on one machine with an etcd.
+struct Bench {
+    etcd: Etcd,
+    lab: String,
+}
+
+impl Bench {
+    async fn new(test: &str) -> Option<Self> {
+        for tool in ["etcd", "ip", "ping"] {
+            if !require_tool(test, tool) {
+                return None;
+            }
+        }
+        // Only asks whether there may be namespaces.
+        Lab::for_test(test)?;
+        let bench = Self {
+            etcd: Etcd::start().expect("etcd starts"),
+            lab: format!("t{}-{test}", std::process::id()),
+        };
+        let mut client = bench.client().await;
+        client.put(CONFIG, V4, None).await.expect("an answer");
+        Some(bench)
+    }
+
+    async fn client(&self) -> Client {
+        let client = Client::connect([self.etcd.endpoint()], None).await;
+        client.expect("a client")
+    }
+
+    /// Types the command of the README into a terminal of its own.
+    fn node(&self, name: &str, more: &[&str]) -> Program {
+        let endpoint = self.etcd.endpoint();
+        let args = ["--endpoints", &endpoint, "--lab", &self.lab, "--node", name];
+        Program::start(NODE, &[&args[..], more].concat())
+    }
+
+    /// Pings the pod of a subnet from the pod of a node.
+    fn pings(&self, from: &str, to: &str) -> bool {
+        let pod = format!("{}-{from}-pod", self.lab);
+        let ip = to.replace(".0/24", ".2");
+        let ping = ["netns", "exec", &pod, "ping", "-c", "1", "-W", "2", &ip];
+        let done = Command::new("ip").args(ping).output().expect("ip runs");
+        done.status.success()
+    }
+
+    /// The namespaces of the lab that are there.
+    fn namespaces(&self) -> Vec<String> {
+        let all = fs::read_dir("/run/netns")
+            .expect("a lab was made")
+            .flatten();
+        let names = all.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let mut ours: Vec<String> = names
+            .filter_map(|name| Some(name.strip_prefix(&self.lab)?.to_owned()))
+            .collect();
+        ours.sort();
+        ours
+    }
+}
+
+impl Drop for Bench {
+    /// What a test leaves that has failed.
+    fn drop(&mut self) {
+        for name in self.namespaces() {
+            let name = format!("{}{name}", self.lab);
+            Command::new("ip")
+                .args(["netns", "del", &name])
+                .output()
+                .ok();
+        }
+    }
+}
+
+/// The subnet in a line such as `ready node=a subnet=10.5.1.0/24 mtu=1450 backend=vxlan`.
+fn subnet(line: &str) -> String {
+    let fields = line.split(' ');
+    let mut values = fields.filter_map(|field| field.strip_prefix("subnet="));
+    values.next().expect("the line has a subnet").to_owned()
+}
+
+fn send(program: &Program, signal: Signal) {
+    let pid = i32::try_from(program.id()).expect("Linux has no larger ones");
+    kill(Pid::from_raw(pid), signal).expect("it runs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_terminals_make_a_cluster_and_leave_nothing_behind() {
+    let Some(bench) = Bench::new("two").await else {
+        return;
+    };
+    let (a, b) = (bench.node("a", &[]), bench.node("b", &[]));
+    let (ready_a, ready_b) = (a.line("ready node=a "), b.line("ready node=b "));
+    assert!(ready_a.contains(" mtu=1450 backend=vxlan"), "{ready_a}");
+    let (subnet_a, subnet_b) = (subnet(&ready_a), subnet(&ready_b));
+    // Whoever was first hears of the other after its own line.
+    let c = bench.node("c", &["--status-every", "1"]);
+    let subnet_c = subnet(&c.line("ready node=c "));
+    let line = format!("peer added node=c subnet={subnet_c}");
+    assert_eq!(a.line("peer added node=c"), line);
+    assert_eq!(b.line("peer added node=c"), line);
+    c.line("status ready=true peers=2 ");
+    for (from, to) in [("a", &subnet_b), ("b", &subnet_c), ("c", &subnet_a)] {
+        assert!(bench.pings(from, to), "from {from} to {to}");
+    }
+
+    // Stopped in good order, and killed: both ways the packets flow on, and the node comes back.
+    send(&b, Signal::SIGTERM);
+    assert_eq!(b.end().0, 0);
+    c.kill();
+    assert!(bench.pings("a", &subnet_b) && bench.pings("b", &subnet_c));
+    let (b, c) = (bench.node("b", &[]), bench.node("c", &["--teardown"]));
+    assert_eq!(subnet(&b.line("ready node=b ")), subnet_b);
+    assert_eq!(subnet(&c.line("ready node=c ")), subnet_c);
+    let (code, _, why) = bench.node("b", &[]).end();
+    assert_eq!(code, 1);
+    assert!(why.contains("run by another process"), "{why}");
+
+    // Torn down: the others hear of it, and its namespaces go.
+    send(&c, Signal::SIGTERM);
+    assert_eq!(c.end().0, 0);
+    assert_eq!(
+        a.line("peer removed"),
+        format!("peer removed node=c subnet={subnet_c}")
+    );
+    assert_eq!(
+        bench.namespaces(),
+        ["-a", "-a-pod", "-b", "-b-pod", "-underlay"]
+    );
+
+    send(&a, Signal::SIGINT);
+    send(&b, Signal::SIGTERM);
+    assert_eq!((a.end().0, b.end().0), (0, 0));
+    assert_eq!(bench.namespaces(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_etcd_is_said_with_the_remedy() {
+    let Some(mut bench) = Bench::new("wrong").await else {
+        return;
+    };
+    let mut client = bench.client().await;
+    client.delete(CONFIG, None).await.expect("an answer");
+    let (code, out, why) = bench.node("a", &[]).end();
+    assert_eq!((code, out.as_str()), (1, ""));
+    let line = format!("--endpoints {} put {CONFIG} '{{", bench.etcd.endpoint());
+    assert!(why.contains(&line), "{why}");
+
+    client.put(CONFIG, "{", None).await.expect("an answer");
+    let (code, _, why) = bench.node("a", &[]).end();
+    assert_eq!(code, 1);
+    assert!(why.contains("cannot be used"), "{why}");
+
+    let other = r#"{ "Network": "10.5.0.0/16", "Backend": { "Type": "extension" } }"#;
+    client.put(CONFIG, other, None).await.expect("an answer");
+    let (code, _, why) = bench.node("a", &[]).end();
+    assert_eq!(code, 1);
+    assert!(why.contains("extension"), "{why}");
+    assert_eq!(
+        bench.namespaces(),
+        [""; 0],
+        "it leaves nothing when it fails"
+    );
+
+    bench.etcd.kill();
+    let (code, _, why) = bench.node("a", &[]).end();
+    assert_eq!(code, 1);
+    assert!(why.contains("apt-get install etcd-server"), "{why}");
+    assert_eq!(why.lines().count(), 1, "{why}");
+}
+
+/// What a storm says, and its exit code.
+fn storm(args: &[&str]) -> (i32, Value) {
+    let (code, out, why) = Program::start(STORM, &[args, &["--json"]].concat()).end();
+    let told = serde_json::from_str(&out);
+    let told = told.unwrap_or_else(|error| panic!("{error}: {out} {why}"));
+    (code, told)
+}
+
+#[test]
+fn nodes_that_join_at_once_all_get_a_subnet_of_their_own() {
+    if !require_tool("join-storm", "etcd") {
+        return;
+    }
+    for (nodes, pool) in [("64", "64"), ("300", "512")] {
+        let (code, told) = storm(&["--nodes", nodes, "--pool", pool]);
+        assert_eq!(code, 0, "{told}");
+        assert_eq!(
+            (&told["failures"], &told["duplicate_subnets"]),
+            (&0.into(), &0.into())
+        );
+        assert!(told["txns_per_node"]["p50"].as_u64() <= Some(2), "{told}");
+    }
+    let (code, told) = storm(&["--nodes", "10", "--pool", "9"]);
+    assert_eq!((code, &told["failures"]), (3, &1.into()), "{told}");
+}

@@ -99,7 +99,8 @@ const MAX_TOMBSTONES: usize = 65_536;
 /// - Per record the newest revision counts. Repeats and old events change nothing, whatever their
 ///   order; deleting a record touches that record only.
 /// - Our own records are kept apart and are never peers.
-/// - A record that cannot be read keeps its last good value, until its node writes another record.
+/// - A record that cannot be read keeps its last good value, but as long as its node has written
+///   another record since, nothing of it is used ([`Rejection::Replaced`]).
 /// - A snapshot is the truth, but one that withdraws too much ([`WithdrawalGuard`]) removes
 ///   nothing until a second one confirms it. Deletes that are delivered one by one are believed.
 /// - Two records with overlapping subnets are settled by [`Seniority`](crate::Seniority), for each
@@ -124,6 +125,8 @@ pub struct LeaseSet {
 
     /// Routes found in the kernel at start that no record has covered yet.
     adopted: BTreeSet<Subnet>,
+    /// The unreadable records of which a good value is known.
+    garbled: BTreeSet<LeaseKey>,
     /// Of the adopted routes, those that unreadable records cover, of which no good value is known.
     spared: BTreeMap<LeaseKey, Vec<Subnet>>,
     /// Peers that the last snapshot lacks and that are kept until a second one lacks them too.
@@ -158,6 +161,7 @@ impl LeaseSet {
             floor: None,
             tombstones: Tombstones::default(),
             adopted: BTreeSet::new(),
+            garbled: BTreeSet::new(),
             spared: BTreeMap::new(),
             doubted: BTreeSet::new(),
             held: None,
@@ -288,32 +292,16 @@ impl LeaseSet {
         }
         self.tombstones.remove(&lease.key);
         self.unreadable.remove(&lease.key);
+        self.garbled.remove(&lease.key);
         self.spared.remove(&lease.key);
         self.doubted.remove(&lease.key);
         cover(&mut self.adopted, &lease.subnet);
         if self.differs(&lease) {
             applied.own = self.own_written(&lease);
-            let mut records = self.replaced_by(|node| *node == lease.node, &lease.key);
-            records.push((lease.key.clone(), Some(lease)));
-            applied.delta = self.write(records);
+            applied.delta = self.write(vec![(lease.key.clone(), Some(lease))]);
         }
         self.release();
         applied
-    }
-
-    /// The last good values of unreadable records of nodes that have another record now: a node has
-    /// one lease, so these are over.
-    fn replaced_by(
-        &self,
-        has_another: impl Fn(&NodeId) -> bool,
-        except: &LeaseKey,
-    ) -> Vec<(LeaseKey, Option<Lease>)> {
-        let unreadable = self.unreadable.keys().filter(|key| *key != except);
-        let replaced = unreadable.filter(|key| {
-            let peer = self.peers.get(*key);
-            peer.is_some_and(|peer| has_another(&peer.lease.node))
-        });
-        replaced.map(|key| (key.clone(), None)).collect()
     }
 
     fn delete(&mut self, key: LeaseKey, revision: Revision) -> Applied {
@@ -323,6 +311,7 @@ impl LeaseSet {
             return applied;
         }
         self.unreadable.remove(&key);
+        self.garbled.remove(&key);
         self.spared.remove(&key);
         self.doubted.remove(&key);
         self.tombstones.insert(key.clone(), revision);
@@ -351,7 +340,12 @@ impl LeaseSet {
         if self.is_own_key(&unreadable.key) {
             applied.own = Some(OwnChange::Unreadable(unreadable.clone()));
         }
-        self.unreadable.insert(unreadable.key.clone(), unreadable);
+        let key = unreadable.key.clone();
+        self.unreadable.insert(key.clone(), unreadable);
+        if let Some(last) = self.record(&key).cloned() {
+            self.garbled.insert(key.clone());
+            applied.delta = self.write(vec![(key, Some(last))]);
+        }
         self.release();
         applied
     }
@@ -366,11 +360,9 @@ impl LeaseSet {
 
         let known = self.peers.len() + self.adopted.len();
         self.spared.retain(|key, _| unreadable.contains_key(key));
-        for lease in leases.values() {
-            cover(&mut self.adopted, &lease.subnet);
-        }
         for key in unreadable.keys() {
-            // Flannel's keys say which subnets they are of.
+            // Flannel's keys say which subnets they are of. These first: a readable record may claim
+            // more than it can have, and an adopted route must not go for that.
             let known = self.record(key).is_some();
             if let (false, Ok(subnets)) = (known, wire::parse_subnet_key(key.as_str())) {
                 let covered = cover(&mut self.adopted, &subnets);
@@ -378,6 +370,9 @@ impl LeaseSet {
                     self.spared.insert(key.clone(), covered);
                 }
             }
+        }
+        for lease in leases.values() {
+            cover(&mut self.adopted, &lease.subnet);
         }
         let lacks = |key: &LeaseKey| !leases.contains_key(key) && !unreadable.contains_key(key);
         let (sure, doubtful): (BTreeSet<_>, BTreeSet<_>) = self
@@ -421,16 +416,19 @@ impl LeaseSet {
         self.floor = Some(revision);
         self.revision = revision;
 
-        let replaced = if self.unreadable.is_empty() {
-            Vec::new()
-        } else {
-            let nodes: BTreeSet<NodeId> = leases.values().map(|lease| lease.node.clone()).collect();
-            self.replaced_by(|node| nodes.contains(node), &LeaseKey::new(""))
-        };
+        let known = |key: &&LeaseKey| leases.contains_key(*key) || self.record(key).is_some();
+        let garbled: BTreeSet<LeaseKey> = self.unreadable.keys().filter(known).cloned().collect();
+        let before = std::mem::replace(&mut self.garbled, garbled);
+        let review = before.symmetric_difference(&self.garbled);
+        let review: BTreeMap<LeaseKey, Option<Lease>> = review
+            .filter_map(|key| Some((key.clone(), Some(self.record(key)?.clone()))))
+            .collect();
         leases.retain(|_, lease| self.differs(lease));
         let written = leases.into_iter().map(|(key, lease)| (key, Some(lease)));
         let gone = removed.into_iter().map(|key| (key, None));
-        applied.delta = self.write(written.chain(gone).chain(replaced).collect());
+        let mut records = review;
+        records.extend(written.chain(gone));
+        applied.delta = self.write(records.into_iter().collect());
         applied
     }
 
@@ -596,7 +594,8 @@ impl LeaseSet {
     }
 
     /// Puts records in and takes records out, and judges anew whoever that concerns.
-    fn write(&mut self, records: Vec<(LeaseKey, Option<Lease>)>) -> LeaseDelta {
+    fn write(&mut self, records: Records) -> LeaseDelta {
+        let (records, replaced) = self.with_garbled(records);
         let mut claims = Vec::new();
         let mut judged = BTreeMap::new();
         for (key, lease) in records {
@@ -610,7 +609,7 @@ impl LeaseSet {
                     other
                 }
             };
-            let theirs = theirs.map(|lease| (self.admission.screen(&lease), lease));
+            let theirs = theirs.map(|lease| (self.screen(&lease, &replaced), lease));
             let before = self.peers.get(&key).map(|peer| peer.lease.seniority());
             let after = theirs.as_ref().map(|(_, lease)| lease.seniority());
             for family in Family::ALL {
@@ -639,7 +638,7 @@ impl LeaseSet {
             if !judged.contains_key(&key)
                 && let Some(peer) = self.peers.get(&key)
             {
-                let screened = self.admission.screen(&peer.lease);
+                let screened = self.screen(&peer.lease, &replaced);
                 judged.insert(key, Some((screened, peer.lease.clone())));
             }
         }
@@ -667,6 +666,80 @@ impl LeaseSet {
         delta
     }
 
+    /// With the records to be written, those that cannot be read of the same nodes; and by which
+    /// record each of these is replaced, if it is. Looks at the other records only if a node is
+    /// concerned that has one that cannot be read.
+    fn with_garbled(&self, records: Records) -> (Records, Replaced) {
+        if self.garbled.is_empty() {
+            return (records, Replaced::new());
+        }
+        let mut records: BTreeMap<LeaseKey, Option<Lease>> = records.into_iter().collect();
+        let nodes: BTreeSet<&NodeId> = records
+            .iter()
+            .flat_map(|(key, lease)| [self.record(key), lease.as_ref()])
+            .flatten()
+            .map(|lease| &lease.node)
+            .collect();
+        // A snapshot may hold both, a value to read and one that cannot be.
+        let to_be = |key| match records.get(key) {
+            Some(to_be) => to_be.as_ref(),
+            None => self.record(key),
+        };
+        let garbled = self.garbled.iter().filter_map(to_be);
+        let garbled: Vec<&Lease> = garbled.filter(|last| nodes.contains(&last.node)).collect();
+        let mut newest: BTreeMap<&NodeId, Option<(Revision, LeaseKey)>> =
+            garbled.iter().map(|last| (&last.node, None)).collect();
+        if newest.is_empty() {
+            return (records.into_iter().collect(), Replaced::new());
+        }
+        let peers = self.peers.values().map(|peer| &peer.lease);
+        let stay = peers.filter(|lease| !records.contains_key(&lease.key));
+        for lease in stay.chain(records.values().flatten()) {
+            if let Some(newest) = newest.get_mut(&lease.node) {
+                let this = Some((lease.revision, lease.key.clone()));
+                *newest = this.max(newest.take());
+            }
+        }
+        let mut replaced = Replaced::new();
+        for last in &garbled {
+            let newest = newest.get(&last.node).cloned().flatten();
+            let by = newest.filter(|(revision, _)| *revision > last.revision);
+            replaced.insert(last.key.clone(), by.map(|(_, by)| by));
+        }
+        let review = garbled
+            .into_iter()
+            .filter(|last| !records.contains_key(&last.key));
+        let review: Vec<Lease> = review.cloned().collect();
+        records.extend(
+            review
+                .into_iter()
+                .map(|last| (last.key.clone(), Some(last))),
+        );
+        (records.into_iter().collect(), replaced)
+    }
+
+    /// What of a record may be used, others' claims aside.
+    fn screen(&self, lease: &Lease, replaced: &Replaced) -> DualStack<Result<Subnet, Rejection>> {
+        let mut screened = self.admission.screen(lease);
+        if !self.garbled.contains(&lease.key) {
+            return screened;
+        }
+        let by = match replaced.get(&lease.key) {
+            Some(by) => by.clone(),
+            None => self
+                .peers
+                .get(&lease.key)
+                .and_then(|peer| replaced_by(peer)),
+        };
+        for family in Family::ALL {
+            if let (Some(by), Some(_)) = (&by, screened.get(family)) {
+                let by = by.clone();
+                screened.set(family, Some(Err(Rejection::Replaced { by })));
+            }
+        }
+        screened
+    }
+
     fn peer(&self, screened: DualStack<Result<Subnet, Rejection>>, lease: Lease) -> Peer {
         let mut subnets = DualStack::default();
         let mut rejected = DualStack::default();
@@ -692,6 +765,22 @@ impl LeaseSet {
             rejected,
         }
     }
+}
+
+/// Records as they are to be; `None`: not at all.
+type Records = Vec<(LeaseKey, Option<Lease>)>;
+
+/// Records that cannot be read, each with the newer one of its node if there is one.
+type Replaced = BTreeMap<LeaseKey, Option<LeaseKey>>;
+
+/// The record that a peer was found replaced by.
+fn replaced_by(peer: &Peer) -> Option<LeaseKey> {
+    peer.rejected
+        .values()
+        .find_map(|rejection| match rejection {
+            Rejection::Replaced { by } => Some(by.clone()),
+            _ => None,
+        })
 }
 
 /// Takes out the adopted subnets that a record covers: they are the record's from now on.

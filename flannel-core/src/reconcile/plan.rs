@@ -170,6 +170,8 @@ impl<'a> Planner<'a> {
     }
 
     fn run(mut self, keys: Option<&BTreeSet<ObjectKey>>) -> Plan {
+        // What a spared route needs is known only when the route has been looked at.
+        let keys = keys.filter(|_| self.desired.spared.is_empty());
         let keys = keys.map(|keys| self.with_needs(keys));
         let about = |key: &ObjectKey| keys.as_ref().is_none_or(|keys| keys.contains(key));
         self.plan_links(&about);
@@ -249,10 +251,16 @@ impl<'a> Planner<'a> {
     }
 
     /// Whether an object that is there is a route that stays although nobody wants it: one through a
-    /// device that has to stay itself.
+    /// device that stays itself, or is none of ours.
     fn is_spared(&self, found: &Object) -> bool {
+        let stays = |dev| {
+            let link = self.observed.objects.get(&ObjectKey::Link(dev));
+            self.is_to_serve(dev)
+                || link
+                    .is_some_and(|link| self.ownership.owner(link, self.observed) == Owner::Foreign)
+        };
         matches!(found, Object::Route(route) if self.desired.spared.contains(&route.dst))
-            && self.dev_of(found).is_some_and(|dev| self.is_to_serve(dev))
+            && self.dev_of(found).is_some_and(stays)
     }
 
     fn make(&mut self, key: &'a ObjectKey, wanted: &'a Wanted) {

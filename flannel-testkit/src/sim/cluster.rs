@@ -82,6 +82,12 @@ pub trait Cluster: Debug + Send + Sync + 'static {
         false
     }
 
+    /// Whether a node's manager has been told everything that there is to tell.
+    fn is_caught_up(&self, node: &NodeId) -> bool {
+        let _ = node;
+        true
+    }
+
     /// What took effect on a node's wire since the last call, and how often.
     fn felt(&self, node: &NodeId) -> BTreeMap<&'static str, u64> {
         let _ = node;

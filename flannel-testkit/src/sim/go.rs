@@ -122,7 +122,7 @@ impl World {
         for go in &mut self.gos {
             let state = go.view.as_ref().map(GoView::state);
             if state != go.seen {
-                self.trace.add(format!("{}: {state:?}", go.id));
+                self.trace.add(&format!("{}: {state:?}", go.id));
                 let crashed = matches!(state, Some(GoState::Crashed { .. }));
                 if crashed && self.written.is_empty() {
                     let what = format!("{}: {state:?}, and all records are honest", go.id);

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use flannel_core::reconcile::plan::difference;
 use flannel_core::{
-    ConditionType, Neighbour, Nexthop, Object, ObjectKey, Route, RouteTarget, Subnet, wire,
+    ConditionType, LeaseKey, Neighbour, Nexthop, Object, ObjectKey, Route, RouteTarget, Subnet,
+    wire,
 };
 
 use super::cluster::Tamper;
@@ -96,6 +97,7 @@ impl World {
         let changes = self.judge.changes();
         self.look();
         let before = self.judge.ops();
+        let unclear = self.has_unclear();
         self.pass(REST).await;
         self.judge.verdict().map_or(Some(()), |_| None)?;
         if self.judge.changes() != changes {
@@ -103,7 +105,8 @@ impl World {
         }
         for (at, (before, now)) in before.into_iter().zip(self.judge.ops()).enumerate() {
             // Who forgot something may find what it left only when its peers are certain.
-            if now > before && self.nodes[at].forgetful {
+            // What may serve a record that cannot be read may also go.
+            if now > before && (self.nodes[at].forgetful || unclear) {
                 return Some(false);
             }
             if now > before {
@@ -128,6 +131,7 @@ impl World {
             let node = &self.nodes[at];
             let idle = !node.frozen
                 && node.link.is_quiet()
+                && self.cluster.is_caught_up(&node.id)
                 && node.process.as_ref().is_some_and(|p| !p.io.is_busy());
             if idle && self.problems_of(at).is_empty() {
                 self.judge.trust(at);
@@ -153,7 +157,7 @@ impl World {
         let Some(process) = &node.process else {
             return vec!["it does not run".to_owned()];
         };
-        if !node.link.is_quiet() {
+        if !node.link.is_quiet() || !self.cluster.is_caught_up(&node.id) {
             return vec!["deliveries are under way to it".to_owned()];
         }
         let truth = self.cluster.truth();
@@ -200,11 +204,11 @@ impl World {
         let (usable, mut rejected) = peers(&me, &model.backend_type(), &records);
         let expected = model.expect(&me, &usable);
         rejected.extend(expected.rejected.iter().cloned());
-        let told = status
-            .rejected
-            .iter()
-            .map(|peer| peer.key.clone())
-            .collect();
+        // Of a record that cannot be read its last good value may be known, and rejected.
+        let unreadable = truth.unreadable;
+        let is_readable = |key: &&LeaseKey| unreadable.iter().all(|record| record.key != **key);
+        let told = status.rejected.iter().map(|peer| &peer.key);
+        let told = told.filter(is_readable).cloned().collect();
         if rejected != told {
             problems.push(format!("it rejects {told:?}, the model {rejected:?}"));
         }
@@ -267,6 +271,13 @@ impl World {
                 problems.push(format!("{object} should not be there"));
             }
         }
+    }
+
+    /// Whether a record that cannot be read may be served.
+    fn has_unclear(&self) -> bool {
+        let of = |node: &super::node::Node| ours(&node.kernel.objects());
+        let mut objects = self.nodes.iter().flat_map(of);
+        objects.any(|object| self.is_unclear(&object))
     }
 
     /// Whether an object may serve a record that cannot be read.

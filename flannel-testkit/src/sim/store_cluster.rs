@@ -214,6 +214,10 @@ impl Cluster for StoreCluster {
         true
     }
 
+    fn is_caught_up(&self, node: &NodeId) -> bool {
+        self.link(node).is_caught_up(&self.layout().subnets())
+    }
+
     fn felt(&self, node: &NodeId) -> BTreeMap<&'static str, u64> {
         let link = self.link(node);
         let counts = link.counts();

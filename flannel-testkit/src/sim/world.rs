@@ -142,9 +142,8 @@ impl World {
                 done
             }
         };
-        let elapsed = self.judge.elapsed();
         let word = if done { "" } else { " (nothing came of it)" };
-        self.trace.add(format!("{elapsed:?} {action}{word}"));
+        self.trace.add(&format!("{action}{word}"));
         // These are counted when they come.
         let comes_later = match action {
             Action::Node(_, NodeAction::State(_)) => true,
@@ -388,7 +387,7 @@ impl World {
         self.look_at_gos();
         self.judge.check_records(&self.written);
         for note in self.judge.take_notes() {
-            self.trace.add(note);
+            self.trace.add(&note);
         }
     }
 
@@ -397,7 +396,7 @@ impl World {
         for entry in self.nodes[at].kernel.take_log() {
             let (op, answer) = (&entry.op, &entry.result);
             let line = format!("node {at}: {} {} {answer:?}", op.verb(), op.object());
-            self.trace.add(line);
+            self.trace.add(&line);
         }
         let Some(process) = &mut self.nodes[at].process else {
             return;
@@ -406,13 +405,13 @@ impl World {
         take_events(&self.judge, at, &mut process.events, &mut lines);
         let status = process.overlay.status();
         let ended = process.overlay.watch_status().has_changed().is_err();
-        lines.into_iter().for_each(|line| self.trace.add(line));
+        lines.into_iter().for_each(|line| self.trace.add(&line));
         let news = self.seen[at]
             .as_ref()
             .is_none_or(|seen| !Arc::ptr_eq(seen, &status));
         if news {
             let text = serde_json::to_string(&*status).unwrap_or_default();
-            self.trace.add(format!("node {at}: {text}"));
+            self.trace.add(&format!("node {at}: {text}"));
             self.seen[at] = Some(Arc::clone(&status));
         }
         if let Some(lease) = &status.lease {
@@ -433,7 +432,7 @@ impl World {
     fn drain(&mut self, at: usize, mut events: broadcast::Receiver<OverlayEvent>) {
         let mut lines = Vec::new();
         take_events(&self.judge, at, &mut events, &mut lines);
-        lines.into_iter().for_each(|line| self.trace.add(line));
+        lines.into_iter().for_each(|line| self.trace.add(&line));
     }
 
     /// Counts the faults that took effect.

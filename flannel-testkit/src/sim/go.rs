@@ -75,7 +75,7 @@ impl World {
         let left = go.view.take();
         let previous = left.as_ref().map(GoView::subnet);
         let options = GoOptions {
-            previous: previous.unwrap_or_else(DualStack::<Subnet>::default),
+            previous: previous.unwrap_or_default(),
             ..GoOptions::default()
         };
         let ip = addresses(go.number, 0);

@@ -300,8 +300,8 @@ proptest! {
             prop_assert_eq!(changed, difference(&before, compiler.desired()));
             if i < at {
                 prop_assert_eq!(compiler.desired(), &Desired {
-                    objects: BTreeMap::new(),
                     hold_orphans: true,
+                    ..Desired::default()
                 });
                 continue;
             }

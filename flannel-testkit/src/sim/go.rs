@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use flannel_core::{DualStack, Family, NodeId, Subnet};
+use flannel_core::{Family, NodeId, Subnet};
 use tokio::task::JoinHandle;
 
 use super::action::GoAction;

@@ -1,6 +1,6 @@
 //! The laws of [`Compiler`], over a small network made for the purpose.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 

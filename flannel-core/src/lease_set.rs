@@ -284,6 +284,19 @@ impl LeaseSet {
         self.snapshot(snapshot, true)
     }
 
+    /// Takes a snapshot in after a silence that cost leases: whatever it lacks, if only one peer, is
+    /// held until a second one lacks it too.
+    pub(crate) fn apply_doubting(&mut self, snapshot: Snapshot) -> Applied {
+        let doubting = WithdrawalGuard {
+            share_percent: 0,
+            floor: 1,
+        };
+        let usual = std::mem::replace(&mut self.guard, doubting);
+        let applied = self.snapshot(snapshot, false);
+        self.guard = usual;
+        applied
+    }
+
     fn put(&mut self, lease: Lease) -> Applied {
         self.revision = self.revision.max(lease.revision);
         let mut applied = Applied::default();

@@ -10,6 +10,7 @@
 mod api;
 mod deny;
 mod deps;
+mod etcd;
 mod examples;
 mod lint;
 mod long;
@@ -51,7 +52,8 @@ const TASKS: &[Task] = &[
         name: "setup",
         args: "",
         about: "Installs the Debian packages that the tests need and the machine lacks (apt-get,\n\
-                as root; else it says what to install), and rustfmt and clippy by rustup.",
+                as root; else it says what to install), rustfmt and clippy by rustup, and\n\
+                etcd 3.5 by pip in a cache of the user's.",
         run: |_| setup::run(),
     },
     Task {

@@ -1,6 +1,7 @@
 //! The engine's view of its own host: kernel, underlay, backend, network.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
@@ -44,6 +45,16 @@ pub(super) fn link_ids(underlay: &Underlay) -> BTreeSet<(IfName, u32, bool, bool
     let links = underlay.links.iter();
     links
         .map(|link| (link.name, link.index, link.up, link.running))
+        .collect()
+}
+
+/// The addresses that are used beyond their link: those of IPv6 that every device has come and go
+/// with the links of containers.
+fn addresses(underlay: &Underlay) -> BTreeSet<(IfName, IpAddr, u8)> {
+    let addresses = underlay.addresses.iter();
+    addresses
+        .filter(|a| !matches!(a.ip, IpAddr::V6(ip) if ip.is_unicast_link_local()))
+        .map(|address| (address.dev, address.ip, address.prefix_len))
         .collect()
 }
 
@@ -160,7 +171,9 @@ impl Engine {
                     self.reconciler.retry_now();
                 }
                 // Links of containers come and go: only what a network depends on makes it new.
-                if external_changed || underlay.routes != self.underlay.routes {
+                let network_changed = underlay.routes != self.underlay.routes
+                    || addresses(&underlay) != addresses(&self.underlay);
+                if external_changed || network_changed {
                     self.underlay = Arc::new(underlay);
                 } else if links_changed {
                     Arc::make_mut(&mut self.underlay).links = underlay.links;

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use flannel_core::backend::{Error, Result};
+use flannel_core::backend::{Error, Result, check_lease};
 use flannel_core::{
-    Backend, BackendType, DualStack, Family, Lease, LeaseAttrs, Link, LinkKind, MacAddr, Network,
-    NodeContext, Note, Object, ObjectKey, stable_hash,
+    Backend, BackendType, DualStack, Family, Gateways, Lease, LeaseAttrs, Link, LinkKind, MacAddr,
+    Network, NodeContext, Note, Object, ObjectKey, stable_hash,
 };
 
 use crate::config::{VxlanConfig, device_name};
@@ -162,14 +162,10 @@ impl Backend for VxlanBackend {
         cx: &NodeContext<'a>,
         lease: Lease,
     ) -> Result<Arc<dyn Network>> {
+        check_lease(cx.config, &lease)?;
         let config = VxlanConfig::from_network(cx.config)?;
         let mut devices = self.devices(cx, &config)?;
         for family in cx.config.families() {
-            if !lease.subnet.has(family) {
-                return Err(Error::Lease {
-                    reason: format!("it has no {family} subnet, which the config asks for"),
-                });
-            }
             // What the lease publishes is what peers send to: the device must have just that.
             let published = lease.attrs.backend_data.get(family).map(VxlanData::decode);
             if let (Some(Ok(data)), Some(device)) = (published, devices.get_mut(family)) {
@@ -188,18 +184,8 @@ impl Backend for VxlanBackend {
                 ),
             });
         }
-        let nexthops = cx.features.nexthops && !self.without_nexthops;
-        if !nexthops {
-            let text = if self.without_nexthops {
-                "not used: switched off by the host program"
-            } else {
-                "not used: the kernel has none (they came with Linux 5.3)"
-            };
-            notes.push(Note {
-                topic: "nexthops".to_owned(),
-                text: text.to_owned(),
-            });
-        }
+        let (gateways, note) = Gateways::new(cx, !self.without_nexthops);
+        notes.extend(note);
         let accept_ra = cx.features.ipv6 && cx.features.sysctls;
         Ok(Arc::new(VxlanNetwork {
             overlay: cx.overlay.clone(),
@@ -209,7 +195,7 @@ impl Backend for VxlanBackend {
             devices,
             checksums,
             accept_ra,
-            nexthops,
+            gateways,
             notes,
             lease,
         }))

@@ -215,6 +215,19 @@ pub trait Backend: Debug + Send + Sync + 'static {
     ) -> Result<Arc<dyn Network>>;
 }
 
+/// Whether our lease has a subnet of every family of the config.
+///
+/// # Errors
+/// [`Error::Lease`] names the family without one.
+pub fn check_lease(config: &NetworkConfig, lease: &Lease) -> Result<()> {
+    match config.families().find(|family| !lease.subnet.has(*family)) {
+        None => Ok(()),
+        Some(family) => Err(Error::Lease {
+            reason: format!("it has no {family} subnet, which the config asks for"),
+        }),
+    }
+}
+
 /// Something worth telling that is neither an error nor a condition, such as why checksum offload
 /// is off.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -12,11 +12,12 @@ use flannel_core::reconcile::desired::{Desired, Wanted};
 use flannel_core::reconcile::ownership::{Owner, nexthop_id};
 use flannel_core::reconcile::plan::{Plan, Why, plan, plan_keys, teardown};
 use flannel_core::{
-    Family, IfName, Kernel, Link, LinkKind, Object, ObjectKey, Objects, Observed, Op, OverlayName,
+    Family, IfName, Kernel, Link, LinkKind, MAIN_TABLE, Object, ObjectKey, Objects, Observed, Op,
+    OverlayName, Route, RouteProtocol, RouteTarget,
 };
 use flannel_testkit::fake_kernel::{Failure, FakeKernel, FaultKind};
 use flannel_testkit::strategies::objects::{
-    NodeSpec, any_object, differing, if_name, ip, node_spec, ownership,
+    NodeSpec, any_object, differing, if_name, ip, node_spec, ownership, public_ip, slot_subnet,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
@@ -165,7 +166,10 @@ proptest! {
     fn foreign_objects_are_left_as_they_are(world in world()) {
         let (kernel, ownership, foreign) = world.build();
         let before = observe(&kernel, &world.after.desired());
-        let may_take_over = |object: &Object| ownership.may_take_over(object, &before);
+        // No route of others leads to a node.
+        let may_take_over = |object: &Object| {
+            ownership.may_take_over(object, &before) && !matches!(object, Object::Route(_))
+        };
         let plan = plan_now(&kernel, &world.after.desired(), &ownership);
         let dropped: BTreeSet<_> = plan.steps.iter().flat_map(|step| &step.disrupts).collect();
         for step in &plan.steps {
@@ -331,6 +335,13 @@ proptest! {
                     prop_assert!(is_alias, "{:?}", step);
                 }
                 Op::Create(Object::Nexthop(_)) => prop_assert!(spec.nexthops),
+                // A route to a node on the link gets our mark, and leads where it led.
+                Op::Change(Object::Route(route)) => {
+                    let is_mark = matches!(&step.why,
+                        Why::Drifted { field } if field.starts_with("protocol"));
+                    prop_assert!(is_mark, "{:?}", step);
+                    prop_assert_eq!(Object::Route(route.clone()).dev(), IfName::new("eth0").ok());
+                }
                 Op::Delete(object) => {
                     prop_assert!(left_over.remove(&object.key()), "removes {}", object);
                 }
@@ -339,6 +350,43 @@ proptest! {
         }
         prop_assert_eq!(left_over, BTreeSet::new());
         prop_assert_eq!(plan.foreign, Vec::new());
+    }
+
+    #[test]
+    fn a_boot_route_is_taken_over_only_where_it_leads_to_the_same_node(
+        spec in node_spec(),
+        slot in any::<Index>(),
+        (others, adopt) in any::<(bool, bool)>(),
+    ) {
+        prop_assume!(!spec.peers.is_empty());
+        let peers: Vec<_> = spec.peers.iter().collect();
+        let (slot, (node, _)) = *slot.get(&peers);
+        let kernel = FakeKernel::node(1);
+        let theirs = Object::Route(Route {
+            table: MAIN_TABLE,
+            dst: slot_subnet(Family::V4, *slot),
+            metric: 0,
+            target: RouteTarget::Gateway {
+                gateway: public_ip(Family::V4, node + if others { 100 } else { 0 }),
+                dev: IfName::new("eth0").expect("a name"),
+                onlink: false,
+            },
+            protocol: RouteProtocol::BOOT,
+        });
+        kernel.insert_foreign(theirs.clone()).expect("it fits");
+        let ownership = ownership(adopt);
+        let plan = converge(&kernel, &spec.desired(), &ownership);
+        let now = kernel.get(&theirs.key()).expect("it is never removed");
+        if adopt && !others {
+            prop_assert_eq!(ownership.owner(&now, &observe(&kernel, &spec.desired())), Owner::Ours);
+            prop_assert_eq!(plan.foreign, Vec::new());
+            let left = Desired::default();
+            converge(&kernel, &left, &ownership);
+            prop_assert_eq!(kernel.get(&theirs.key()), None, "ours is swept");
+        } else {
+            prop_assert_eq!(&now, &theirs);
+            prop_assert_eq!(&plan.foreign[0].found, &theirs);
+        }
     }
 
     #[test]

@@ -39,6 +39,11 @@ impl Backend for HostGwBackend {
         BackendType::host_gw()
     }
 
+    fn reaches(&self) -> Vec<BackendType> {
+        // A node of VXLAN forwards what reaches it without a tunnel, and answers the same way.
+        vec![BackendType::vxlan()]
+    }
+
     fn attrs<'a>(&self, cx: &NodeContext<'a>) -> Result<LeaseAttrs> {
         check_addresses(cx)?;
         Ok(LeaseAttrs {

@@ -130,6 +130,11 @@ impl Backend for VxlanBackend {
         BackendType::vxlan()
     }
 
+    fn reaches(&self) -> Vec<BackendType> {
+        // As with direct routing: it has no end of a tunnel, and needs none where it works at all.
+        vec![BackendType::host_gw()]
+    }
+
     fn attrs<'a>(&self, cx: &NodeContext<'a>) -> Result<LeaseAttrs> {
         let config = VxlanConfig::from_network(cx.config)?;
         if !cx.features.vxlan {

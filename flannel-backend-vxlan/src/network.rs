@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use flannel_core::{
-    Address, DualStack, Family, Fdb, Gateways, Hop, IfName, Lease, Link, LinkKind, MacAddr,
-    Neighbour, Network, Note, Object, Offload, OverlayName, Rejection, Subnet, Sysctl, Underlay,
-    Vxlan, no_public_ip,
+    Address, BackendType, DualStack, Family, Fdb, Gateways, Hop, IfName, Lease, Link, LinkKind,
+    MacAddr, Neighbour, Network, Note, Object, Offload, OverlayName, Rejection, Subnet, Sysctl,
+    Underlay, Vxlan, no_public_ip,
 };
 
 use crate::config::VxlanConfig;
@@ -45,6 +45,10 @@ impl VxlanNetwork {
         subnet: Subnet,
     ) -> Result<Vec<Object>, Rejection> {
         let device = self.devices.get(family).ok_or(Rejection::NoSubnet)?;
+        if peer.attrs.is_backend(&BackendType::host_gw()) {
+            let public_ip = peer.attrs.public_ip(family);
+            return self.gateways.direct(&self.underlay, subnet, public_ip);
+        }
         let remote = peer
             .attrs
             .public_ip(family)

@@ -194,6 +194,17 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// The type by which the network config selects this backend.
     fn backend_type(&self) -> BackendType;
 
+    /// The types of other backends whose nodes this one's network reaches as well, as they are:
+    /// while a cluster changes its type node by node, nobody is cut off. A peer of any further type
+    /// is rejected. By default there are none.
+    ///
+    /// Each of two types must reach the other one, and must receive what the other one sends, for
+    /// as long as the devices of the former type stay
+    /// ([`Desired::hold_devices`](crate::reconcile::desired::Desired::hold_devices)).
+    fn reaches(&self) -> Vec<BackendType> {
+        Vec::new()
+    }
+
     /// What this node publishes with its lease.
     ///
     /// # Errors

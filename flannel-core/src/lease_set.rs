@@ -111,6 +111,7 @@ pub struct LeaseSet {
     max_records: usize,
 
     peers: BTreeMap<LeaseKey, Arc<Peer>>,
+    of_other_backends: BTreeSet<LeaseKey>,
     own_records: BTreeMap<LeaseKey, Lease>,
     unreadable: BTreeMap<LeaseKey, Unreadable>,
     subnets: Settlement<Subnet>,
@@ -147,6 +148,7 @@ impl LeaseSet {
             guard,
             max_records: Self::MAX_RECORDS,
             peers: BTreeMap::new(),
+            of_other_backends: BTreeSet::new(),
             own_records: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             subnets: Settlement::default(),
@@ -188,10 +190,18 @@ impl LeaseSet {
 
     /// Tells our backend; all records are judged anew, those of another backend are rejected.
     pub fn set_backend(&mut self, backend: BackendType) -> LeaseDelta {
-        if self.admission.backend.as_ref() == Some(&backend) {
+        self.set_backends(backend, Vec::new())
+    }
+
+    /// Tells our backend, and the other ones that it reaches; all records are judged anew, those of
+    /// any further backend are rejected.
+    pub fn set_backends(&mut self, ours: BackendType, reaches: Vec<BackendType>) -> LeaseDelta {
+        let same = self.admission.backend.as_ref() == Some(&ours);
+        if same && self.admission.reaches == reaches {
             return LeaseDelta::default();
         }
-        self.admission.backend = Some(backend);
+        self.admission.backend = Some(ours);
+        self.admission.reaches = reaches;
         self.judge_all()
     }
 
@@ -210,6 +220,12 @@ impl LeaseSet {
     /// The peers by their records' keys: every other node's record, admitted or not.
     pub const fn peers(&self) -> &BTreeMap<LeaseKey, Arc<Peer>> {
         &self.peers
+    }
+
+    /// The peers that are admitted although they are of another backend than ours: one of us has
+    /// not followed a change of the config yet.
+    pub const fn of_other_backends(&self) -> &BTreeSet<LeaseKey> {
+        &self.of_other_backends
     }
 
     /// The records that bear our node id: that of our lease, and stale ones.
@@ -599,6 +615,14 @@ impl LeaseSet {
         let mut delta = LeaseDelta::default();
         for (key, theirs) in judged {
             let peer = theirs.map(|(screened, lease)| Arc::new(self.peer(screened, lease)));
+            let is_other = peer.as_ref().is_some_and(|peer| {
+                !peer.subnets.is_empty() && self.admission.is_of_other_backend(&peer.lease)
+            });
+            if is_other {
+                self.of_other_backends.insert(key.clone());
+            } else {
+                self.of_other_backends.remove(&key);
+            }
             match (self.peers.get(&key), peer) {
                 (None, None) => {}
                 (Some(_), None) => {

@@ -212,6 +212,27 @@ proptest! {
     }
 
     #[test]
+    fn while_devices_are_held_none_that_is_unwanted_is_removed(world in world()) {
+        let (kernel, ownership, _) = world.build();
+        let desired = Desired { hold_devices: true, ..world.after.desired() };
+        let plan = converge(&kernel, &desired, &ownership);
+        let wants = |dev| desired.objects.contains_key(&ObjectKey::Link(dev));
+        for step in plan.steps.iter().filter(|step| step.why == Why::Orphan) {
+            let object = step.op.object();
+            if let Object::Link(_) | Object::Address(_) = object {
+                prop_assert!(object.dev().is_some_and(wants), "removes {}", object);
+            }
+        }
+        // All else is as if they were not held, and they go as soon as they are let go.
+        let free = Desired { hold_devices: false, ..desired };
+        let rest = converge(&kernel, &free, &ownership);
+        for step in &rest.steps {
+            prop_assert!(step.why == Why::Orphan, "{:?}", step);
+            prop_assert!(matches!(step.op.object(), Object::Link(_) | Object::Address(_)));
+        }
+    }
+
+    #[test]
     fn a_plan_of_what_differs_is_the_whole_plan(world in world(), same in any::<bool>()) {
         let (kernel, ownership, _) = World { mishaps: Vec::new(), ..world.clone() }.build();
         let before = world.before.desired();

@@ -36,6 +36,10 @@ pub struct Desired {
     /// Nothing is removed for being unwanted, because it is not yet certain what is wanted: the
     /// first snapshot has not come, or it withdraws too much at once.
     pub hold_orphans: bool,
+    /// Devices that are not wanted stay, with their addresses: they are those of the backend before
+    /// this one, and peers may still send to them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hold_devices: bool,
 }
 
 /// Wanted objects as a JSON array (a map's keys would have to be texts).
@@ -133,6 +137,7 @@ impl Compiler {
             desired: Desired {
                 objects: BTreeMap::new(),
                 hold_orphans: true,
+                hold_devices: false,
             },
             rejected: BTreeMap::new(),
         }
@@ -149,6 +154,11 @@ impl Compiler {
         &self.rejected
     }
 
+    /// Whether devices that are not wanted are to stay ([`Desired::hold_devices`]).
+    pub const fn hold_devices(&mut self, yes: bool) {
+        self.desired.hold_devices = yes;
+    }
+
     /// Compiles everything anew for a network. Returns the keys under which something else is
     /// wanted than before.
     pub fn set_network(
@@ -157,6 +167,7 @@ impl Compiler {
         peers: &LeaseSet,
     ) -> BTreeSet<ObjectKey> {
         let mut fresh = Self::new(self.overlay.clone(), self.protocol);
+        fresh.desired.hold_devices = self.desired.hold_devices;
         fresh.local = fresh.compile_local(network.local());
         for (key, object) in &fresh.local.objects {
             let object = object.clone();

@@ -20,7 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernel::{Observed, Op};
 use crate::lease::LeaseKey;
-use crate::object::{Address, IfName, MAIN_TABLE, Nexthop, Object, ObjectKey, Route, RouteTarget};
+use crate::object::{
+    Address, IfName, Link, MAIN_TABLE, Nexthop, Object, ObjectKey, Route, RouteTarget,
+};
 use crate::subnet::Subnet;
 
 use super::desired::{Desired, Wanted};
@@ -235,15 +237,27 @@ impl<'a> Planner<'a> {
             (Some(wanted), None) => self.make(key, wanted),
             (Some(wanted), Some(found)) => self.correct(key, wanted, found),
             (None, Some(found)) => {
-                let is_setting = matches!(found, Object::Sysctl(_) | Object::Offload(_));
                 if !self.desired.hold_orphans
-                    && !is_setting
+                    && !self.stays_unwanted(found)
                     && self.ownership.owner(found, self.observed) != Owner::Foreign
                 {
                     self.orphans.push((key, found));
                 }
             }
             (None, None) => {}
+        }
+    }
+
+    /// Whether an object is left although nobody wants it: settings go with their device, and
+    /// devices stay with their addresses while peers may still send to them.
+    fn stays_unwanted(&self, found: &Object) -> bool {
+        match found {
+            Object::Sysctl(_) | Object::Offload(_) => true,
+            Object::Link(Link { name: dev, .. }) | Object::Address(Address { dev, .. }) => {
+                let is_wanted = |dev| self.desired.objects.contains_key(&ObjectKey::Link(dev));
+                self.desired.hold_devices && !is_wanted(*dev)
+            }
+            _ => false,
         }
     }
 

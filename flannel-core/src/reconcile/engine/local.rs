@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-use super::Engine;
+use super::{Engine, LINGER};
 use crate::backend::{self, NodeContext};
 use crate::condition::ConditionType;
 use crate::config::NetworkConfig;
@@ -17,6 +17,7 @@ use crate::lease::Lease;
 use crate::lease_set::LeaseDelta;
 use crate::node::OverlayName;
 use crate::object::{IfName, Object};
+use crate::reconcile::desired::Desired;
 use crate::reconcile::ownership::{Owner, Ownership};
 use crate::subnet::Subnet;
 use crate::underlay::{External, Underlay};
@@ -136,11 +137,23 @@ impl Engine {
 
     /// Lets orphans go, or keeps them, as soon as that is decided otherwise.
     pub(super) fn follow_hold(&mut self) {
-        let before = self.compiler.desired().hold_orphans;
+        let held = |desired: &Desired| (desired.hold_orphans, desired.hold_devices);
+        let before = held(self.compiler.desired());
         self.compiler.update(&LeaseDelta::default(), &self.leases);
-        if self.compiler.desired().hold_orphans != before {
+        let changes_backend = self.changes_backend();
+        self.compiler.hold_devices(changes_backend);
+        if held(self.compiler.desired()) != before {
             self.reconciler.replan();
         }
+    }
+
+    /// Whether peers may still send to the devices of a backend that was ours before.
+    fn changes_backend(&mut self) -> bool {
+        let now = self.now();
+        if !self.leases.of_other_backends().is_empty() {
+            self.changes_until = Some(now + LINGER);
+        }
+        self.changes_until.is_some_and(|until| now < until)
     }
 
     /// Follows the host's own network after a reading of the kernel.

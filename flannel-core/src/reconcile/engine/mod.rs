@@ -54,6 +54,10 @@ const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
 /// How long the store is given to answer before a remembered lease is used.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long the devices of a former backend stay after the last peer has followed: it publishes the
+/// new type when its own routes are right, but another program may do it before.
+const LINGER: Duration = Duration::from_secs(30);
+
 /// How many networks of earlier configs are remembered.
 const NETWORKS: usize = 16;
 
@@ -130,6 +134,9 @@ pub(crate) struct Engine {
     stopping: Option<String>,
     config_poll_at: Option<Moment>,
 
+    /// Until then peers may send to the devices of a backend that was ours before.
+    changes_until: Option<Moment>,
+
     /// The userspace data path, where the backend has one.
     data_path: Option<JoinHandle<backend::Result<()>>>,
     data_path_at: Option<Moment>,
@@ -198,6 +205,7 @@ impl Engine {
             resyncs: Vec::new(),
             stopping: None,
             config_poll_at: None,
+            changes_until: None,
             data_path: None,
             data_path_at: None,
             data_path_failures: 0,
@@ -356,6 +364,7 @@ impl Engine {
             self.confirm_at,
             self.config_poll_at.filter(|_| self.call.is_none()),
             self.data_path_at,
+            self.changes_until.filter(|until| *until > now),
         ]
         .into_iter()
         .flatten()

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::store::LeaseState;
+use crate::backend::Note;
 use crate::condition::{ConditionStatus, ConditionType};
 use crate::status::{LeaseStatus, RejectedPeer, Status};
 
@@ -47,11 +48,7 @@ impl Engine {
             failing: self.reconciler.failing(),
             objects: self.compiler.desired().objects.len(),
             repairs: self.reconciler.repairs(),
-            notes: self
-                .network
-                .as_ref()
-                .map(|network| network.notes())
-                .unwrap_or_default(),
+            notes: self.notes(),
         };
         self.status.send_if_modified(|old| {
             let news = **old != status;
@@ -60,6 +57,24 @@ impl Engine {
             }
             news
         });
+    }
+
+    /// What the network tells, and which peers are of another backend.
+    fn notes(&self) -> Vec<Note> {
+        let network = self.network.as_ref();
+        let mut notes = network.map(|network| network.notes()).unwrap_or_default();
+        let others = self.leases.of_other_backends();
+        if let Some(first) = others.first() {
+            notes.push(Note {
+                topic: "backend-change".to_owned(),
+                text: format!(
+                    "{} peers, among them {first}, are of another backend: they are reached without \
+                     a tunnel, and devices of a former backend stay until they have followed",
+                    others.len()
+                ),
+            });
+        }
+        notes
     }
 
     /// Draws the conditions that follow from the rest.

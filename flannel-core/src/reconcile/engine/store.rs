@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Engine, NETWORKS, PATIENCE};
+use super::{Engine, LINGER, NETWORKS, PATIENCE};
 use crate::clock::Moment;
 use crate::condition::ConditionType;
 use crate::config::{self, NetworkConfig};
@@ -189,7 +189,12 @@ impl Engine {
         }
         self.networks.truncate(NETWORKS);
         if let Some(backend) = &backend {
-            let delta = self.leases.set_backend(backend.backend_type());
+            let ours = backend.backend_type();
+            let former = self.backend.as_ref().map(|former| former.backend_type());
+            if former.is_some_and(|former| former != ours) {
+                self.changes_until = Some(self.now() + LINGER);
+            }
+            let delta = self.leases.set_backends(ours, backend.reaches());
             self.peers_differ(&delta);
         }
         let delta = self.leases.set_pools(*config.pools());

@@ -153,7 +153,7 @@ async fn a_foreign_route_in_the_place_of_ours_is_reported_and_left() {
 async fn foreign_route_in_the_way(
     test: &str,
     config: &'static str,
-    lease: impl Fn(&Peers, u32) -> Lease,
+    lease: fn(&Peers, u32) -> Lease,
 ) {
     let Some(cluster) = Cluster::start(test, Setup::new(2, config)).await else {
         return;

@@ -169,7 +169,7 @@ async fn no_packet_is_lost_while_another_peer_comes_and_goes() {
     churn("churn-gw", DUAL_GW, Peers::gw_lease).await;
 }
 
-async fn churn(test: &str, config: &'static str, lease: impl Fn(&Peers, u32) -> Lease) {
+async fn churn(test: &str, config: &'static str, lease: fn(&Peers, u32) -> Lease) {
     let Some(cluster) = Cluster::start(test, Setup::new(2, config)).await else {
         return;
     };

@@ -41,10 +41,13 @@ impl Admission {
         self.own.as_ref().is_some_and(|own| own.node == lease.node)
     }
 
-    /// Whether a record is of another backend than ours.
-    pub(crate) fn is_of_other_backend(&self, lease: &Lease) -> bool {
-        let ours = self.backend.as_ref();
-        ours.is_some_and(|ours| !lease.attrs.is_backend(ours))
+    /// The backend of a record, if it is one that ours reaches and not ours.
+    pub(crate) fn other_backend(&self, lease: &Lease) -> Option<BackendType> {
+        let is = |backend: &&BackendType| lease.attrs.is_backend(backend);
+        if self.backend.as_ref().is_some_and(|ours| is(&ours)) {
+            return None;
+        }
+        self.reaches.iter().find(is).cloned()
     }
 
     /// The subnets of a peer that may be used, unless an older record has them, and why others may

@@ -115,6 +115,12 @@ pub enum Rejection {
         /// Whose it is.
         by: LeaseKey,
     },
+    /// Its record cannot be read any more, and its node has written another one since.
+    #[error("the record cannot be read any more, and its node has written {by} since")]
+    Replaced {
+        /// The newer record.
+        by: LeaseKey,
+    },
     /// Its public address is missing or cannot be one.
     #[error("public address {found}: {reason}")]
     PublicIp {
@@ -200,7 +206,7 @@ pub trait Backend: Debug + Send + Sync + 'static {
     ///
     /// Each of two types must reach the other one, and must receive what the other one sends, for
     /// as long as the devices of the former type stay
-    /// ([`Desired::hold_devices`](crate::reconcile::desired::Desired::hold_devices)).
+    /// ([`Desired::held_backends`](crate::reconcile::desired::Desired::held_backends)).
     fn reaches(&self) -> Vec<BackendType> {
         Vec::new()
     }

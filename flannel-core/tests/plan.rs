@@ -12,8 +12,8 @@ use flannel_core::reconcile::desired::{Desired, Wanted};
 use flannel_core::reconcile::ownership::{Owner, nexthop_id};
 use flannel_core::reconcile::plan::{Plan, Why, plan, plan_keys, teardown};
 use flannel_core::{
-    Family, IfName, Kernel, Link, LinkKind, MAIN_TABLE, Object, ObjectKey, Objects, Observed, Op,
-    OverlayName, Route, RouteProtocol, RouteTarget,
+    BackendType, Family, IfName, Kernel, Link, LinkKind, MAIN_TABLE, Object, ObjectKey, Objects,
+    Observed, Op, OverlayName, Route, RouteProtocol, RouteTarget,
 };
 use flannel_testkit::fake_kernel::{Failure, FakeKernel, FaultKind};
 use flannel_testkit::strategies::objects::{
@@ -36,6 +36,42 @@ proptest! {
                 let there = kernel.get(key).is_some();
                 prop_assert!(there, "nothing is blocked, but not there: {}", wanted.object);
             }
+        }
+    }
+
+    /// A route that is spared stays with all that it needs, whatever is looked at, and goes once it
+    /// is not spared any more.
+    #[test]
+    fn what_is_spared_stays_whole(spec in node_spec(), which in any::<Index>(), adopt in any::<bool>()) {
+        let (kernel, ownership) = (FakeKernel::new(), ownership(adopt));
+        let all = spec.desired();
+        converge(&kernel, &all, &ownership);
+        let routes: Vec<_> = all.objects.keys().filter(|key| key.kind() == "route").collect();
+        prop_assume!(!routes.is_empty());
+        let route = (*which.get(&routes)).clone();
+        let ObjectKey::Route { dst, .. } = &route else { unreachable!("it is a route") };
+
+        let mut without = all.clone();
+        let mut open = vec![route.clone()];
+        while let Some(key) = open.pop() {
+            let others = without.objects.iter().filter(|(other, _)| **other != key);
+            let is_needed = others.clone().any(|(_, other)| other.object.needs().contains(&key));
+            if !matches!(key, ObjectKey::Link(_)) && !is_needed
+                && let Some(gone) = without.objects.remove(&key)
+            {
+                open.extend(gone.object.needs());
+            }
+        }
+        let observed = observe(&kernel, &all);
+        let gone = plan(&observed, &without, &ownership);
+        prop_assert!(gone.steps.iter().any(|step| step.op.key() == route), "{:?}", gone);
+
+        without.spared = vec![*dst];
+        let kept = plan(&observed, &without, &ownership);
+        prop_assert!(kept.steps.is_empty(), "{:?}", kept.steps);
+        for key in observed.objects.keys() {
+            let part = plan_keys(&observed, &without, &ownership, &BTreeSet::from([key.clone()]));
+            prop_assert!(part.steps.is_empty(), "{key}: {:?}", part.steps);
         }
     }
 
@@ -214,7 +250,8 @@ proptest! {
     #[test]
     fn while_devices_are_held_none_that_is_unwanted_is_removed(world in world()) {
         let (kernel, ownership, _) = world.build();
-        let desired = Desired { hold_devices: true, ..world.after.desired() };
+        let held_backends = [BackendType::vxlan()].into();
+        let desired = Desired { held_backends, ..world.after.desired() };
         let plan = converge(&kernel, &desired, &ownership);
         let wants = |dev| desired.objects.contains_key(&ObjectKey::Link(dev));
         for step in plan.steps.iter().filter(|step| step.why == Why::Orphan) {
@@ -224,7 +261,7 @@ proptest! {
             }
         }
         // All else is as if they were not held, and they go as soon as they are let go.
-        let free = Desired { hold_devices: false, ..desired };
+        let free = Desired { held_backends: BTreeSet::new(), ..desired };
         let rest = converge(&kernel, &free, &ownership);
         for step in &rest.steps {
             prop_assert!(step.why == Why::Orphan, "{:?}", step);

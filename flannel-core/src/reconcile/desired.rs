@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Network, Rejection};
 use crate::family::{DualStack, Family};
-use crate::lease::{LeaseKey, Revision, Seniority};
+use crate::lease::{BackendType, LeaseKey, Revision, Seniority};
 use crate::lease_set::{LeaseDelta, LeaseSet, Peer};
 use crate::node::OverlayName;
 use crate::object::{
@@ -36,10 +36,14 @@ pub struct Desired {
     /// Nothing is removed for being unwanted, because it is not yet certain what is wanted: the
     /// first snapshot has not come, or it withdraws too much at once.
     pub hold_orphans: bool,
-    /// Devices that are not wanted stay, with their addresses: they are those of the backend before
-    /// this one, and peers may still send to them.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub hold_devices: bool,
+    /// Devices of these backends are not removed for being unwanted, nor their addresses: peers of
+    /// these backends may still send to them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub held_backends: BTreeSet<BackendType>,
+    /// Routes to these are not removed for being unwanted, nor what they need: they were there at
+    /// the start, and the records that would say more cannot be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spared: Vec<Subnet>,
 }
 
 /// Wanted objects as a JSON array (a map's keys would have to be texts).
@@ -137,7 +141,8 @@ impl Compiler {
             desired: Desired {
                 objects: BTreeMap::new(),
                 hold_orphans: true,
-                hold_devices: false,
+                held_backends: BTreeSet::new(),
+                spared: Vec::new(),
             },
             rejected: BTreeMap::new(),
         }
@@ -154,9 +159,9 @@ impl Compiler {
         &self.rejected
     }
 
-    /// Whether devices that are not wanted are to stay ([`Desired::hold_devices`]).
-    pub const fn hold_devices(&mut self, yes: bool) {
-        self.desired.hold_devices = yes;
+    /// Of which backends devices are to stay that are not wanted ([`Desired::held_backends`]).
+    pub fn hold_backends(&mut self, backends: BTreeSet<BackendType>) {
+        self.desired.held_backends = backends;
     }
 
     /// Compiles everything anew for a network. Returns the keys under which something else is
@@ -167,7 +172,7 @@ impl Compiler {
         peers: &LeaseSet,
     ) -> BTreeSet<ObjectKey> {
         let mut fresh = Self::new(self.overlay.clone(), self.protocol);
-        fresh.desired.hold_devices = self.desired.hold_devices;
+        fresh.desired.held_backends = self.desired.held_backends.clone();
         fresh.local = fresh.compile_local(network.local());
         for (key, object) in &fresh.local.objects {
             let object = object.clone();
@@ -189,7 +194,7 @@ impl Compiler {
 
     /// Follows a change of the peers: `delta` is what led to `peers`. Returns the keys under which
     /// something else is wanted than before. That orphans are now (or no longer) held is told by
-    /// [`Desired::hold_orphans`] only.
+    /// [`Desired::hold_orphans`] and [`Desired::spared`] only.
     pub fn update(&mut self, delta: &LeaseDelta, peers: &LeaseSet) -> BTreeSet<ObjectKey> {
         self.compile(delta.keys(), peers)
     }
@@ -200,6 +205,7 @@ impl Compiler {
         peers: &LeaseSet,
     ) -> BTreeSet<ObjectKey> {
         self.desired.hold_orphans = self.network.is_none() || peers.hold_orphans();
+        self.desired.spared = peers.spared().copied().collect();
         let Some(network) = self.network.clone() else {
             return BTreeSet::new();
         };

@@ -172,6 +172,8 @@ impl<'a> Planner<'a> {
     }
 
     fn run(mut self, keys: Option<&BTreeSet<ObjectKey>>) -> Plan {
+        // What a spared route needs is known only when the route has been looked at.
+        let keys = keys.filter(|_| self.desired.spared.is_empty());
         let keys = keys.map(|keys| self.with_needs(keys));
         let about = |key: &ObjectKey| keys.as_ref().is_none_or(|keys| keys.contains(key));
         self.plan_links(&about);
@@ -236,6 +238,7 @@ impl<'a> Planner<'a> {
             (Some(wanted), _) if self.needs_held(&wanted.object) => self.hold(key, found),
             (Some(wanted), None) => self.make(key, wanted),
             (Some(wanted), Some(found)) => self.correct(key, wanted, found),
+            (None, Some(found)) if self.is_spared(found) => self.keep_needs_of(found),
             (None, Some(found)) => {
                 if !self.desired.hold_orphans
                     && !self.stays_unwanted(found)
@@ -254,11 +257,29 @@ impl<'a> Planner<'a> {
         match found {
             Object::Sysctl(_) | Object::Offload(_) => true,
             Object::Link(Link { name: dev, .. }) | Object::Address(Address { dev, .. }) => {
-                let is_wanted = |dev| self.desired.objects.contains_key(&ObjectKey::Link(dev));
-                self.desired.hold_devices && !is_wanted(*dev)
+                let key = ObjectKey::Link(*dev);
+                let backend = match self.observed.objects.get(&key) {
+                    Some(Object::Link(link)) => link.kind.backend(),
+                    _ => None,
+                };
+                backend.is_some_and(|backend| self.desired.held_backends.contains(&backend))
+                    && !self.desired.objects.contains_key(&key)
             }
             _ => false,
         }
+    }
+
+    /// Whether an object that is there is a route that stays although nobody wants it: one through a
+    /// device that stays itself, or is none of ours.
+    fn is_spared(&self, found: &Object) -> bool {
+        let stays = |dev| {
+            let link = self.observed.objects.get(&ObjectKey::Link(dev));
+            self.is_to_serve(dev)
+                || link
+                    .is_some_and(|link| self.ownership.owner(link, self.observed) == Owner::Foreign)
+        };
+        matches!(found, Object::Route(route) if self.desired.spared.contains(&route.dst))
+            && self.dev_of(found).is_some_and(stays)
     }
 
     fn make(&mut self, key: &'a ObjectKey, wanted: &'a Wanted) {

@@ -49,7 +49,7 @@ fn each_golden_state_and_wish_give_the_golden_plan() {
                 .map(|wanted| (wanted.object.key(), wanted))
                 .collect(),
             hold_orphans: wish.hold_orphans,
-            hold_devices: false,
+            ..Desired::default()
         };
         let made = plan(&observed, &desired, &ownership(wish.adopt_flannel));
         let golden: Plan = read(&case.join("plan.json"));

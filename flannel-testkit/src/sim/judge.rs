@@ -228,6 +228,11 @@ impl Judge {
         self.state().changes
     }
 
+    /// Whose a record is, or was when it could be read.
+    pub(super) fn last_node_of(&self, key: &LeaseKey) -> Option<NodeId> {
+        self.state().truth.get(key).map(|lease| lease.node.clone())
+    }
+
     /// A node may rightly withdraw any route.
     pub(super) fn doubt_all(&self, node: usize) {
         self.state().nodes[node].doubts_all = true;
@@ -499,7 +504,7 @@ fn are_rivals(a: &Lease, b: &Lease) -> bool {
         .public_ip
         .ips()
         .any(|ip| b.attrs.public_ip.ips().any(|other| other == ip));
-    a.subnet.overlaps(&b.subnet) || same_data || same_ip
+    a.subnet.overlaps(&b.subnet) || same_data || same_ip || a.node == b.node
 }
 
 /// Whether two states of a record mean the same to peers.

@@ -13,7 +13,7 @@ use crate::config::NetworkConfig;
 use crate::error_chain::error_chain;
 use crate::family::{DualStack, Family};
 use crate::kernel;
-use crate::lease::Lease;
+use crate::lease::{BackendType, Lease};
 use crate::lease_set::LeaseDelta;
 use crate::node::OverlayName;
 use crate::object::{IfName, Object};
@@ -137,23 +137,33 @@ impl Engine {
 
     /// Lets orphans go, or keeps them, as soon as that is decided otherwise.
     pub(super) fn follow_hold(&mut self) {
-        let held = |desired: &Desired| (desired.hold_orphans, desired.hold_devices);
+        let held = |desired: &Desired| {
+            let Desired {
+                hold_orphans,
+                held_backends,
+                spared,
+                ..
+            } = desired;
+            (*hold_orphans, held_backends.clone(), spared.clone())
+        };
         let before = held(self.compiler.desired());
         self.compiler.update(&LeaseDelta::default(), &self.leases);
-        let changes_backend = self.changes_backend();
-        self.compiler.hold_devices(changes_backend);
+        let backends = self.held_backends();
+        self.compiler.hold_backends(backends);
         if held(self.compiler.desired()) != before {
             self.reconciler.replan();
         }
     }
 
-    /// Whether peers may still send to the devices of a backend that was ours before.
-    fn changes_backend(&mut self) -> bool {
+    /// The backends to whose devices peers may still send: those of peers that have not followed a
+    /// change, for a while longer.
+    fn held_backends(&mut self) -> BTreeSet<BackendType> {
         let now = self.now();
-        if !self.leases.of_other_backends().is_empty() {
-            self.changes_until = Some(now + LINGER);
+        self.former.retain(|_, until| *until > now);
+        for backend in self.leases.of_other_backends().keys() {
+            self.former.insert(backend.clone(), now + LINGER);
         }
-        self.changes_until.is_some_and(|until| now < until)
+        self.former.keys().cloned().collect()
     }
 
     /// Follows the host's own network after a reading of the kernel.

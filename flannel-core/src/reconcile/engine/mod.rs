@@ -9,6 +9,7 @@ mod report;
 mod store;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,7 @@ use crate::condition::{Condition, ConditionStatus, ConditionType, Conditions};
 use crate::config::NetworkConfig;
 use crate::keeper::Wish;
 use crate::kernel::{self, ChangeStream, Features};
-use crate::lease::LeaseAttrs;
+use crate::lease::{BackendType, LeaseAttrs};
 use crate::lease_set::LeaseSet;
 use crate::manager;
 use crate::overlay::{Error, Parts};
@@ -103,6 +104,8 @@ pub(crate) struct Engine {
     lease: LeaseState,
     /// A lease is to be asked for, whatever is held.
     acquire: bool,
+    /// When a lease was last lost, and how often in short succession.
+    lost: Option<(Moment, u32)>,
     /// How often in a row the store gave a lease that the config does not allow.
     misfits: u32,
     network: Option<Arc<dyn Network>>,
@@ -134,8 +137,8 @@ pub(crate) struct Engine {
     stopping: Option<String>,
     config_poll_at: Option<Moment>,
 
-    /// Until then peers may send to the devices of a backend that was ours before.
-    changes_until: Option<Moment>,
+    /// The backends other than ours to whose devices peers may send, and until when.
+    former: BTreeMap<BackendType, Moment>,
 
     /// The userspace data path, where the backend has one.
     data_path: Option<JoinHandle<backend::Result<()>>>,
@@ -181,6 +184,7 @@ impl Engine {
             attrs: None,
             lease: LeaseState::None,
             acquire: false,
+            lost: None,
             misfits: 0,
             network: None,
             inputs: None,
@@ -205,7 +209,7 @@ impl Engine {
             resyncs: Vec::new(),
             stopping: None,
             config_poll_at: None,
-            changes_until: None,
+            former: BTreeMap::new(),
             data_path: None,
             data_path_at: None,
             data_path_failures: 0,
@@ -364,7 +368,7 @@ impl Engine {
             self.confirm_at,
             self.config_poll_at.filter(|_| self.call.is_none()),
             self.data_path_at,
-            self.changes_until.filter(|until| *until > now),
+            self.former.values().min().copied(),
         ]
         .into_iter()
         .flatten()

@@ -6,6 +6,7 @@ use super::Engine;
 use super::store::LeaseState;
 use crate::backend::Note;
 use crate::condition::{ConditionStatus, ConditionType};
+use crate::lease::LeaseKey;
 use crate::status::{LeaseStatus, RejectedPeer, Status};
 
 impl Engine {
@@ -63,16 +64,15 @@ impl Engine {
     fn notes(&self) -> Vec<Note> {
         let network = self.network.as_ref();
         let mut notes = network.map(|network| network.notes()).unwrap_or_default();
-        let others = self.leases.of_other_backends();
-        if let Some(first) = others.first() {
-            notes.push(Note {
-                topic: "backend-change".to_owned(),
-                text: format!(
-                    "{} peers, among them {first}, are of another backend: they are reached without \
-                     a tunnel, and devices of a former backend stay until they have followed",
-                    others.len()
-                ),
-            });
+        for (backend, keys) in self.leases.of_other_backends() {
+            let text = format!(
+                "{} peers are of {backend}, among them {}: they are reached without a tunnel, and \
+                 devices of {backend} stay until they have followed",
+                keys.len(),
+                keys.first().map(LeaseKey::as_str).unwrap_or_default()
+            );
+            let topic = "backend-change".to_owned();
+            notes.push(Note { topic, text });
         }
         notes
     }

@@ -411,6 +411,23 @@ async fn a_route_that_somebody_made_to_another_gateway_is_reported_and_left() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_route_that_somebody_puts_in_the_place_of_ours_outlives_a_change_of_the_peer() {
+    let (store, kernel, a) = alone().await;
+    let lease = gw_peer(9, "10.42.99.0/24");
+    store.put_raw(lease.clone()).expect("stored");
+    settle(&a).await;
+    // Both at once, so that the peer's new address is known before the kernel's hint is heard.
+    let theirs = boot_route([192, 0, 2, 77]);
+    kernel.external(&Op::Change(theirs.clone())).expect("ok");
+    let mut moved = gw_peer(10, "10.42.99.0/24");
+    moved.node = lease.node;
+    store.put_raw(moved).expect("stored");
+    settle(&a).await;
+    assert_eq!(kernel.get(&theirs.key()), Some(theirs.clone()));
+    assert_eq!(a.status().foreign[0].found, theirs);
+}
+
+#[tokio::test(start_paused = true)]
 async fn routes_of_departed_peers_are_removed_at_the_start() {
     let (store, kernel, a) = alone().await;
     let lease = gw_peer(9, "10.42.99.0/24");

@@ -303,6 +303,7 @@ impl Engine {
             self.schedule_resync();
             self.reconciler.read_now();
         }
+        self.reconciler.wake();
         self.reconciler.look_at_settings().await;
         for _ in 0..ROUNDS {
             if self.reconciler.read_if_due(self.compiler.desired()).await {

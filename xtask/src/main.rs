@@ -139,6 +139,13 @@ const TASKS: &[Task] = &[
         run: long::bench,
     },
     Task {
+        name: "throughput",
+        args: "[--svg FILE]",
+        about: "Measures what a tunnel costs: the same traffic between pods by bare routing, host-gw\n\
+                and VXLAN, in turns, in namespaces of its own (root). Prints a table, and draws it.",
+        run: long::throughput,
+    },
+    Task {
         name: "proptest-long",
         args: "[CASES]",
         about: "Runs all tests, optimised, with so many cases per property (default 20000).",

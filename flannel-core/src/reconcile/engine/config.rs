@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Engine, NETWORKS};
+use super::{Engine, LINGER, NETWORKS};
 use crate::backend::{self, Backend, NodeContext};
 use crate::condition::ConditionType;
 use crate::config::NetworkConfig;
@@ -66,7 +66,13 @@ impl Engine {
         }
         self.networks.truncate(NETWORKS);
         if let Some(backend) = &backend {
-            let delta = self.leases.set_backend(backend.backend_type());
+            let ours = backend.backend_type();
+            let former = self.backend.as_ref().map(|former| former.backend_type());
+            if let Some(former) = former {
+                self.former.insert(former, self.now() + LINGER);
+            }
+            self.former.remove(&ours);
+            let delta = self.leases.set_backends(ours, backend.reaches());
             self.peers_differ(&delta);
         }
         let delta = self.leases.set_pools(*config.pools());

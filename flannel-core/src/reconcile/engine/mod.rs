@@ -10,6 +10,7 @@ mod report;
 mod store;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use crate::condition::{Condition, ConditionStatus, ConditionType, Conditions};
 use crate::config::NetworkConfig;
 use crate::keeper::Wish;
 use crate::kernel::{self, ChangeStream, Features};
-use crate::lease::LeaseAttrs;
+use crate::lease::{BackendType, LeaseAttrs};
 use crate::lease_set::LeaseSet;
 use crate::manager;
 use crate::overlay::{Error, Parts};
@@ -54,6 +55,10 @@ const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
 
 /// How long the store is given to answer before a remembered lease is used.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long the devices of a former backend stay after the last peer has followed: it publishes the
+/// new type when its own routes are right, but another program may do it before.
+const LINGER: Duration = Duration::from_secs(30);
 
 /// How many networks of earlier configs are remembered.
 const NETWORKS: usize = 16;
@@ -138,6 +143,9 @@ pub(crate) struct Engine {
     stopping: Option<String>,
     config_poll_at: Option<Moment>,
 
+    /// The backends other than ours to whose devices peers may send, and until when.
+    former: BTreeMap<BackendType, Moment>,
+
     /// The userspace data path, where the backend has one.
     data_path: Option<JoinHandle<backend::Result<()>>>,
     data_path_at: Option<Moment>,
@@ -209,6 +217,7 @@ impl Engine {
             resyncs: Vec::new(),
             stopping: None,
             config_poll_at: None,
+            former: BTreeMap::new(),
             data_path: None,
             data_path_at: None,
             data_path_failures: 0,
@@ -303,6 +312,7 @@ impl Engine {
             self.retry_config().await;
             self.reconciler.read_now();
         }
+        self.reconciler.wake();
         self.reconciler.look_at_settings().await;
         for _ in 0..ROUNDS {
             if self.reconciler.read_if_due(self.compiler.desired()).await {
@@ -368,6 +378,7 @@ impl Engine {
             self.confirm_at,
             self.config_poll_at.filter(|_| self.call.is_none()),
             self.data_path_at,
+            self.former.values().min().copied(),
         ]
         .into_iter()
         .flatten()

@@ -109,6 +109,7 @@ async fn run(flags: Flags) -> Result<(), End> {
 /// Waits until etcd answers, and sees that there is a network config.
 async fn find_config(manager: &EtcdManager) -> Result<(), End> {
     let start = Instant::now();
+    let mut is_told = false;
     loop {
         let Err(error) = manager.network_config().await else {
             return Ok(());
@@ -117,6 +118,11 @@ async fn find_config(manager: &EtcdManager) -> Result<(), End> {
             return Err(End::failed(explain::line(manager.store(), &error)));
         }
         tracing::info!(error = error_chain(&error), "etcd does not answer yet");
+        if !std::mem::replace(&mut is_told, true) && std::io::stderr().is_terminal() {
+            let endpoints = manager.store().endpoints().join(",");
+            let limit = PATIENCE.as_secs();
+            eprintln!("etcd does not answer at {endpoints}; trying for {limit} s");
+        }
         sleep(Duration::from_millis(300)).await;
     }
 }

@@ -34,12 +34,7 @@ const UNAUTHENTICATED: i32 = 16;
 pub(crate) fn fault(error: &Error, lease: LeaseId) -> Fault {
     match error {
         Error::GRpcStatus(status) => {
-            let mut text = status.message().to_owned();
-            let mut source = status.source();
-            while let Some(cause) = source {
-                text = format!("{text}: {cause}");
-                source = cause.source();
-            }
+            let text = with_causes(status.message().to_owned(), status.source());
             of_status(status.code() as i32, &text, lease)
         }
         Error::InvalidArgs(text) | Error::EndpointError(text) => {
@@ -51,17 +46,23 @@ pub(crate) fn fault(error: &Error, lease: LeaseId) -> Fault {
             reason: error.to_string(),
         }),
         Error::TransportError(error) => {
-            let mut text = error.to_string();
-            let mut source = error.source();
-            while let Some(cause) = source {
-                text = format!("{text}: {cause}");
-                source = cause.source();
-            }
-            Fault::NotDone(explained(&text))
+            Fault::NotDone(explained(&with_causes(error.to_string(), error.source())))
         }
         Error::LeaseKeepAliveError(_) => Fault::Answer(StoreError::LeaseNotFound { lease }),
         error => Fault::Unknown(error.to_string()),
     }
+}
+
+/// A text with the causes behind it, those that say something new.
+fn with_causes(mut text: String, mut source: Option<&(dyn std::error::Error + 'static)>) -> String {
+    while let Some(cause) = source {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 /// Sorts a status by its code, and where etcd uses one code for much, by its text.

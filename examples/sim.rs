@@ -52,6 +52,9 @@ struct Flags {
     /// in its minimal history
     #[arg(long)]
     trace: bool,
+    /// Fail if some kind of fault never took effect: for runs of thousands of seeds
+    #[arg(long)]
+    complete: bool,
     /// Print how often each kind of fault took effect
     #[arg(long)]
     counts: bool,
@@ -146,6 +149,11 @@ fn main() -> ExitCode {
             report.steps,
             report.slowest.as_secs_f64()
         );
+    }
+    let missing = report.missing();
+    if flags.complete && !missing.is_empty() {
+        eprintln!("sim: never took effect: {}", missing.join(", "));
+        return ExitCode::from(3);
     }
     if report.failed.is_empty() {
         ExitCode::SUCCESS

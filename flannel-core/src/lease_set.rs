@@ -128,6 +128,9 @@ pub struct LeaseSet {
     adopted: BTreeSet<Subnet>,
     /// The unreadable records of which a good value is known.
     garbled: BTreeSet<LeaseKey>,
+    /// Of these, those whose good value is of a history that a restored backup ended: its revision
+    /// says nothing any more.
+    outdated: BTreeSet<LeaseKey>,
     /// Of the adopted routes, those that unreadable records cover, of which no good value is known.
     spared: BTreeMap<LeaseKey, Vec<Subnet>>,
     /// Peers that the last snapshot lacks and that are kept until a second one lacks them too.
@@ -164,6 +167,7 @@ impl LeaseSet {
             tombstones: Tombstones::default(),
             adopted: BTreeSet::new(),
             garbled: BTreeSet::new(),
+            outdated: BTreeSet::new(),
             spared: BTreeMap::new(),
             doubted: BTreeSet::new(),
             held: None,
@@ -222,7 +226,7 @@ impl LeaseSet {
         }
         self.adopted = subnets.into_iter().collect();
         for peer in self.peers.values() {
-            cover(&mut self.adopted, &peer.lease.subnet);
+            cover(&mut self.adopted, &peer.lease);
         }
     }
 
@@ -296,6 +300,19 @@ impl LeaseSet {
         self.snapshot(snapshot, true)
     }
 
+    /// Takes a snapshot in after a silence that cost leases: whatever it lacks, if only one peer, is
+    /// held until a second one lacks it too.
+    pub(crate) fn apply_doubting(&mut self, snapshot: Snapshot) -> Applied {
+        let doubting = WithdrawalGuard {
+            share_percent: 0,
+            floor: 1,
+        };
+        let usual = std::mem::replace(&mut self.guard, doubting);
+        let applied = self.snapshot(snapshot, false);
+        self.guard = usual;
+        applied
+    }
+
     fn put(&mut self, lease: Lease) -> Applied {
         self.revision = self.revision.max(lease.revision);
         let mut applied = Applied::default();
@@ -309,9 +326,10 @@ impl LeaseSet {
         self.tombstones.remove(&lease.key);
         self.unreadable.remove(&lease.key);
         self.garbled.remove(&lease.key);
+        self.outdated.remove(&lease.key);
         self.spared.remove(&lease.key);
         self.doubted.remove(&lease.key);
-        cover(&mut self.adopted, &lease.subnet);
+        cover(&mut self.adopted, &lease);
         if self.differs(&lease) {
             applied.own = self.own_written(&lease);
             applied.delta = self.write(vec![(lease.key.clone(), Some(lease))]);
@@ -328,6 +346,7 @@ impl LeaseSet {
         }
         self.unreadable.remove(&key);
         self.garbled.remove(&key);
+        self.outdated.remove(&key);
         self.spared.remove(&key);
         self.doubted.remove(&key);
         self.tombstones.insert(key.clone(), revision);
@@ -381,14 +400,18 @@ impl LeaseSet {
             // more than it can have, and an adopted route must not go for that.
             let known = self.record(key).is_some();
             if let (false, Ok(subnets)) = (known, wire::parse_subnet_key(key.as_str())) {
-                let covered = cover(&mut self.adopted, &subnets);
-                if !covered.is_empty() {
-                    self.spared.insert(key.clone(), covered);
+                // A route to a part of it was another's.
+                let found = subnets
+                    .values()
+                    .filter(|subnet| self.adopted.remove(subnet));
+                let found: Vec<Subnet> = found.copied().collect();
+                if !found.is_empty() {
+                    self.spared.insert(key.clone(), found);
                 }
             }
         }
         for lease in leases.values() {
-            cover(&mut self.adopted, &lease.subnet);
+            cover(&mut self.adopted, lease);
         }
         let lacks = |key: &LeaseKey| !leases.contains_key(key) && !unreadable.contains_key(key);
         let (sure, doubtful): (BTreeSet<_>, BTreeSet<_>) = self
@@ -434,8 +457,17 @@ impl LeaseSet {
 
         let known = |key: &&LeaseKey| leases.contains_key(*key) || self.record(key).is_some();
         let garbled: BTreeSet<LeaseKey> = self.unreadable.keys().filter(known).cloned().collect();
+        if applied.restored_from.is_some() {
+            let unread = garbled.iter().filter(|key| !leases.contains_key(*key));
+            self.outdated = unread.cloned().collect();
+        } else {
+            self.outdated
+                .retain(|key| garbled.contains(key) && !leases.contains_key(key));
+        }
         let before = std::mem::replace(&mut self.garbled, garbled);
-        let review = before.symmetric_difference(&self.garbled);
+        let review = before
+            .symmetric_difference(&self.garbled)
+            .chain(&self.outdated);
         let review: BTreeMap<LeaseKey, Option<Lease>> = review
             .filter_map(|key| Some((key.clone(), Some(self.record(key)?.clone()))))
             .collect();
@@ -704,7 +736,8 @@ impl LeaseSet {
         };
         let garbled = self.garbled.iter().filter_map(to_be);
         let garbled: Vec<&Lease> = garbled.filter(|last| nodes.contains(&last.node)).collect();
-        let mut newest: BTreeMap<&NodeId, Option<(Revision, LeaseKey)>> =
+        let age = |lease: &Lease| (!self.outdated.contains(&lease.key), lease.revision);
+        let mut newest: BTreeMap<&NodeId, Option<(Age, LeaseKey)>> =
             garbled.iter().map(|last| (&last.node, None)).collect();
         if newest.is_empty() {
             return (records.into_iter().collect(), Replaced::new());
@@ -713,14 +746,14 @@ impl LeaseSet {
         let stay = peers.filter(|lease| !records.contains_key(&lease.key));
         for lease in stay.chain(records.values().flatten()) {
             if let Some(newest) = newest.get_mut(&lease.node) {
-                let this = Some((lease.revision, lease.key.clone()));
+                let this = Some((age(lease), lease.key.clone()));
                 *newest = this.max(newest.take());
             }
         }
         let mut replaced = Replaced::new();
         for last in &garbled {
             let newest = newest.get(&last.node).cloned().flatten();
-            let by = newest.filter(|(revision, _)| *revision > last.revision);
+            let by = newest.filter(|(newest, _)| *newest > age(last));
             replaced.insert(last.key.clone(), by.map(|(_, by)| by));
         }
         let review = garbled
@@ -802,6 +835,9 @@ impl LeaseSet {
 /// Records as they are to be; `None`: not at all.
 type Records = Vec<(LeaseKey, Option<Lease>)>;
 
+/// How new a record is: whether it is of the history that goes on, and its last write.
+type Age = (bool, Revision);
+
 /// Records that cannot be read, each with the newer one of its node if there is one.
 type Replaced = BTreeMap<LeaseKey, Option<LeaseKey>>;
 
@@ -816,17 +852,14 @@ fn replaced_by(peer: &Peer) -> Option<LeaseKey> {
 }
 
 /// Takes out the adopted subnets that a record covers: they are the record's from now on.
-fn cover(adopted: &mut BTreeSet<Subnet>, subnets: &DualStack<Subnet>) -> Vec<Subnet> {
-    let mut covered = Vec::new();
-    for subnet in subnets.values() {
+fn cover(adopted: &mut BTreeSet<Subnet>, lease: &Lease) {
+    for subnet in lease.subnet.values() {
         while let Some(inside) = adopted.range(subnet..).next().copied()
             && subnet.contains(&inside)
         {
             adopted.remove(&inside);
-            covered.push(inside);
         }
     }
-    covered
 }
 
 /// Records deleted since the last snapshot, so that an old write does not bring them back.

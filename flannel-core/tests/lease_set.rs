@@ -185,15 +185,14 @@ mod model {
         ok.then_some(subnet)
     }
 
-    /// The record that replaces one: the newest of its node, if it cannot be read itself.
-    pub(super) fn replaced_by(lease: &Lease, set: &LeaseSet) -> Option<LeaseKey> {
+    /// Whether a record cannot be read and its node has a newer one that can.
+    pub(super) fn is_replaced(lease: &Lease, set: &LeaseSet) -> bool {
         let spoilt = |key: &LeaseKey| set.unreadable().contains_key(key);
-        let others = set.peers().values().map(|peer| &peer.lease);
-        let newer = others
-            .filter(|other| other.node == lease.node)
-            .filter(|other| spoilt(&lease.key) && other.revision > lease.revision)
-            .max_by_key(|other| (other.revision, other.key.clone()));
-        newer.map(|other| other.key.clone())
+        let mut others = set.peers().values().map(|peer| &peer.lease);
+        spoilt(&lease.key)
+            && others.any(|other| {
+                other.node == lease.node && other.revision > lease.revision && !spoilt(&other.key)
+            })
     }
 
     /// The subnets that are admitted of each peer.
@@ -221,10 +220,25 @@ mod model {
 /// Checks a set against the model, and that nothing is left out without a reason.
 fn check_admission(set: &LeaseSet) -> Result<(), TestCaseError> {
     let leases = set.peers().values().map(|peer| &peer.lease);
-    let replaced: BTreeMap<LeaseKey, LeaseKey> = leases
-        .clone()
-        .filter_map(|lease| Some((lease.key.clone(), model::replaced_by(lease, set)?)))
-        .collect();
+    let mut replaced = BTreeMap::new();
+    for (key, peer) in set.peers() {
+        let by = peer
+            .rejected
+            .values()
+            .find_map(|rejection| match rejection {
+                Rejection::Replaced { by } => Some(by),
+                _ => None,
+            });
+        if let Some(by) = by {
+            prop_assert!(set.unreadable().contains_key(key) && by != key);
+            prop_assert_eq!(&set.peers()[by].lease.node, &peer.lease.node);
+            replaced.insert(key.clone(), by.clone());
+        }
+        prop_assert_eq!(
+            by.is_some(),
+            by.is_some() || model::is_replaced(&peer.lease, set)
+        );
+    }
     let expected = model::admitted(leases.filter(|lease| !replaced.contains_key(&lease.key)));
     for (key, peer) in set.peers() {
         if let Some(by) = replaced.get(key) {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::etcd;
 use crate::run::{self, Outcome, cargo, find_program, in_ci, is_root, succeeds};
 
 /// How to see that a package is there.
@@ -20,6 +21,8 @@ const PACKAGES: &[(&str, Sign)] = &[
         Sign::File("/usr/include/google/protobuf/descriptor.proto"),
     ),
     ("etcd-server", Sign::Program("etcd")),
+    // For etcd 3.5, which Debian 12 does not have.
+    ("python3-pip", Sign::Program("pip3")),
     ("nftables", Sign::Program("nft")),
     ("iproute2", Sign::Program("ip")),
     ("iputils-ping", Sign::Program("ping")),
@@ -28,7 +31,8 @@ const PACKAGES: &[(&str, Sign)] = &[
 
 pub(crate) fn run() -> Outcome {
     components()?;
-    packages()
+    packages()?;
+    etcd::install()
 }
 
 /// rustfmt and clippy, which rustup's minimal profile leaves out.

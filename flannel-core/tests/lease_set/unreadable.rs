@@ -102,6 +102,32 @@ fn what_cannot_be_read_does_not_give_way_to_what_its_node_wrote_before() {
 }
 
 #[test]
+fn after_a_restored_backup_what_cannot_be_read_gives_way_to_whatever_can() {
+    let old = peer(1, 9);
+    let mut new = peer(2, 6);
+    new.node = old.node.clone();
+    let mut set = empty(WithdrawalGuard::default());
+    set.apply(Event::Snapshot(snapshot([old], 9)));
+    // The history begins anew at revision 4, and the record is never read in it.
+    let restored = set.apply(Event::Snapshot(Snapshot {
+        unreadable: vec![unreadable("peer1", 4)],
+        ..snapshot([], 4)
+    }));
+    assert!(restored.restored_from.is_some());
+    assert_eq!(replaced_by(&set, "peer1"), None);
+    set.apply(Event::Put(new));
+    assert_eq!(replaced_by(&set, "peer1"), Some(key("peer2")));
+    set.apply(Event::Put(peer(1, 7)));
+    assert_eq!(replaced_by(&set, "peer1"), None);
+    set.apply(Event::Unreadable(unreadable("peer1", 8)));
+    assert_eq!(
+        replaced_by(&set, "peer1"),
+        None,
+        "this one is the newer now"
+    );
+}
+
+#[test]
 fn an_adopted_route_stays_while_the_record_of_its_subnet_cannot_be_read() {
     const RECORD: &str = "/coreos.com/network/subnets/10.5.1.0-24&fd00:5:0:1::-64";
     let ours = [net("10.5.1.0/24"), net("fd00:5:0:1::/64")];
@@ -110,7 +136,7 @@ fn an_adopted_route_stays_while_the_record_of_its_subnet_cannot_be_read() {
     let spared = |set: &LeaseSet| set.spared().copied().collect::<Vec<Subnet>>();
     let adopted = || {
         let mut set = empty(WithdrawalGuard::default());
-        set.set_adopted(ours.to_vec());
+        set.set_adopted([&ours[..], &[net("10.5.1.128/25")]].concat());
         // Somebody claims everything: that is not to be had, and no reason to let a route go.
         set.apply(Event::Snapshot(Snapshot {
             unreadable: vec![unreadable(RECORD, 1)],

@@ -5,6 +5,8 @@
 mod child;
 mod etcd;
 mod switch;
+mod version;
 
 pub use etcd::{Etcd, EtcdOptions};
 pub use switch::TcpSwitch;
+pub use version::EtcdVersion;

@@ -131,7 +131,7 @@ impl Draw {
 
     fn wire_action(&mut self) -> WireAction {
         let (after, hangs) = (self.byte(6), self.one_in(2));
-        match self.below(20) {
+        match self.below(26) {
             0 => WireAction::Cut,
             1 => WireAction::Refuse,
             2 => WireAction::Deny,
@@ -142,15 +142,17 @@ impl Draw {
             10 | 11 => WireAction::LoseAnswer { after, hangs },
             12 => WireAction::Park { after, hangs },
             13 => WireAction::DeliverParked,
-            14 | 15 => WireAction::Deliver(self.byte(64)),
-            16 => WireAction::Deliver(0),
-            17 | 18 => WireAction::Break,
+            // Only what is held comes in batches that can be squashed, reordered and split.
+            14..=16 => WireAction::Deliver(self.byte(64) | 16),
+            17..=20 => WireAction::Deliver(self.byte(64) & !16),
+            21 => WireAction::Deliver(0),
+            22 | 23 => WireAction::Break,
             _ => WireAction::Deafen,
         }
     }
 
     fn link_action(&mut self) -> LinkAction {
-        match self.below(30) {
+        match self.below(36) {
             0 | 1 => LinkAction::Cut {
                 silent: self.one_in(2),
             },

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use flannel_core::{DualStack, Family, NodeId, Subnet};
+use flannel_core::{Family, NodeId, Subnet};
 use tokio::task::JoinHandle;
 
 use super::action::GoAction;
@@ -75,7 +75,7 @@ impl World {
         let left = go.view.take();
         let previous = left.as_ref().map(GoView::subnet);
         let options = GoOptions {
-            previous: previous.unwrap_or_else(DualStack::<Subnet>::default),
+            previous: previous.unwrap_or_default(),
             ..GoOptions::default()
         };
         let ip = addresses(go.number, 0);

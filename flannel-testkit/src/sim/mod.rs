@@ -28,6 +28,7 @@ mod hardware;
 mod io;
 mod judge;
 mod kernel_acts;
+mod kinds;
 mod link;
 pub mod model;
 mod model_hostgw;
@@ -57,6 +58,7 @@ pub use action::{
 };
 pub use cluster::{Cluster, Founding, Managers, MemoryCluster, Tamper};
 pub use judge::{Invariant, Violation};
+pub use kinds::KINDS;
 pub use report::{Failure, Progress, Report};
 pub use run::Run;
 pub use store_cluster::StoreCluster;

@@ -172,7 +172,14 @@ impl Cluster for StoreCluster {
     }
 
     fn record_key(&self, subnets: &DualStack<Subnet>) -> Option<LeaseKey> {
-        self.layout().record(subnets).ok().map(LeaseKey::new)
+        // What flannel has no key for can be written all the same: nobody can read it.
+        let part = |subnet: &Subnet| format!("{}-{}", subnet.address(), subnet.len());
+        let unkeyed = || {
+            let parts: Vec<String> = subnets.values().map(part).collect();
+            format!("{}/{}", self.layout().subnets(), parts.join("&"))
+        };
+        let key = self.layout().record(subnets);
+        Some(LeaseKey::new(key.unwrap_or_else(|_| unkeyed())))
     }
 
     fn supports(&self, config: &NetworkConfig) -> bool {

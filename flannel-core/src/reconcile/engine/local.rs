@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
+use super::config::Refusal;
 use super::{Engine, LINGER};
 use crate::backend::{self, NodeContext};
 use crate::condition::ConditionType;
@@ -245,20 +246,8 @@ impl Engine {
                     self.holds(ConditionType::Config, "Applied", message);
                 }
             }
-            Err(error) => self.backend_refused(&error),
+            Err(error) => self.backend_refused(&error, Refusal::Unfit),
         }
-    }
-
-    pub(super) fn backend_refused(&mut self, error: &backend::Error) {
-        let reason = match error {
-            backend::Error::Config(_) => "InvalidConfig",
-            backend::Error::Underlay { .. } => "UnderlayUnfit",
-            backend::Error::Unsupported { .. } => "Unsupported",
-            backend::Error::Lease { .. } => "LeaseUnfit",
-            backend::Error::Other { .. } => "BackendFailed",
-        };
-        // One condition for all of these, so that nothing else says the opposite in between.
-        self.fails(ConditionType::Config, reason, error_chain(error), true);
     }
 
     /// Makes the network anew if anything it depends on is different.
@@ -322,7 +311,7 @@ impl Engine {
             // The last one stays in force, and the next opportunity is another try.
             Err(error) => {
                 self.register_failed = true;
-                self.backend_refused(&error);
+                self.backend_refused(&error, Refusal::Unfit);
             }
         }
     }

@@ -4,6 +4,7 @@
 //! then does what follows from what is known. At most one call to the store is under way; calls to
 //! the kernel are short and have deadlines of their own.
 
+mod config;
 mod local;
 mod report;
 mod store;
@@ -96,6 +97,8 @@ pub(crate) struct Engine {
     config_is_saved: bool,
     /// The store's config cannot be used; the last good one, if any, stays in force.
     config_refused: bool,
+    /// A config of the store that the backend refused, to be tried again.
+    untried: Option<NetworkConfig>,
     networks: Vec<Subnet>,
     external: Option<External>,
     underlay: Arc<Underlay>,
@@ -130,6 +133,9 @@ pub(crate) struct Engine {
     /// The next snapshot confirms or refutes one that was held.
     confirming: bool,
     confirm_at: Option<Moment>,
+    /// Our lease ended while the store was not heard: those of others may have, too, and they will be
+    /// back as we will.
+    doubting: bool,
     adopted: bool,
     resync_at: Moment,
     resyncs: Vec<oneshot::Sender<()>>,
@@ -177,6 +183,7 @@ impl Engine {
             config: None,
             config_is_saved: false,
             config_refused: false,
+            untried: None,
             networks: Vec::new(),
             external: None,
             underlay: Arc::default(),
@@ -204,6 +211,7 @@ impl Engine {
             watch_broken: false,
             confirming: false,
             confirm_at: None,
+            doubting: false,
             adopted: false,
             resync_at: now,
             resyncs: Vec::new(),
@@ -301,6 +309,7 @@ impl Engine {
         self.use_saved().await;
         if self.now() >= self.resync_at {
             self.schedule_resync();
+            self.retry_config().await;
             self.reconciler.read_now();
         }
         self.reconciler.wake();

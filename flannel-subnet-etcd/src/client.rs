@@ -274,7 +274,7 @@ impl EtcdStore {
                 break;
             }
             // Once round, and all have refused: they may be choosing a leader.
-            if count > 1 && tried > 0 && tried as usize % count == 0 {
+            if count > 1 && tried > 0 && (tried as usize).is_multiple_of(count) {
                 let round = tried / count as u32;
                 tokio::time::sleep(backoff.after(round, &mut rng)).await;
             }

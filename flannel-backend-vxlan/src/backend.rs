@@ -167,9 +167,9 @@ impl Backend for VxlanBackend {
         cx: &NodeContext<'a>,
         lease: Lease,
     ) -> Result<Arc<dyn Network>> {
-        check_lease(cx.config, &lease)?;
         let config = VxlanConfig::from_network(cx.config)?;
         let mut devices = self.devices(cx, &config)?;
+        check_lease(cx.config, &lease)?;
         for family in cx.config.families() {
             // What the lease publishes is what peers send to: the device must have just that.
             let published = lease.attrs.backend_data.get(family).map(VxlanData::decode);

@@ -67,9 +67,9 @@ impl Engine {
         self.networks.truncate(NETWORKS);
         if let Some(backend) = &backend {
             let ours = backend.backend_type();
-            let former = self.backend.as_ref().map(|former| former.backend_type());
-            if let Some(former) = former {
-                self.former.insert(former, self.now() + LINGER);
+            if let Some(former) = &self.backend {
+                let until = self.now() + LINGER;
+                self.former.insert(former.backend_type(), until);
             }
             self.former.remove(&ours);
             let delta = self.leases.set_backends(ours, backend.reaches());

@@ -1,8 +1,9 @@
 //! What a tunnel costs: the same traffic between two pods by bare routing, host-gw and VXLAN.
 //!
 //! `cargo xtask throughput` (root; it works in namespaces of its own, and all traffic is between
-//! them). The three stand side by side and are measured in turns, and of each the median is taken,
-//! so that only ratios are told. Prints a table; `--svg FILE` also draws it.
+//! them). The three stand side by side and are measured in turns, round after round; of each the
+//! median is taken, and of its ratio to bare routing in the same round, so that what else the machine
+//! does concerns all of them. Prints a table; `--svg FILE` also draws it.
 #![allow(
     clippy::disallowed_methods,
     clippy::print_stdout,
@@ -23,8 +24,8 @@ use flannel_e2e::{Cluster, Setup, V4, V4_GW, run_in};
 
 use traffic::Kind;
 
-/// Measurements of each path and kind, of which the median is taken.
-const ROUNDS: usize = 11;
+/// Measurements of each way and kind, of which the median is taken.
+const ROUNDS: usize = 21;
 
 /// Two pods and what is between them.
 struct Way {
@@ -68,17 +69,12 @@ async fn ways() -> Option<Vec<Way>> {
     Some(ways.into())
 }
 
-/// The medians of one kind, a way each.
+/// The medians of one kind, a way each: of what was measured, and of that as a multiple of the first
+/// way's in the same round.
 struct Row {
     kind: Kind,
     medians: Vec<f64>,
-}
-
-impl Row {
-    /// The median of a way as a multiple of the first one's.
-    fn ratio(&self, way: usize) -> f64 {
-        self.medians[way] / self.medians[0]
-    }
+    ratios: Vec<f64>,
 }
 
 fn measure(ways: &[Way]) -> Vec<Row> {
@@ -93,8 +89,18 @@ fn measure(ways: &[Way]) -> Vec<Row> {
                 taken[way].push(ways[way].measure(kind));
             }
         }
-        let medians = taken.into_iter().map(median).collect();
-        rows.push(Row { kind, medians });
+        let ratios = taken.iter().map(|way| {
+            let to_first = way
+                .iter()
+                .zip(&taken[0])
+                .map(|(value, first)| value / first);
+            median(to_first.collect())
+        });
+        rows.push(Row {
+            kind,
+            ratios: ratios.collect(),
+            medians: taken.into_iter().map(median).collect(),
+        });
     }
     rows
 }
@@ -114,7 +120,7 @@ fn show(ways: &[Way], rows: &[Row]) {
     for row in rows {
         print!("| {} |", row.kind.name());
         for (i, median) in row.medians.iter().enumerate() {
-            print!(" {} ({:.2}) |", row.kind.show(*median), row.ratio(i));
+            print!(" {} ({:.2}) |", row.kind.show(*median), row.ratios[i]);
         }
         println!();
     }

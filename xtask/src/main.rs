@@ -11,6 +11,7 @@ mod api;
 mod deny;
 mod deps;
 mod examples;
+mod kube_apiserver;
 mod lint;
 mod long;
 mod metadata;
@@ -50,7 +51,8 @@ const TASKS: &[Task] = &[
         name: "setup",
         args: "",
         about: "Installs the Debian packages that the tests need and the machine lacks (apt-get,\n\
-                as root; else it says what to install), and rustfmt and clippy by rustup.",
+                as root; else it says what to install), and rustfmt and clippy by rustup. Builds\n\
+                kube-apiserver from Debian's sources, once (KUBEBUILDER_ASSETS names another).",
         run: |_| setup::run(),
     },
     Task {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::kube_apiserver;
 use crate::run::{self, Outcome, cargo, find_program, in_ci, is_root, succeeds};
 
 /// How to see that a package is there.
@@ -28,7 +29,8 @@ const PACKAGES: &[(&str, Sign)] = &[
 
 pub(crate) fn run() -> Outcome {
     components()?;
-    packages()
+    packages()?;
+    kube_apiserver::provide()
 }
 
 /// rustfmt and clippy, which rustup's minimal profile leaves out.
@@ -77,7 +79,7 @@ fn packages() -> Outcome {
     run::run(install.args(missing))
 }
 
-fn apt_get(args: &[&str]) -> Command {
+pub(crate) fn apt_get(args: &[&str]) -> Command {
     let mut command = Command::new("apt-get");
     command
         .args(args)

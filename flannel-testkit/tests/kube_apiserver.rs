@@ -13,7 +13,8 @@ fn a_server_keeps_its_objects_over_a_power_cut_and_shares_them_with_another() {
     let mut first = KubeApiServer::start().expect("it starts");
     let made = first.add_node("a", &["10.5.1.0/24", "fd00:5:1::/64"]);
     let made = made.expect("a Node can be made");
-    assert_eq!(made["spec"]["podCIDR"], "10.5.1.0/24");
+    let cidrs = json!(["10.5.1.0/24", "fd00:5:1::/64"]);
+    assert_eq!(made["spec"]["podCIDRs"], cidrs);
     let second = KubeApiServer::beside(&first).expect("another starts");
     let patch = json!({"metadata": {"annotations": {"x": "y"}}});
     second.merge("/api/v1/nodes/a", &patch).expect("changed");

@@ -42,6 +42,8 @@ pub struct KubeApiServer {
 #[derive(Debug)]
 struct Cluster {
     program: PathBuf,
+    /// Whether it is so old that two families have to be asked for.
+    is_old: bool,
     etcd: Mutex<Etcd>,
     authority: Authority,
     certificate: (PathBuf, PathBuf),
@@ -100,6 +102,7 @@ impl KubeApiServer {
         let tokens = folder.path().join("tokens.csv");
         std::fs::write(&tokens, format!("{ADMIN},admin,admin,\"system:masters\"\n"))?;
         let cluster = Cluster {
+            is_old: is_old(&program)?,
             program,
             etcd: Mutex::new(Etcd::start()?),
             certificate: authority.server("kube-apiserver")?,
@@ -232,6 +235,10 @@ impl KubeApiServer {
             ("endpoint-reconciler-type", "none".to_owned()),
         ]
         .into_iter()
+        .chain(cluster.is_old.then(|| {
+            let gate = "IPv6DualStack=true".to_owned();
+            ("feature-gates", gate)
+        }))
         .map(|(flag, value)| format!("--{flag}={value}"))
         .collect()
     }
@@ -372,6 +379,18 @@ impl KubeApiServer {
         let token = answer["status"]["token"].as_str().map(str::to_owned);
         token.ok_or_else(|| io::Error::other("there is no token in the answer"))
     }
+}
+
+/// Whether a program is of a version before 1.21, which had dual stack as an experiment.
+#[allow(clippy::disallowed_methods, reason = "a test asks a program")]
+fn is_old(program: &Path) -> io::Result<bool> {
+    let answer = std::process::Command::new(program)
+        .arg("--version")
+        .output()?;
+    let answer = String::from_utf8_lossy(&answer.stdout);
+    let minor = answer.trim().strip_prefix("Kubernetes v1.");
+    let minor = minor.and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+    Ok(minor.is_some_and(|minor| minor < 21))
 }
 
 /// The object of an answer that is none of an error.

@@ -56,7 +56,8 @@ impl ListWatch {
             shared,
             rng,
             failures: 0,
-            patience: Duration::ZERO,
+            in_trouble: false,
+            wait: None,
             position: None,
             is_fresh: false,
             open: None,
@@ -85,8 +86,9 @@ impl Stream for ListWatch {
 struct Open {
     parts: Parts,
     since: Instant,
-    /// When anything came last.
+    /// When anything came last, and whether anything has.
     heard: Instant,
+    has_spoken: bool,
     /// When the server is asked whether it is there.
     probe_at: Instant,
 }
@@ -94,9 +96,12 @@ struct Open {
 struct Steps {
     shared: Arc<Shared>,
     rng: Rng,
+    /// How many steps have failed since the watch last said something.
     failures: u32,
-    /// How long the server asked us to wait.
-    patience: Duration,
+    /// Whether a failure was told, and nothing since.
+    in_trouble: bool,
+    /// The least that is to be waited before the next beginning, because the last step failed.
+    wait: Option<Duration>,
     /// The version that we have come to; `None`: everything is to be listed.
     position: Option<u64>,
     /// Whether nothing has come since the list.
@@ -117,6 +122,7 @@ impl Steps {
     async fn next(mut self) -> (Result<Event>, Self) {
         loop {
             if let Some(event) = self.ready.pop_front() {
+                self.in_trouble = false;
                 return (Ok(event), self);
             }
             let step = match self.open.take() {
@@ -125,7 +131,8 @@ impl Steps {
             };
             if let Err(failure) = step {
                 self.failures = self.failures.saturating_add(1);
-                self.patience = failure.retry_after().unwrap_or_default();
+                self.in_trouble = true;
+                self.wait = Some(failure.retry_after().unwrap_or_default());
                 return (Err(self.meaning(failure)), self);
             }
         }
@@ -142,16 +149,14 @@ impl Steps {
 
     /// Lists everything where that is to be done, and opens a watch.
     async fn begin(&mut self) -> Result<(), Failure> {
-        let backoff = Backoff::new(FIRST_WAIT, MOST_WAIT);
-        let wait = backoff.after(self.failures, &mut self.rng);
-        let asked = self.patience.min(MOST_PATIENCE);
-        let wait = wait.max(asked + self.rng.below(asked / 4));
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
+        if let Some(asked) = self.wait.take() {
+            let backoff = Backoff::new(FIRST_WAIT, MOST_WAIT);
+            let wait = backoff.after(self.failures, &mut self.rng);
+            let asked = asked.min(MOST_PATIENCE);
+            tokio::time::sleep(wait.max(asked + self.rng.below(asked / 4))).await;
         }
         let Some(position) = self.position else {
             self.list().await?;
-            self.failures = 0;
             self.is_fresh = true;
             return Ok(());
         };
@@ -161,8 +166,8 @@ impl Steps {
             Err(failure) if failure.code() == 410 => return self.history_is_lost(failure),
             parts => parts?,
         };
-        if !self.is_fresh {
-            // So that whoever was told of a failure hears of its end.
+        if self.in_trouble {
+            // Whoever was told of it hears of its end.
             self.ready.push_back(Event::Progress(Revision(position)));
         }
         let now = Instant::now();
@@ -170,6 +175,7 @@ impl Steps {
             parts,
             since: now,
             heard: now,
+            has_spoken: false,
             probe_at: now + self.shared.options.probe_every,
         });
         Ok(())
@@ -245,6 +251,7 @@ impl Steps {
         match said {
             Some(Some(objects)) => {
                 open.heard = now;
+                open.has_spoken = true;
                 open.probe_at = now + self.shared.options.probe_every;
                 self.failures = 0;
                 if !self.take(&objects)? {
@@ -253,8 +260,7 @@ impl Steps {
             }
             Some(None) => {
                 // The server has ended it, as it does from time to time.
-                let is_brief = now < open.since + BRIEF && open.heard == open.since;
-                return if is_brief {
+                return if now < open.since + BRIEF && !open.has_spoken {
                     let problem = "the watch ended as soon as it began";
                     Err(Failure::NoAnswer(problem.to_owned()))
                 } else {

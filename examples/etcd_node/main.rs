@@ -32,7 +32,7 @@ const AGAIN: &str = "sudo -E cargo run --features etcd --example etcd_node --";
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     let flags = Flags::parse();
-    node::log();
+    node::log("error");
     node::exit("etcd_node", run(flags).await)
 }
 

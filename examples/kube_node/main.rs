@@ -30,7 +30,8 @@ const AGAIN: &str = "sudo -E cargo run --features kube --example kube_node --";
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     let flags = Flags::parse();
-    node::log();
+    // The client logs as an error what is only tried again.
+    node::log("error,kube_client=off");
     node::exit("kube_node", run(flags).await)
 }
 

@@ -154,10 +154,10 @@ pub(crate) fn node(name: Option<&str>) -> Result<NodeId, End> {
     NodeId::new(name.trim()).map_err(|error| End::usage(format!("--node: {error}")))
 }
 
-/// Sends logs to stderr, as `RUST_LOG` says.
-pub(crate) fn log() {
+/// Sends logs to stderr, as `RUST_LOG` says, or as `usual` says where it is not set.
+pub(crate) fn log(usual: &str) {
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| "error".into()))
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| usual.into()))
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();

@@ -45,9 +45,13 @@ struct Flags {
     /// Run only every Nth seed twice, to see that both runs are the same
     #[arg(long, value_name = "N", default_value_t = 1)]
     twice: u64,
-    /// With --seed: print all that can be observed, line by line, on stderr
+    /// With --seed: print all that can be observed, line by line, on stderr; of a seed that fails,
+    /// in its minimal history
     #[arg(long)]
     trace: bool,
+    /// Fail if some kind of fault never took effect: for runs of thousands of seeds
+    #[arg(long)]
+    complete: bool,
     /// Print how often each kind of fault took effect
     #[arg(long)]
     counts: bool,
@@ -122,6 +126,11 @@ fn main() -> ExitCode {
             report.slowest.as_secs_f64()
         );
     }
+    let missing = report.missing();
+    if flags.complete && !missing.is_empty() {
+        eprintln!("sim: never took effect: {}", missing.join(", "));
+        return ExitCode::from(3);
+    }
     if report.failed.is_empty() {
         ExitCode::SUCCESS
     } else {
@@ -137,7 +146,8 @@ fn one(sim: &Sim, seed: u64, flags: &Flags) -> (Report, Option<String>) {
     }
     if flags.trace {
         let mut trace = stderr().lock();
-        for line in sim.replay_in_full(&history).trace {
+        let shown = sim.shrink(sim.replay(&history)).history;
+        for line in sim.replay_in_full(&shown).trace {
             // Nobody reads any more: nothing to be done about it.
             writeln!(trace, "{line}").ok();
         }

@@ -115,6 +115,12 @@ pub enum Rejection {
         /// Whose it is.
         by: LeaseKey,
     },
+    /// Its record cannot be read any more, and its node has written another one since.
+    #[error("the record cannot be read any more, and its node has written {by} since")]
+    Replaced {
+        /// The newer record.
+        by: LeaseKey,
+    },
     /// Its public address is missing or cannot be one.
     #[error("public address {found}: {reason}")]
     PublicIp {

@@ -12,8 +12,10 @@ use crate::config::Pool;
 use crate::event::{Event, Snapshot, Unreadable};
 use crate::family::{DualStack, Family};
 use crate::lease::{BackendType, Lease, LeaseKey, Revision};
+use crate::node::NodeId;
 use crate::settle::{Claimant, Settlement};
 use crate::subnet::Subnet;
+use crate::wire;
 pub use crate::withdrawal::{Held, WithdrawalGuard};
 
 /// Another node's record with what of it may be used.
@@ -97,7 +99,8 @@ const MAX_TOMBSTONES: usize = 65_536;
 /// - Per record the newest revision counts. Repeats and old events change nothing, whatever their
 ///   order; deleting a record touches that record only.
 /// - Our own records are kept apart and are never peers.
-/// - A record that cannot be read keeps its last good value.
+/// - A record that cannot be read keeps its last good value, but as long as its node has written
+///   another record since, nothing of it is used ([`Rejection::Replaced`]).
 /// - A snapshot is the truth, but one that withdraws too much ([`WithdrawalGuard`]) removes
 ///   nothing until a second one confirms it. Deletes that are delivered one by one are believed.
 /// - Two records with overlapping subnets are settled by [`Seniority`](crate::Seniority), for each
@@ -122,6 +125,13 @@ pub struct LeaseSet {
 
     /// Routes found in the kernel at start that no record has covered yet.
     adopted: BTreeSet<Subnet>,
+    /// The unreadable records of which a good value is known.
+    garbled: BTreeSet<LeaseKey>,
+    /// Of these, those whose good value is of a history that a restored backup ended: its revision
+    /// says nothing any more.
+    outdated: BTreeSet<LeaseKey>,
+    /// Of the adopted routes, those that unreadable records cover, of which no good value is known.
+    spared: BTreeMap<LeaseKey, Vec<Subnet>>,
     /// Peers that the last snapshot lacks and that are kept until a second one lacks them too.
     doubted: BTreeSet<LeaseKey>,
     held: Option<Held>,
@@ -154,6 +164,9 @@ impl LeaseSet {
             floor: None,
             tombstones: Tombstones::default(),
             adopted: BTreeSet::new(),
+            garbled: BTreeSet::new(),
+            outdated: BTreeSet::new(),
+            spared: BTreeMap::new(),
             doubted: BTreeSet::new(),
             held: None,
             believed: false,
@@ -244,6 +257,12 @@ impl LeaseSet {
         !self.believed || self.held.is_some()
     }
 
+    /// The subnets whose routes were found in the kernel at start and stay, although no peer is known
+    /// to hold them: there are records under their keys that cannot be read, and those are not gone.
+    pub fn spared(&self) -> impl Iterator<Item = &Subnet> {
+        self.spared.values().flatten()
+    }
+
     /// Takes an event in. Config events are not meant for the set and change nothing.
     pub fn apply(&mut self, event: Event) -> Applied {
         match event {
@@ -277,6 +296,9 @@ impl LeaseSet {
         }
         self.tombstones.remove(&lease.key);
         self.unreadable.remove(&lease.key);
+        self.garbled.remove(&lease.key);
+        self.outdated.remove(&lease.key);
+        self.spared.remove(&lease.key);
         self.doubted.remove(&lease.key);
         cover(&mut self.adopted, &lease);
         if self.differs(&lease) {
@@ -294,6 +316,9 @@ impl LeaseSet {
             return applied;
         }
         self.unreadable.remove(&key);
+        self.garbled.remove(&key);
+        self.outdated.remove(&key);
+        self.spared.remove(&key);
         self.doubted.remove(&key);
         self.tombstones.insert(key.clone(), revision);
         applied.delta = self.write(vec![(key.clone(), None)]);
@@ -321,7 +346,12 @@ impl LeaseSet {
         if self.is_own_key(&unreadable.key) {
             applied.own = Some(OwnChange::Unreadable(unreadable.clone()));
         }
-        self.unreadable.insert(unreadable.key.clone(), unreadable);
+        let key = unreadable.key.clone();
+        self.unreadable.insert(key.clone(), unreadable);
+        if let Some(last) = self.record(&key).cloned() {
+            self.garbled.insert(key.clone());
+            applied.delta = self.write(vec![(key, Some(last))]);
+        }
         self.release();
         applied
     }
@@ -335,6 +365,22 @@ impl LeaseSet {
         let (mut leases, unreadable) = self.sort_out(snapshot, &mut applied.refused);
 
         let known = self.peers.len() + self.adopted.len();
+        self.spared.retain(|key, _| unreadable.contains_key(key));
+        for key in unreadable.keys() {
+            // Flannel's keys say which subnets they are of. These first: a readable record may claim
+            // more than it can have, and an adopted route must not go for that.
+            let known = self.record(key).is_some();
+            if let (false, Ok(subnets)) = (known, wire::parse_subnet_key(key.as_str())) {
+                // A route to a part of it was another's.
+                let found = subnets
+                    .values()
+                    .filter(|subnet| self.adopted.remove(subnet));
+                let found: Vec<Subnet> = found.copied().collect();
+                if !found.is_empty() {
+                    self.spared.insert(key.clone(), found);
+                }
+            }
+        }
         for lease in leases.values() {
             cover(&mut self.adopted, lease);
         }
@@ -380,10 +426,28 @@ impl LeaseSet {
         self.floor = Some(revision);
         self.revision = revision;
 
+        let known = |key: &&LeaseKey| leases.contains_key(*key) || self.record(key).is_some();
+        let garbled: BTreeSet<LeaseKey> = self.unreadable.keys().filter(known).cloned().collect();
+        if applied.restored_from.is_some() {
+            let unread = garbled.iter().filter(|key| !leases.contains_key(*key));
+            self.outdated = unread.cloned().collect();
+        } else {
+            self.outdated
+                .retain(|key| garbled.contains(key) && !leases.contains_key(key));
+        }
+        let before = std::mem::replace(&mut self.garbled, garbled);
+        let review = before
+            .symmetric_difference(&self.garbled)
+            .chain(&self.outdated);
+        let review: BTreeMap<LeaseKey, Option<Lease>> = review
+            .filter_map(|key| Some((key.clone(), Some(self.record(key)?.clone()))))
+            .collect();
         leases.retain(|_, lease| self.differs(lease));
         let written = leases.into_iter().map(|(key, lease)| (key, Some(lease)));
         let gone = removed.into_iter().map(|key| (key, None));
-        applied.delta = self.write(written.chain(gone).collect());
+        let mut records = review;
+        records.extend(written.chain(gone));
+        applied.delta = self.write(records.into_iter().collect());
         applied
     }
 
@@ -549,7 +613,8 @@ impl LeaseSet {
     }
 
     /// Puts records in and takes records out, and judges anew whoever that concerns.
-    fn write(&mut self, records: Vec<(LeaseKey, Option<Lease>)>) -> LeaseDelta {
+    fn write(&mut self, records: Records) -> LeaseDelta {
+        let (records, replaced) = self.with_garbled(records);
         let mut claims = Vec::new();
         let mut judged = BTreeMap::new();
         for (key, lease) in records {
@@ -563,7 +628,7 @@ impl LeaseSet {
                     other
                 }
             };
-            let theirs = theirs.map(|lease| (self.admission.screen(&lease), lease));
+            let theirs = theirs.map(|lease| (self.screen(&lease, &replaced), lease));
             let before = self.peers.get(&key).map(|peer| peer.lease.seniority());
             let after = theirs.as_ref().map(|(_, lease)| lease.seniority());
             for family in Family::ALL {
@@ -592,7 +657,7 @@ impl LeaseSet {
             if !judged.contains_key(&key)
                 && let Some(peer) = self.peers.get(&key)
             {
-                let screened = self.admission.screen(&peer.lease);
+                let screened = self.screen(&peer.lease, &replaced);
                 judged.insert(key, Some((screened, peer.lease.clone())));
             }
         }
@@ -620,6 +685,81 @@ impl LeaseSet {
         delta
     }
 
+    /// With the records to be written, those that cannot be read of the same nodes; and by which
+    /// record each of these is replaced, if it is. Looks at the other records only if a node is
+    /// concerned that has one that cannot be read.
+    fn with_garbled(&self, records: Records) -> (Records, Replaced) {
+        if self.garbled.is_empty() {
+            return (records, Replaced::new());
+        }
+        let mut records: BTreeMap<LeaseKey, Option<Lease>> = records.into_iter().collect();
+        let nodes: BTreeSet<&NodeId> = records
+            .iter()
+            .flat_map(|(key, lease)| [self.record(key), lease.as_ref()])
+            .flatten()
+            .map(|lease| &lease.node)
+            .collect();
+        // A snapshot may hold both, a value to read and one that cannot be.
+        let to_be = |key| match records.get(key) {
+            Some(to_be) => to_be.as_ref(),
+            None => self.record(key),
+        };
+        let garbled = self.garbled.iter().filter_map(to_be);
+        let garbled: Vec<&Lease> = garbled.filter(|last| nodes.contains(&last.node)).collect();
+        let age = |lease: &Lease| (!self.outdated.contains(&lease.key), lease.revision);
+        let mut newest: BTreeMap<&NodeId, Option<(Age, LeaseKey)>> =
+            garbled.iter().map(|last| (&last.node, None)).collect();
+        if newest.is_empty() {
+            return (records.into_iter().collect(), Replaced::new());
+        }
+        let peers = self.peers.values().map(|peer| &peer.lease);
+        let stay = peers.filter(|lease| !records.contains_key(&lease.key));
+        for lease in stay.chain(records.values().flatten()) {
+            if let Some(newest) = newest.get_mut(&lease.node) {
+                let this = Some((age(lease), lease.key.clone()));
+                *newest = this.max(newest.take());
+            }
+        }
+        let mut replaced = Replaced::new();
+        for last in &garbled {
+            let newest = newest.get(&last.node).cloned().flatten();
+            let by = newest.filter(|(newest, _)| *newest > age(last));
+            replaced.insert(last.key.clone(), by.map(|(_, by)| by));
+        }
+        let review = garbled
+            .into_iter()
+            .filter(|last| !records.contains_key(&last.key));
+        let review: Vec<Lease> = review.cloned().collect();
+        records.extend(
+            review
+                .into_iter()
+                .map(|last| (last.key.clone(), Some(last))),
+        );
+        (records.into_iter().collect(), replaced)
+    }
+
+    /// What of a record may be used, others' claims aside.
+    fn screen(&self, lease: &Lease, replaced: &Replaced) -> DualStack<Result<Subnet, Rejection>> {
+        let mut screened = self.admission.screen(lease);
+        if !self.garbled.contains(&lease.key) {
+            return screened;
+        }
+        let by = match replaced.get(&lease.key) {
+            Some(by) => by.clone(),
+            None => self
+                .peers
+                .get(&lease.key)
+                .and_then(|peer| replaced_by(peer)),
+        };
+        for family in Family::ALL {
+            if let (Some(by), Some(_)) = (&by, screened.get(family)) {
+                let by = by.clone();
+                screened.set(family, Some(Err(Rejection::Replaced { by })));
+            }
+        }
+        screened
+    }
+
     fn peer(&self, screened: DualStack<Result<Subnet, Rejection>>, lease: Lease) -> Peer {
         let mut subnets = DualStack::default();
         let mut rejected = DualStack::default();
@@ -645,6 +785,25 @@ impl LeaseSet {
             rejected,
         }
     }
+}
+
+/// Records as they are to be; `None`: not at all.
+type Records = Vec<(LeaseKey, Option<Lease>)>;
+
+/// How new a record is: whether it is of the history that goes on, and its last write.
+type Age = (bool, Revision);
+
+/// Records that cannot be read, each with the newer one of its node if there is one.
+type Replaced = BTreeMap<LeaseKey, Option<LeaseKey>>;
+
+/// The record that a peer was found replaced by.
+fn replaced_by(peer: &Peer) -> Option<LeaseKey> {
+    peer.rejected
+        .values()
+        .find_map(|rejection| match rejection {
+            Rejection::Replaced { by } => Some(by.clone()),
+            _ => None,
+        })
 }
 
 /// Takes out the adopted subnets that a record covers: they are the record's from now on.

@@ -1,6 +1,6 @@
 //! The laws of [`Compiler`], over a small network made for the purpose.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -300,8 +300,8 @@ proptest! {
             prop_assert_eq!(changed, difference(&before, compiler.desired()));
             if i < at {
                 prop_assert_eq!(compiler.desired(), &Desired {
-                    objects: BTreeMap::new(),
                     hold_orphans: true,
+                    ..Desired::default()
                 });
                 continue;
             }

@@ -1,5 +1,8 @@
 //! The laws of [`LeaseSet`], over whole histories and against a plain model.
 
+#[path = "lease_set/unreadable.rs"]
+mod unreadable_records;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -182,6 +185,16 @@ mod model {
         ok.then_some(subnet)
     }
 
+    /// Whether a record cannot be read and its node has a newer one that can.
+    pub(super) fn is_replaced(lease: &Lease, set: &LeaseSet) -> bool {
+        let spoilt = |key: &LeaseKey| set.unreadable().contains_key(key);
+        let mut others = set.peers().values().map(|peer| &peer.lease);
+        spoilt(&lease.key)
+            && others.any(|other| {
+                other.node == lease.node && other.revision > lease.revision && !spoilt(&other.key)
+            })
+    }
+
     /// The subnets that are admitted of each peer.
     pub(super) fn admitted<'a>(
         peers: impl IntoIterator<Item = &'a Lease>,
@@ -207,8 +220,36 @@ mod model {
 /// Checks a set against the model, and that nothing is left out without a reason.
 fn check_admission(set: &LeaseSet) -> Result<(), TestCaseError> {
     let leases = set.peers().values().map(|peer| &peer.lease);
-    let expected = model::admitted(leases);
+    let mut replaced = BTreeMap::new();
     for (key, peer) in set.peers() {
+        let by = peer
+            .rejected
+            .values()
+            .find_map(|rejection| match rejection {
+                Rejection::Replaced { by } => Some(by),
+                _ => None,
+            });
+        if let Some(by) = by {
+            prop_assert!(set.unreadable().contains_key(key) && by != key);
+            prop_assert_eq!(&set.peers()[by].lease.node, &peer.lease.node);
+            replaced.insert(key.clone(), by.clone());
+        }
+        prop_assert_eq!(
+            by.is_some(),
+            by.is_some() || model::is_replaced(&peer.lease, set)
+        );
+    }
+    let expected = model::admitted(leases.filter(|lease| !replaced.contains_key(&lease.key)));
+    for (key, peer) in set.peers() {
+        if let Some(by) = replaced.get(key) {
+            let rejected: Vec<_> = peer.rejected.values().collect();
+            prop_assert!(!rejected.is_empty());
+            for rejection in rejected {
+                prop_assert_eq!(rejection, &Rejection::Replaced { by: by.clone() });
+            }
+            prop_assert!(peer.subnets.is_empty());
+            continue;
+        }
         prop_assert_eq!(key, &peer.lease.key);
         prop_assert!(peer.lease.node != own().node);
         prop_assert_eq!(&peer.subnets, &expected[key], "{:?}", peer);
@@ -504,31 +545,6 @@ fn a_subnet_that_is_not_the_peers_to_have_is_refused_with_the_reason() {
         Some(Rejection::WrongFamily { family, subnet })
     );
     assert_eq!(refused("10.5.64.0/18"), None);
-}
-
-#[test]
-fn an_unreadable_record_keeps_its_last_good_value_until_it_is_deleted() {
-    let mut set = empty(WithdrawalGuard::default());
-    set.apply(Event::Snapshot(snapshot([peer(1, 1)], 1)));
-    let good = Arc::clone(&set.peers()[&key("peer1")]);
-    assert!(
-        set.apply(Event::Unreadable(unreadable("peer1", 2)))
-            .delta
-            .is_empty()
-    );
-    assert!(set.apply(Event::Put(peer(1, 1))).delta.is_empty());
-    assert_eq!(set.unreadable().len(), 1);
-    let again = Snapshot {
-        unreadable: vec![unreadable("peer1", 2), unreadable("peer9", 2)],
-        ..snapshot([], 3)
-    };
-    assert!(set.apply(Event::Snapshot(again)).delta.is_empty());
-    assert_eq!(set.peers()[&key("peer1")], good);
-    assert_eq!(set.unreadable().len(), 2);
-    assert_eq!(set.apply(delete("peer1", 4)).delta.removed, [key("peer1")]);
-    assert_eq!(set.unreadable().len(), 1);
-    set.apply(Event::Put(peer(9, 5)));
-    assert!(set.unreadable().is_empty());
 }
 
 #[test]

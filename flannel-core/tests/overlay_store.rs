@@ -19,6 +19,7 @@ use flannel_core::{
     RouteProtocol, Snapshot,
 };
 use flannel_testkit::fake_kernel::FakeKernel;
+use tokio::time::Instant;
 
 /// A store that is down until told otherwise.
 #[derive(Debug)]
@@ -220,6 +221,46 @@ async fn a_lost_lease_is_asked_for_again() {
         again.created > lease.created,
         "a new record, not the old one revived"
     );
+}
+
+/// Somebody takes every lease away as soon as it is there.
+#[tokio::test(start_paused = true)]
+async fn leases_that_are_lost_one_after_the_other_are_asked_for_ever_more_rarely() {
+    let (manager, _kernel, a, _) = lose_lease(LossPolicy::Reacquire).await;
+    let mut at = Vec::new();
+    for _ in 0..8 {
+        until(Duration::from_secs(300), "it has a lease", || {
+            a.status().is_true(ConditionType::Lease)
+        })
+        .await;
+        at.push(Instant::now());
+        let lease = manager.snapshot().leases.into_iter().next().expect("ours");
+        assert!(manager.remove(&lease.key));
+        until(Duration::from_secs(1), "it knows", || {
+            !a.status().is_true(ConditionType::Lease)
+        })
+        .await;
+    }
+    let first = at[1] - at[0];
+    let last = at[7] - at[6];
+    assert!(first < Duration::from_secs(2), "{first:?}");
+    assert!(
+        last > 10 * first && last < Duration::from_secs(90),
+        "{last:?}"
+    );
+
+    // After some rest the next loss is as good as the first.
+    a.wait_for(|status| status.is_true(ConditionType::Lease))
+        .await
+        .expect("running");
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let lease = manager.snapshot().leases.into_iter().next().expect("ours");
+    assert!(manager.remove(&lease.key));
+    until(Duration::from_secs(2), "it has a lease", || {
+        let records = manager.snapshot().leases;
+        records.iter().any(|record| record.created > lease.created)
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]

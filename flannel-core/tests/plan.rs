@@ -38,6 +38,42 @@ proptest! {
         }
     }
 
+    /// A route that is spared stays with all that it needs, whatever is looked at, and goes once it
+    /// is not spared any more.
+    #[test]
+    fn what_is_spared_stays_whole(spec in node_spec(), which in any::<Index>(), adopt in any::<bool>()) {
+        let (kernel, ownership) = (FakeKernel::new(), ownership(adopt));
+        let all = spec.desired();
+        converge(&kernel, &all, &ownership);
+        let routes: Vec<_> = all.objects.keys().filter(|key| key.kind() == "route").collect();
+        prop_assume!(!routes.is_empty());
+        let route = (*which.get(&routes)).clone();
+        let ObjectKey::Route { dst, .. } = &route else { unreachable!("it is a route") };
+
+        let mut without = all.clone();
+        let mut open = vec![route.clone()];
+        while let Some(key) = open.pop() {
+            let others = without.objects.iter().filter(|(other, _)| **other != key);
+            let is_needed = others.clone().any(|(_, other)| other.object.needs().contains(&key));
+            if !matches!(key, ObjectKey::Link(_)) && !is_needed
+                && let Some(gone) = without.objects.remove(&key)
+            {
+                open.extend(gone.object.needs());
+            }
+        }
+        let observed = observe(&kernel, &all);
+        let gone = plan(&observed, &without, &ownership);
+        prop_assert!(gone.steps.iter().any(|step| step.op.key() == route), "{:?}", gone);
+
+        without.spared = vec![*dst];
+        let kept = plan(&observed, &without, &ownership);
+        prop_assert!(kept.steps.is_empty(), "{:?}", kept.steps);
+        for key in observed.objects.keys() {
+            let part = plan_keys(&observed, &without, &ownership, &BTreeSet::from([key.clone()]));
+            prop_assert!(part.steps.is_empty(), "{key}: {:?}", part.steps);
+        }
+    }
+
     #[test]
     fn it_converges_under_finite_faults(
         world in world(),

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use flannel_core::alloc::choose_among;
 use flannel_core::manager::Error;
 use flannel_core::{
-    DualStack, Lease, LeaseAttrs, LeaseRequest, NetworkConfig, NodeId, PoolMode, Revision, Subnet,
-    wire,
+    DualStack, Lease, LeaseAttrs, LeaseRequest, NetworkConfig, NodeId, Pool, PoolMode, Revision,
+    Subnet, wire,
 };
 
 use crate::layout::{Layout, Record};
@@ -127,7 +127,8 @@ pub fn decide(
         (!used, record.entry.created, record.entry.key.clone())
     });
     let kept = own.iter().find(|record| {
-        config.fits(&record.taken) && !others.iter().any(|other| yields(record, other))
+        let pools = config.pools();
+        config.fits(&record.taken) && !others.iter().any(|other| yields(pools, record, other))
     });
     let subnets = match kept {
         Some(record) => record.taken,
@@ -193,9 +194,28 @@ fn is_own(record: &Record, request: &LeaseRequest) -> bool {
 
 /// Whether a record of ours gives way to another: to Go flannel's always, as that never does; to
 /// any other if that is older.
-pub(super) fn yields(ours: &Record, other: &Record) -> bool {
+pub(super) fn yields(pools: &DualStack<Pool>, ours: &Record, other: &Record) -> bool {
     let age = |record: &Record| (record.entry.created, record.entry.key.clone());
-    ours.taken.overlaps(&other.taken) && (other.is_gos() || age(other) < age(ours))
+    is_in_the_way(pools, &other.taken, &ours.taken) && (other.is_gos() || age(other) < age(ours))
+}
+
+/// Whether one record's subnets keep another from having its own. What covers a whole network is in
+/// nobody's way: no node can hold that, and the allocator does not count it either.
+pub(super) fn is_in_the_way(
+    pools: &DualStack<Pool>,
+    theirs: &DualStack<Subnet>,
+    ours: &DualStack<Subnet>,
+) -> bool {
+    let mut theirs = *theirs;
+    for (family, pool) in pools.iter() {
+        if theirs
+            .get(family)
+            .is_some_and(|subnet| subnet.contains(&pool.network()))
+        {
+            theirs.set(family, None);
+        }
+    }
+    theirs.overlaps(ours)
 }
 
 /// The subnets whose marker names a record that is there: they are taken, whatever it is. A marker

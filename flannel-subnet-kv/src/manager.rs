@@ -6,7 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use flannel_core::manager::{Error, Result};
 use flannel_core::{
-    Capabilities, EventStream, Lease, LeaseAttrs, LeaseRequest, Manager, NetworkConfig,
+    Capabilities, DualStack, EventStream, Lease, LeaseAttrs, LeaseRequest, Manager, NetworkConfig,
+    Pool,
 };
 
 use crate::decide::{self, View, decide, removal, value};
@@ -71,6 +72,8 @@ pub struct KvManager<S> {
     options: Arc<KvOptions>,
     /// The lease that we hold, as far as we know.
     own: Arc<Mutex<Option<Lease>>>,
+    /// The pools when we last asked for a lease.
+    pools: Arc<Mutex<DualStack<Pool>>>,
 }
 
 impl<S: Store> KvManager<S> {
@@ -80,6 +83,7 @@ impl<S: Store> KvManager<S> {
             store,
             options: Arc::new(options),
             own: Arc::default(),
+            pools: Arc::default(),
         }
     }
 
@@ -95,6 +99,14 @@ impl<S: Store> KvManager<S> {
 
     fn set_own(&self, lease: Option<Lease>) {
         *self.own.lock().unwrap_or_else(PoisonError::into_inner) = lease;
+    }
+
+    fn set_pools(&self, pools: DualStack<Pool>) {
+        *self.pools.lock().unwrap_or_else(PoisonError::into_inner) = pools;
+    }
+
+    fn pools(&self) -> DualStack<Pool> {
+        *self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn own(&self) -> Option<Lease> {
@@ -115,6 +127,7 @@ impl<S: Store> KvManager<S> {
         let mut silences = 0;
         for _ in 0..ATTEMPTS {
             let decision = decide(layout, &view, request, self.options.mixed_families)?;
+            self.set_pools(*view.config()?.pools());
             let used = if decision.reserved {
                 None
             } else {
@@ -154,8 +167,9 @@ impl<S: Store> KvManager<S> {
                 key: unreadable.key,
                 reason: unreadable.reason,
             })?;
+            let pools = self.pools();
             let mut others = view.records.iter();
-            if !others.any(|other| decide::yields(ours, other)) {
+            if !others.any(|other| decide::yields(&pools, ours, other)) {
                 return Ok(held);
             }
             // Go flannel was faster, in a way that no condition could see.
@@ -263,7 +277,7 @@ impl<S: Store> KvManager<S> {
         if !other.is_gos() || lease_key(&other.entry.key) == own.key {
             return Ok(());
         }
-        if other.taken.overlaps(&own.subnet) {
+        if decide::is_in_the_way(&self.pools(), &other.taken, &own.subnet) {
             self.store.txn(removal(&self.options.layout, &own)).await?;
         }
         Ok(())

@@ -1,11 +1,40 @@
 //! Clusters in simulation.
 #![allow(missing_docs, reason = "tests")]
 
+use std::collections::BTreeSet;
+
 use flannel_backend_vxlan::VxlanBackend;
-use flannel_testkit::sim::Sim;
+use flannel_testkit::sim::{KINDS, MemoryCluster, Sim};
 
 #[test]
 fn clusters_keep_their_promises_under_every_history() {
     let report = Sim::new(VxlanBackend::new).seeds(0..20, 2, &|_| {});
+    assert!(report.failed.is_empty(), "{report}");
+    // What is not on the list would never be missed.
+    let listed: BTreeSet<&str> = KINDS.iter().copied().collect();
+    let calls = ["grant", "keep_alive", "range", "revoke", "txn", "watch"];
+    let is_call = |kind: &str| {
+        kind.strip_prefix("wire ")
+            .is_some_and(|k| calls.contains(&k))
+    };
+    for kind in report.counts.keys().map(String::as_str) {
+        assert!(
+            listed.contains(kind) || kind == "wait" || is_call(kind),
+            "{kind}"
+        );
+    }
+    let missing = report.missing();
+    assert!(missing.len() < KINDS.len() / 2, "{missing:?}");
+    assert!(
+        missing
+            .iter()
+            .all(|kind| !report.counts.contains_key(*kind))
+    );
+}
+
+#[test]
+fn so_do_clusters_on_the_manager_in_memory() {
+    let sim = Sim::new(VxlanBackend::new).cluster(MemoryCluster::new);
+    let report = sim.seeds(0..20, 2, &|_| {});
     assert!(report.failed.is_empty(), "{report}");
 }

@@ -266,6 +266,26 @@ async fn we_give_way_when_go_flannel_claims_what_is_ours() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn we_do_not_give_way_to_a_claim_of_everything() {
+    let world = World::new(DUAL);
+    let node = world.node("a");
+    let wants = wanting("a", &["10.5.3.0/24", "fd00:5:0:4::/64"]);
+    let lease = acquire(&node, &wants).await;
+    let mut watch = node.watch_leases();
+    snapshot(&mut watch).await;
+    world.go("10.5.0.0-20&fd00:5::-60", [198, 51, 100, 7]);
+    until(
+        &mut watch,
+        |event| matches!(event, Event::Put(other) if other.key != lease.key),
+    )
+    .await;
+    node.renew_lease(&lease).await.expect("it is still ours");
+    assert_eq!(acquire(&node, &wants).await.key, lease.key);
+    let other = acquire(&world.node("b"), &wanting("b", &[])).await;
+    assert!(!other.subnet.overlaps(&lease.subnet));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_claim_of_go_flannels_that_no_condition_sees_is_noticed_at_once() {
     let world = World::new(DUAL);
     let node = world.node("a");

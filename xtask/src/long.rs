@@ -20,3 +20,17 @@ pub(crate) fn proptest(args: &[String]) -> Outcome {
     let mut command = cargo(["test", "--workspace", "--all-features", "--release"]);
     run(command.env("PROPTEST_CASES", cases.to_string()))
 }
+
+/// The simulator, optimised: what the example `sim` takes goes to it.
+pub(crate) fn sim(args: &[String]) -> Outcome {
+    let mut command = cargo(["run", "--release", "--example", "sim", "--"]);
+    run(command.args(args))
+}
+
+/// How many seeds CI runs, each twice.
+const SIM_SEEDS: &str = "4000";
+
+/// Many seeds, each twice; every kind of fault has to take effect.
+pub(crate) fn sim_stage() -> Outcome {
+    sim(&["--seeds", SIM_SEEDS, "--complete"].map(str::to_owned))
+}

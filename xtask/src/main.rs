@@ -41,8 +41,9 @@ const TASKS: &[Task] = &[
         name: "test",
         args: "",
         about: "Everything that CI checks, in this order: setup, fmt, lint, features, doc, api,\n\
-                deps, deny, msrv, examples, all tests, those of the documentation too;\n\
-                last a line that sums the tests up, as cargo does.\n\
+                deps, deny, msrv, examples, sim (4,000 seeds, each twice), mutants, all tests,\n\
+                those of the documentation too; last a line that sums the tests up, as cargo\n\
+                does.\n\
                 As root it runs the tests and examples that need network namespaces; else it\n\
                 skips and counts them. With CI=true a missing privilege or tool is a failure.",
         run: |_| test(),
@@ -114,6 +115,13 @@ const TASKS: &[Task] = &[
         args: "[NAME…]",
         about: "Runs the examples (all, or the named ones) and checks their exit codes.",
         run: examples::run,
+    },
+    Task {
+        name: "sim",
+        args: "[--seeds N] [--seed S] [ARG…]",
+        about: "Runs the simulator (the example `sim`, optimised): so many seeds, with progress\n\
+                and a summary; --complete fails if some kind of fault never took effect.",
+        run: long::sim,
     },
     Task {
         name: "mutants",
@@ -191,6 +199,8 @@ fn test() -> Outcome {
         Stage::new("deny", deny::run),
         Stage::new("msrv", msrv::run),
         Stage::new("examples", || examples::run_all(Some(&skips))),
+        Stage::new("sim", long::sim_stage),
+        Stage::new("mutants", || mutants::run(&[])),
         Stage::new("tests", || {
             let run = suite::run(&skips)?;
             let passed = run.passed();

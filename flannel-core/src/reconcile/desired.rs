@@ -36,6 +36,10 @@ pub struct Desired {
     /// Nothing is removed for being unwanted, because it is not yet certain what is wanted: the
     /// first snapshot has not come, or it withdraws too much at once.
     pub hold_orphans: bool,
+    /// Routes to these are not removed for being unwanted, nor what they need: they were there at
+    /// the start, and the records that would say more cannot be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spared: Vec<Subnet>,
 }
 
 /// Wanted objects as a JSON array (a map's keys would have to be texts).
@@ -133,6 +137,7 @@ impl Compiler {
             desired: Desired {
                 objects: BTreeMap::new(),
                 hold_orphans: true,
+                spared: Vec::new(),
             },
             rejected: BTreeMap::new(),
         }
@@ -178,7 +183,7 @@ impl Compiler {
 
     /// Follows a change of the peers: `delta` is what led to `peers`. Returns the keys under which
     /// something else is wanted than before. That orphans are now (or no longer) held is told by
-    /// [`Desired::hold_orphans`] only.
+    /// [`Desired::hold_orphans`] and [`Desired::spared`] only.
     pub fn update(&mut self, delta: &LeaseDelta, peers: &LeaseSet) -> BTreeSet<ObjectKey> {
         self.compile(delta.keys(), peers)
     }
@@ -189,6 +194,7 @@ impl Compiler {
         peers: &LeaseSet,
     ) -> BTreeSet<ObjectKey> {
         self.desired.hold_orphans = self.network.is_none() || peers.hold_orphans();
+        self.desired.spared = peers.spared().copied().collect();
         let Some(network) = self.network.clone() else {
             return BTreeSet::new();
         };

@@ -170,6 +170,8 @@ impl<'a> Planner<'a> {
     }
 
     fn run(mut self, keys: Option<&BTreeSet<ObjectKey>>) -> Plan {
+        // What a spared route needs is known only when the route has been looked at.
+        let keys = keys.filter(|_| self.desired.spared.is_empty());
         let keys = keys.map(|keys| self.with_needs(keys));
         let about = |key: &ObjectKey| keys.as_ref().is_none_or(|keys| keys.contains(key));
         self.plan_links(&about);
@@ -234,6 +236,7 @@ impl<'a> Planner<'a> {
             (Some(wanted), _) if self.needs_held(&wanted.object) => self.hold(key, found),
             (Some(wanted), None) => self.make(key, wanted),
             (Some(wanted), Some(found)) => self.correct(key, wanted, found),
+            (None, Some(found)) if self.is_spared(found) => self.keep_needs_of(found),
             (None, Some(found)) => {
                 let is_setting = matches!(found, Object::Sysctl(_) | Object::Offload(_));
                 if !self.desired.hold_orphans
@@ -245,6 +248,19 @@ impl<'a> Planner<'a> {
             }
             (None, None) => {}
         }
+    }
+
+    /// Whether an object that is there is a route that stays although nobody wants it: one through a
+    /// device that stays itself, or is none of ours.
+    fn is_spared(&self, found: &Object) -> bool {
+        let stays = |dev| {
+            let link = self.observed.objects.get(&ObjectKey::Link(dev));
+            self.is_to_serve(dev)
+                || link
+                    .is_some_and(|link| self.ownership.owner(link, self.observed) == Owner::Foreign)
+        };
+        matches!(found, Object::Route(route) if self.desired.spared.contains(&route.dst))
+            && self.dev_of(found).is_some_and(stays)
     }
 
     fn make(&mut self, key: &'a ObjectKey, wanted: &'a Wanted) {

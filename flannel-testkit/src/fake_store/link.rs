@@ -112,7 +112,19 @@ pub(super) struct LinkState {
     /// Watches up to this number are broken, or deaf.
     pub(super) broken: u64,
     pub(super) deaf: u64,
+    /// Where the watches that are open stand.
+    pub(super) places: BTreeMap<u64, Place>,
     counts: BTreeMap<&'static str, u64>,
+}
+
+/// Where a watch stands.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) range: KeyRange,
+    /// The first revision that was not taken from the history.
+    pub(super) next: Revision,
+    /// How much was taken and not delivered yet.
+    pub(super) queued: usize,
 }
 
 impl LinkState {
@@ -237,6 +249,30 @@ impl StoreLink {
             state.deaf = state.watches;
             state.count("watch deaf");
         });
+    }
+
+    /// Whether a watch of this key is open and has delivered all there is.
+    pub fn is_caught_up(&self, key: &str) -> bool {
+        let places: Vec<Place> = {
+            let state = self.lock();
+            let lives = |number: &u64| *number > state.deaf.max(state.broken);
+            if state.cut.is_some() {
+                return false;
+            }
+            let open = state.places.iter().filter(|(number, _)| lives(number));
+            open.map(|(_, place)| place.clone()).collect()
+        };
+        let mut watches = places
+            .into_iter()
+            .filter(|place| place.range.contains(key))
+            .peekable();
+        watches.peek().is_some()
+            && self.store.with(|kv, _| {
+                watches.all(|place| {
+                    let news = kv.events(&place.range, place.next);
+                    place.queued == 0 && news.is_ok_and(|events| events.is_empty())
+                })
+            })
     }
 
     /// How often each thing happened: every kind of call, and every fault that one has met.

@@ -10,7 +10,7 @@ use flannel_subnet_kv::{KeyEvent, KeyRange, StoreError, StoreResult, StoreWatch,
 use tokio::time::Instant;
 
 use super::StoreLink;
-use super::link::{Cut, Delivery};
+use super::link::{Cut, Delivery, Place};
 
 /// The longest a watch sleeps while leases can end: the store's clock may go on while tokio's
 /// timers stand still.
@@ -72,6 +72,16 @@ impl LinkWatch {
         self.progress_asked = true;
     }
 
+    /// Tells the link where the watch stands.
+    fn tell(&self) {
+        let place = Place {
+            range: self.range.clone(),
+            next: self.next,
+            queued: self.queue.len(),
+        };
+        self.link.lock().places.insert(self.number, place);
+    }
+
     /// The next that the watch delivers.
     ///
     /// # Errors
@@ -118,6 +128,12 @@ impl LinkWatch {
     }
 
     fn look(&mut self) -> Look {
+        let look = self.look_on();
+        self.tell();
+        look
+    }
+
+    fn look_on(&mut self) -> Look {
         let (cut, delivery) = {
             let state = self.link.lock();
             if self.number <= state.deaf {
@@ -206,6 +222,12 @@ impl LinkWatch {
         }
         let mut state = self.link.lock();
         used.into_iter().for_each(|what| state.count(what));
+    }
+}
+
+impl Drop for LinkWatch {
+    fn drop(&mut self) {
+        self.link.lock().places.remove(&self.number);
     }
 }
 

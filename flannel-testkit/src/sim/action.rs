@@ -41,6 +41,8 @@ pub enum Action {
     Kernel(usize, KernelAction),
     /// In the store.
     Store(StoreAction),
+    /// To a Go peer.
+    Go(usize, GoAction),
 }
 
 /// What happens to a node.
@@ -123,6 +125,66 @@ pub enum LinkAction {
     End,
     /// The watch has lost history: its next item is a snapshot.
     Resnapshot,
+    /// Something on the wire, below the manager.
+    Wire(WireAction),
+}
+
+/// What happens on the wire between a manager and a store that has one ([`Cluster::disturb`]).
+///
+/// [`Cluster::disturb`]: super::Cluster::disturb
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum WireAction {
+    /// Nothing passes and nobody says so.
+    Cut,
+    /// Every call fails at once; watches break.
+    Refuse,
+    /// The store denies every call; watches break.
+    Deny,
+    /// The wire works again.
+    Heal,
+    /// Each call takes so long each way.
+    Latency(Duration),
+    /// A call is lost on its way there.
+    LoseRequest {
+        /// The one after so many others.
+        after: u8,
+        /// Its caller is not told.
+        hangs: bool,
+    },
+    /// A call's answer is lost.
+    LoseAnswer {
+        /// The one after so many others.
+        after: u8,
+        /// Its caller is not told.
+        hangs: bool,
+    },
+    /// A call is held up on its way there, until [`DeliverParked`](Self::DeliverParked).
+    Park {
+        /// The one after so many others.
+        after: u8,
+        /// Its caller is not told.
+        hangs: bool,
+    },
+    /// What was held up arrives, and is done.
+    DeliverParked,
+    /// How watches deliver from now on, one bit each: squashed, reordered, split, repeated, held,
+    /// late.
+    Deliver(u8),
+    /// Watches break.
+    Break,
+    /// Open watches deliver nothing any more, and do not say so.
+    Deafen,
+}
+
+/// What happens to a Go peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum GoAction {
+    /// It is started, with what it left on its host.
+    Start,
+    /// It is killed.
+    Kill,
 }
 
 /// How held deliveries come.
@@ -413,6 +475,7 @@ impl Action {
                 KernelAction::FailObserve(fails) => format!("kernel FailObserve {fails:?}"),
                 other => format!("kernel {}", word(other)),
             },
+            Self::Go(_, action) => format!("go {}", word(action)),
             Self::Store(action) => match action {
                 StoreAction::Put(hostile, ..) => format!("store Put {hostile:?}"),
                 other => format!("store {}", word(other)),
@@ -438,6 +501,7 @@ impl fmt::Display for Action {
             Self::Link(node, action) => write!(f, "link of node {node}: {action:?}"),
             Self::Kernel(node, action) => write!(f, "kernel of node {node}: {action:?}"),
             Self::Store(action) => write!(f, "store: {action:?}"),
+            Self::Go(peer, action) => write!(f, "Go peer {peer}: {action:?}"),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! [`Cluster`]: the store of a simulated cluster, as the simulator needs it.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -7,8 +8,11 @@ use std::time::Duration;
 
 use flannel_core::{
     DualStack, Event, EventStream, Lease, LeaseKey, Manager, MemoryManager, MemoryState,
-    NetworkConfig, NodeId, Snapshot, Subnet,
+    NetworkConfig, NodeId, PublicIp, Snapshot, Subnet,
 };
+
+use super::action::WireAction;
+use crate::go_peer::{GoMode, GoOptions, GoPeer};
 
 /// What a store is to begin with.
 #[derive(Debug, Clone)]
@@ -41,8 +45,8 @@ pub enum Tamper {
     Compact,
     /// They reserve subnets for a node.
     Reserve(NodeId, DualStack<Subnet>),
-    /// They end a node's reservation.
-    Unreserve(NodeId),
+    /// They end a node's reservation of these subnets.
+    Unreserve(NodeId, DualStack<Subnet>),
 }
 
 /// The store that a simulated cluster shares.
@@ -58,6 +62,54 @@ pub trait Cluster: Debug + Send + Sync + 'static {
 
     /// Does what others do. Whether anything came of it: `false` also if the store cannot do this.
     fn tamper(&self, tamper: Tamper) -> bool;
+
+    /// The key of a record of these subnets; `None` if it cannot have one. By default flannel's.
+    fn record_key(&self, subnets: &DualStack<Subnet>) -> Option<LeaseKey> {
+        let part = |subnet: &Subnet| format!("{}-{}", subnet.address(), subnet.len());
+        let parts: Vec<String> = subnets.values().map(part).collect();
+        Some(LeaseKey::new(parts.join("&")))
+    }
+
+    /// Whether it can keep a network of this config. By default any.
+    fn supports(&self, config: &NetworkConfig) -> bool {
+        let _ = config;
+        true
+    }
+
+    /// Lets something go wrong on the wire between a node's manager and the store. Whether it can.
+    fn disturb(&self, node: &NodeId, action: WireAction) -> bool {
+        let _ = (node, action);
+        false
+    }
+
+    /// Whether a node's manager has been told everything that there is to tell.
+    fn is_caught_up(&self, node: &NodeId) -> bool {
+        let _ = node;
+        true
+    }
+
+    /// What took effect on a node's wire since the last call, and how often.
+    fn felt(&self, node: &NodeId) -> BTreeMap<&'static str, u64> {
+        let _ = node;
+        BTreeMap::new()
+    }
+
+    /// Lets a node's wire work as it should from now on.
+    fn repair(&self, node: &NodeId) {
+        let _ = node;
+    }
+
+    /// A Go peer on this store; prefix and times are those of the store.
+    fn go_peer(&self, name: &NodeId, public_ip: PublicIp, options: GoOptions) -> Option<GoPeer> {
+        let _ = (name, public_ip, options);
+        None
+    }
+
+    /// What harm a record does to Go peers of a mode; `None`: none.
+    fn harm_to_go(&self, mode: GoMode, record: &LeaseKey) -> Option<String> {
+        let _ = (mode, record);
+        None
+    }
 }
 
 /// [`MemoryManager`] as the store of a simulated cluster.
@@ -108,7 +160,7 @@ impl Cluster for MemoryCluster {
                 .as_ref()
                 .is_some_and(|state| self.manager.import(state).is_ok()),
             Tamper::Reserve(node, subnets) => self.manager.reserve(&node, subnets).is_ok(),
-            Tamper::Unreserve(node) => self.manager.unreserve(&node),
+            Tamper::Unreserve(node, _) => self.manager.unreserve(&node),
             Tamper::Garble(_) | Tamper::BadConfig | Tamper::Compact => false,
         }
     }

@@ -6,8 +6,8 @@ use flannel_core::Rng;
 
 use super::History;
 use super::action::{
-    Action, CrashPoint, Delivery, Fails, Hostile, KernelAction, Kind, LinkAction, NodeAction,
-    StateFault, Step, StoreAction,
+    Action, CrashPoint, Delivery, Fails, GoAction, Hostile, KernelAction, Kind, LinkAction,
+    NodeAction, StateFault, Step, StoreAction, WireAction,
 };
 use crate::permute::below;
 
@@ -22,22 +22,28 @@ pub(super) fn history(seed: u64, nodes: usize, steps: usize, configs: usize) -> 
     } else {
         draw.below(configs)
     };
-    // The others are configs to come, which are not to come often.
-    let mut actions: Vec<Step> = (0..nodes)
-        .map(|node| Step {
-            action: Action::Node(node, NodeAction::Start),
-            then: draw.pause(),
-        })
-        .collect();
+    let gos = [0, 0, 0, 1, 2][draw.below(5)];
+    let starts = (0..nodes).map(|node| Action::Node(node, NodeAction::Start));
+    let go_starts = (0..gos).map(|peer| Action::Go(peer, GoAction::Start));
+    let mut actions: Vec<Step> = Vec::new();
+    for action in starts.chain(go_starts) {
+        let then = draw.pause();
+        actions.push(Step { action, then });
+    }
     for _ in 0..steps {
         let node = draw.below(nodes);
-        let action = draw.action(node, nodes, configs);
+        let action = if gos > 0 && draw.one_in(20) {
+            draw.go_action(gos)
+        } else {
+            draw.action(node, nodes, configs)
+        };
         let then = draw.pause();
         actions.push(Step { action, then });
     }
     History {
         seed,
         nodes,
+        gos,
         config,
         ttl: ttl.map(Duration::from_secs),
         actions,
@@ -114,8 +120,39 @@ impl Draw {
         }
     }
 
+    fn go_action(&mut self, gos: usize) -> Action {
+        let what = if self.one_in(3) {
+            GoAction::Kill
+        } else {
+            GoAction::Start
+        };
+        Action::Go(self.below(gos), what)
+    }
+
+    fn wire_action(&mut self) -> WireAction {
+        let (after, hangs) = (self.byte(6), self.one_in(2));
+        match self.below(26) {
+            0 => WireAction::Cut,
+            1 => WireAction::Refuse,
+            2 => WireAction::Deny,
+            3..=6 => WireAction::Heal,
+            7 => WireAction::Latency(self.time(2_000)),
+            8 => WireAction::Latency(Duration::ZERO),
+            9 => WireAction::LoseRequest { after, hangs },
+            10 | 11 => WireAction::LoseAnswer { after, hangs },
+            12 => WireAction::Park { after, hangs },
+            13 => WireAction::DeliverParked,
+            // Only what is held comes in batches that can be squashed, reordered and split.
+            14..=16 => WireAction::Deliver(self.byte(64) | 16),
+            17..=20 => WireAction::Deliver(self.byte(64) & !16),
+            21 => WireAction::Deliver(0),
+            22 | 23 => WireAction::Break,
+            _ => WireAction::Deafen,
+        }
+    }
+
     fn link_action(&mut self) -> LinkAction {
-        match self.below(20) {
+        match self.below(36) {
             0 | 1 => LinkAction::Cut {
                 silent: self.one_in(2),
             },
@@ -135,7 +172,8 @@ impl Draw {
             }
             17 => LinkAction::Break,
             18 => LinkAction::End,
-            _ => LinkAction::Resnapshot,
+            19 => LinkAction::Resnapshot,
+            _ => LinkAction::Wire(self.wire_action()),
         }
     }
 

@@ -228,6 +228,11 @@ impl Judge {
         self.state().changes
     }
 
+    /// Whose a record is, or was when it could be read.
+    pub(super) fn last_node_of(&self, key: &LeaseKey) -> Option<NodeId> {
+        self.state().truth.get(key).map(|lease| lease.node.clone())
+    }
+
     /// A node may rightly withdraw any route.
     pub(super) fn doubt_all(&self, node: usize) {
         self.state().nodes[node].doubts_all = true;

@@ -105,6 +105,7 @@ impl Link {
             LinkAction::Break => state.interrupt(Interruption::Break),
             LinkAction::End => state.interrupt(Interruption::End),
             LinkAction::Resnapshot => state.interrupt(Interruption::Resnapshot),
+            LinkAction::Wire(_) => {}
         });
     }
 

@@ -23,10 +23,12 @@
 mod action;
 mod cluster;
 mod generate;
+mod go;
 mod hardware;
 mod io;
 mod judge;
 mod kernel_acts;
+mod kinds;
 mod link;
 pub mod model;
 mod model_vxlan;
@@ -37,6 +39,7 @@ mod run;
 mod settle;
 mod shrink;
 mod store_acts;
+mod store_cluster;
 mod trace;
 mod watch;
 mod world;
@@ -49,13 +52,15 @@ use flannel_core::{Backend, NetworkConfig, OverlayBuilder, PoolMode};
 use serde::Serialize;
 
 pub use action::{
-    Action, CrashPoint, Delivery, Fails, Hostile, KernelAction, Kind, LinkAction, NodeAction,
-    StateFault, Step, StoreAction,
+    Action, CrashPoint, Delivery, Fails, GoAction, Hostile, KernelAction, Kind, LinkAction,
+    NodeAction, StateFault, Step, StoreAction, WireAction,
 };
 pub use cluster::{Cluster, Founding, Managers, MemoryCluster, Tamper};
 pub use judge::{Invariant, Violation};
+pub use kinds::KINDS;
 pub use report::{Failure, Progress, Report};
 pub use run::Run;
+pub use store_cluster::StoreCluster;
 
 use model::{Model, VxlanModel};
 
@@ -86,6 +91,8 @@ pub struct History {
     pub seed: u64,
     /// How many nodes there are.
     pub nodes: usize,
+    /// How many Go peers there are, where the store can have any.
+    pub gos: usize,
     /// The config that the store holds at first, by number.
     pub config: usize,
     /// How long leases last.
@@ -96,10 +103,11 @@ pub struct History {
 
 impl fmt::Display for History {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (nodes, gos, config) = (self.nodes, self.gos, self.config);
         write!(
             f,
-            "seed {}: {} nodes, config {}, ",
-            self.seed, self.nodes, self.config
+            "seed {}: {nodes} nodes, {gos} Go peers, config {config}, ",
+            self.seed
         )?;
         match self.ttl {
             Some(ttl) => writeln!(f, "leases of {ttl:?}")?,
@@ -134,8 +142,8 @@ const CONFIGS: [&str; 9] = [
 ];
 
 impl Sim {
-    /// A simulation of nodes with this backend; of four nodes, and histories of 40 steps, unless set
-    /// otherwise.
+    /// A simulation of nodes with this backend: of four nodes, histories of 40 steps and flannel's
+    /// subnet manager on a fake store, unless set otherwise.
     ///
     /// The configs and the model are those of VXLAN: for another backend say
     /// [`configs`](Self::configs) and [`model`](Self::model).
@@ -151,7 +159,7 @@ impl Sim {
                 steps: 40,
                 configs: configs.to_vec(),
                 backend: Arc::new(move |builder| builder.backend(backend())),
-                cluster: Arc::new(|founding| Arc::new(MemoryCluster::new(founding))),
+                cluster: Arc::new(|founding| Arc::new(StoreCluster::new(founding))),
                 model: Arc::new(VxlanModel),
             }),
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Sim;
+use super::kinds::KINDS;
 use super::run::Run;
 
 /// What came of many seeds.
@@ -145,13 +146,10 @@ impl Report {
         self.failed.extend(failure);
     }
 
-    /// The kinds out of a list that never took effect: what was never tried proves nothing.
-    pub fn missing<'a>(&self, kinds: &'a [String]) -> Vec<&'a str> {
-        kinds
-            .iter()
-            .filter(|kind| !self.counts.contains_key(*kind))
-            .map(String::as_str)
-            .collect()
+    /// The kinds of things that never took effect, of [`KINDS`]: what was never tried proves nothing.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let counted = |kind: &&&str| !self.counts.contains_key(**kind);
+        KINDS.iter().filter(counted).copied().collect()
     }
 }
 

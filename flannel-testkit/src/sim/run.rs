@@ -66,7 +66,7 @@ impl Sim {
             };
             let violation = world.judge.verdict();
             if let Some(violation) = &violation {
-                world.trace.add(violation.to_string());
+                world.trace.add(&violation.to_string());
             }
             let World { counts, trace, .. } = world;
             let (digest, trace) = trace.finish();

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use flannel_core::reconcile::plan::difference;
-use flannel_core::{ConditionType, Object, ObjectKey, Route, RouteTarget, Subnet};
+use flannel_core::{
+    ConditionType, LeaseKey, Neighbour, Nexthop, Object, ObjectKey, Route, RouteTarget, Subnet,
+    wire,
+};
 
 use super::cluster::Tamper;
 use super::hardware::{addresses, external, ours};
@@ -59,6 +62,7 @@ impl World {
     async fn repair(&mut self) {
         for at in 0..self.nodes.len() {
             self.nodes[at].link.repair();
+            self.cluster.repair(&self.nodes[at].id);
             self.nodes[at].disk.repair();
             self.repair_kernel(at);
             if let Some(process) = &self.nodes[at].process {
@@ -71,8 +75,21 @@ impl World {
                 self.start(at).await;
             }
         }
+        self.repair_gos();
+        self.remove_unreadable();
         let config = self.config.clone();
         self.tamper(Tamper::Config(config));
+    }
+
+    /// Somebody removes what cannot be read, but for the records of members: these write new ones.
+    fn remove_unreadable(&self) {
+        for record in self.cluster.truth().unreadable {
+            let node = self.judge.last_node_of(&record.key);
+            let is_members = |node: &_| self.nodes.iter().any(|n| n.member && n.id == *node);
+            if !node.as_ref().is_some_and(is_members) {
+                self.tamper(Tamper::Remove(record.key));
+            }
+        }
     }
 
     /// Whether the cluster stays as it is; `None` if something was broken.
@@ -80,6 +97,7 @@ impl World {
         let changes = self.judge.changes();
         self.look();
         let before = self.judge.ops();
+        let unclear = self.has_unclear();
         self.pass(REST).await;
         self.judge.verdict().map_or(Some(()), |_| None)?;
         if self.judge.changes() != changes {
@@ -87,7 +105,8 @@ impl World {
         }
         for (at, (before, now)) in before.into_iter().zip(self.judge.ops()).enumerate() {
             // Who forgot something may find what it left only when its peers are certain.
-            if now > before && self.nodes[at].forgetful {
+            // What may serve a record that cannot be read may also go.
+            if now > before && (self.nodes[at].forgetful || unclear) {
                 return Some(false);
             }
             if now > before {
@@ -112,6 +131,7 @@ impl World {
             let node = &self.nodes[at];
             let idle = !node.frozen
                 && node.link.is_quiet()
+                && self.cluster.is_caught_up(&node.id)
                 && node.process.as_ref().is_some_and(|p| !p.io.is_busy());
             if idle && self.problems_of(at).is_empty() {
                 self.judge.trust(at);
@@ -137,7 +157,7 @@ impl World {
         let Some(process) = &node.process else {
             return vec!["it does not run".to_owned()];
         };
-        if !node.link.is_quiet() {
+        if !node.link.is_quiet() || !self.cluster.is_caught_up(&node.id) {
             return vec!["deliveries are under way to it".to_owned()];
         }
         let truth = self.cluster.truth();
@@ -184,11 +204,11 @@ impl World {
         let (usable, mut rejected) = peers(&me, &model.backend_type(), &records);
         let expected = model.expect(&me, &usable);
         rejected.extend(expected.rejected.iter().cloned());
-        let told = status
-            .rejected
-            .iter()
-            .map(|peer| peer.key.clone())
-            .collect();
+        // Of a record that cannot be read its last good value may be known, and rejected.
+        let unreadable = truth.unreadable;
+        let is_readable = |key: &&LeaseKey| unreadable.iter().all(|record| record.key != **key);
+        let told = status.rejected.iter().map(|peer| &peer.key);
+        let told = told.filter(is_readable).cloned().collect();
         if rejected != told {
             problems.push(format!("it rejects {told:?}, the model {rejected:?}"));
         }
@@ -247,9 +267,35 @@ impl World {
             };
             // Who forgot that a network was its own cannot know what it had there.
             let is_forgotten = self.nodes[at].forgetful && !self.is_inner(&object);
-            if !is_expected && !is_forgotten {
+            if !is_expected && !is_forgotten && !self.is_unclear(&object) {
                 problems.push(format!("{object} should not be there"));
             }
+        }
+    }
+
+    /// Whether a record that cannot be read may be served.
+    fn has_unclear(&self) -> bool {
+        let of = |node: &super::node::Node| ours(&node.kernel.objects());
+        let mut objects = self.nodes.iter().flat_map(of);
+        objects.any(|object| self.is_unclear(&object))
+    }
+
+    /// Whether an object may serve a record that cannot be read.
+    fn is_unclear(&self, object: &Object) -> bool {
+        let unreadable = self.cluster.truth().unreadable;
+        let mut subnets = unreadable
+            .iter()
+            .filter_map(|record| wire::parse_subnet_key(record.key.as_str()).ok());
+        match object {
+            Object::Route(route) => {
+                subnets.any(|subnets| subnets.values().any(|subnet| *subnet == route.dst))
+            }
+            Object::Nexthop(Nexthop { gateway: ip, .. })
+            | Object::Neighbour(Neighbour { ip, .. }) => {
+                subnets.any(|subnets| subnets.values().any(|subnet| subnet.contains_ip(*ip)))
+            }
+            Object::Fdb(_) => subnets.next().is_some(),
+            _ => false,
         }
     }
 

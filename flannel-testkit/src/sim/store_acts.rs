@@ -1,10 +1,11 @@
 //! What happens in the store: what others write there, honest or not.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use flannel_core::{
-    BackendType, DualStack, Family, Lease, LeaseAttrs, LeaseKey, NodeId, PublicIp, Revision, Subnet,
+    BackendType, DualStack, Family, Lease, LeaseAttrs, LeaseKey, NetworkConfig, NodeId, PublicIp,
+    Revision, Subnet,
 };
 
 use super::action::{Hostile, StoreAction};
@@ -50,7 +51,10 @@ impl World {
             }
             StoreAction::Config(n) => {
                 let config = self.setup.configs[n % self.setup.configs.len()].clone();
-                if config == self.config || !self.tamper(Tamper::Config(config.clone())) {
+                if config == self.config
+                    || !self.may_change_to(&config)
+                    || !self.tamper(Tamper::Config(config.clone()))
+                {
                     return false;
                 }
                 self.judge.config(&config);
@@ -82,11 +86,18 @@ impl World {
                     None => false,
                 }
             }
-            StoreAction::Unreserve(node) => {
-                let node = self.nodes[node % self.nodes.len()].id.clone();
-                self.tamper(Tamper::Unreserve(node))
-            }
+            StoreAction::Unreserve(node) => match self.record_of(node % self.nodes.len()) {
+                Some(record) => self.tamper(Tamper::Unreserve(record.node, record.subnet)),
+                None => false,
+            },
         }
+    }
+
+    /// Whether the store can keep a network of this config, and Go peers survive it: these know
+    /// their families from the config that was there when they began.
+    fn may_change_to(&self, config: &NetworkConfig) -> bool {
+        let same = config.pools().same_families(self.config.pools());
+        self.cluster.supports(config) && (same || self.gos.is_empty())
     }
 
     fn write(&mut self, record: Lease) -> bool {
@@ -108,7 +119,7 @@ impl World {
             backend_data.set(family, data(family));
         }
         Lease {
-            key: key_of(&subnet),
+            key: LeaseKey::new(""),
             node: NodeId::new(format!("stranger-{n}")).expect("a node id"),
             subnet,
             attrs: LeaseAttrs {
@@ -144,7 +155,10 @@ impl World {
         if self.spoil(&mut record, hostile, own.as_ref(), n).is_none() {
             return false;
         }
-        record.key = key_of(&record.subnet);
+        let Some(key) = self.cluster.record_key(&record.subnet) else {
+            return false;
+        };
+        record.key = key;
         // Nobody's record is written over by accident.
         let records = self.cluster.truth();
         let taken = records
@@ -252,14 +266,4 @@ impl World {
         }
         Some(())
     }
-}
-
-/// Flannel's key of these subnets; where it has none, one like it.
-fn key_of(subnets: &DualStack<Subnet>) -> LeaseKey {
-    let part = |subnet: &Subnet| {
-        let (ip, len): (IpAddr, u8) = (subnet.address(), subnet.len());
-        format!("{ip}-{len}")
-    };
-    let parts: Vec<String> = subnets.values().map(part).collect();
-    LeaseKey::new(parts.join("&"))
 }

@@ -10,8 +10,9 @@ use flannel_core::{
 use tokio::sync::{Notify, broadcast};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::action::{Action, CrashPoint, NodeAction};
+use super::action::{Action, CrashPoint, LinkAction, NodeAction};
 use super::cluster::{Cluster, Founding, Tamper};
+use super::go::Go;
 use super::hardware;
 use super::io::Io;
 use super::judge::{Invariant, Judge};
@@ -41,6 +42,7 @@ pub(super) struct World {
     pub(super) misled: BTreeSet<usize>,
     pub(super) counts: BTreeMap<String, u64>,
     pub(super) trace: Trace,
+    pub(super) gos: Vec<Go>,
     died: Arc<Notify>,
     seen: Vec<Option<Arc<Status>>>,
 }
@@ -48,11 +50,18 @@ pub(super) struct World {
 impl World {
     /// The cluster of a history, before anything happens in it.
     pub(super) fn new(setup: &Arc<Setup>, history: &History, keep_trace: bool) -> Self {
-        let config = setup.configs[history.config % setup.configs.len()].clone();
-        let cluster = (setup.cluster)(&Founding {
-            config: config.clone(),
-            ttl: history.ttl,
-        });
+        let found = |config: usize| {
+            let config = setup.configs[config % setup.configs.len()].clone();
+            let cluster = (setup.cluster)(&Founding {
+                config: config.clone(),
+                ttl: history.ttl,
+            });
+            (config, cluster)
+        };
+        let (mut config, mut cluster) = found(history.config);
+        if !cluster.supports(&config) {
+            (config, cluster) = found(0);
+        }
         let ids: Vec<NodeId> = (0..history.nodes)
             .map(|n| NodeId::new(format!("node-{n}")).expect("a node id"))
             .collect();
@@ -69,6 +78,7 @@ impl World {
             misled: BTreeSet::new(),
             counts: BTreeMap::new(),
             trace: Trace::new(keep_trace),
+            gos: Vec::new(),
             died: Arc::new(Notify::new()),
             seen: vec![None; ids.len()],
         };
@@ -93,6 +103,7 @@ impl World {
             });
             world.furnish(at);
         }
+        world.gos = (0..history.gos).map(Go::new).collect();
         world
     }
 
@@ -116,10 +127,11 @@ impl World {
             Action::Wait => true,
             Action::Node(node, what) => self.act_on_node(at(node), what).await,
             Action::Link(node, what) => {
-                self.nodes[at(node)].link.act(what);
                 // Counted once it takes effect.
-                matches!(what, super::action::LinkAction::Heal)
+                self.act_on_link(at(node), what);
+                matches!(what, LinkAction::Heal)
             }
+            Action::Go(peer, what) => self.act_on_go(peer, what).await,
             Action::Kernel(node, what) => self.act_on_kernel(at(node), what),
             Action::Store(what) => {
                 let done = self.act_on_store(what);
@@ -130,9 +142,8 @@ impl World {
                 done
             }
         };
-        let elapsed = self.judge.elapsed();
         let word = if done { "" } else { " (nothing came of it)" };
-        self.trace.add(format!("{elapsed:?} {action}{word}"));
+        self.trace.add(&format!("{action}{word}"));
         // These are counted when they come.
         let comes_later = match action {
             Action::Node(_, NodeAction::State(_)) => true,
@@ -141,6 +152,16 @@ impl World {
         };
         if done && !comes_later {
             self.count(action.kind());
+        }
+    }
+
+    fn act_on_link(&self, at: usize, action: LinkAction) {
+        let node = &self.nodes[at];
+        match action {
+            LinkAction::Wire(action) => {
+                self.cluster.disturb(&node.id, action);
+            }
+            action => node.link.act(action),
         }
     }
 
@@ -363,9 +384,10 @@ impl World {
             self.look_at(at);
         }
         self.check_held();
+        self.look_at_gos();
         self.judge.check_records(&self.written);
         for note in self.judge.take_notes() {
-            self.trace.add(note);
+            self.trace.add(&note);
         }
     }
 
@@ -374,7 +396,7 @@ impl World {
         for entry in self.nodes[at].kernel.take_log() {
             let (op, answer) = (&entry.op, &entry.result);
             let line = format!("node {at}: {} {} {answer:?}", op.verb(), op.object());
-            self.trace.add(line);
+            self.trace.add(&line);
         }
         let Some(process) = &mut self.nodes[at].process else {
             return;
@@ -383,13 +405,13 @@ impl World {
         take_events(&self.judge, at, &mut process.events, &mut lines);
         let status = process.overlay.status();
         let ended = process.overlay.watch_status().has_changed().is_err();
-        lines.into_iter().for_each(|line| self.trace.add(line));
+        lines.into_iter().for_each(|line| self.trace.add(&line));
         let news = self.seen[at]
             .as_ref()
             .is_none_or(|seen| !Arc::ptr_eq(seen, &status));
         if news {
             let text = serde_json::to_string(&*status).unwrap_or_default();
-            self.trace.add(format!("node {at}: {text}"));
+            self.trace.add(&format!("node {at}: {text}"));
             self.seen[at] = Some(Arc::clone(&status));
         }
         if let Some(lease) = &status.lease {
@@ -410,7 +432,7 @@ impl World {
     fn drain(&mut self, at: usize, mut events: broadcast::Receiver<OverlayEvent>) {
         let mut lines = Vec::new();
         take_events(&self.judge, at, &mut events, &mut lines);
-        lines.into_iter().for_each(|line| self.trace.add(line));
+        lines.into_iter().for_each(|line| self.trace.add(&line));
     }
 
     /// Counts the faults that took effect.
@@ -435,6 +457,9 @@ impl World {
         });
         for (kind, times) in node.link.take_effects() {
             *self.counts.entry(kind).or_default() += times;
+        }
+        for (what, times) in self.cluster.felt(&self.nodes[at].id) {
+            *self.counts.entry(format!("wire {what}")).or_default() += times;
         }
         felt.into_iter().for_each(|kind| self.count(kind));
     }

@@ -125,9 +125,11 @@ impl Engine {
 
     /// Lets orphans go, or keeps them, as soon as that is decided otherwise.
     pub(super) fn follow_hold(&mut self) {
-        let before = self.compiler.desired().hold_orphans;
+        let desired = self.compiler.desired();
+        let before = (desired.hold_orphans, desired.spared.clone());
         self.compiler.update(&LeaseDelta::default(), &self.leases);
-        if self.compiler.desired().hold_orphans != before {
+        let desired = self.compiler.desired();
+        if desired.hold_orphans != before.0 || desired.spared != before.1 {
             self.reconciler.replan();
         }
     }

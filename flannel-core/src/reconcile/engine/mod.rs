@@ -99,6 +99,8 @@ pub(crate) struct Engine {
     lease: LeaseState,
     /// A lease is to be asked for, whatever is held.
     acquire: bool,
+    /// When a lease was last lost, and how often in short succession.
+    lost: Option<(Moment, u32)>,
     /// How often in a row the store gave a lease that the config does not allow.
     misfits: u32,
     network: Option<Arc<dyn Network>>,
@@ -174,6 +176,7 @@ impl Engine {
             attrs: None,
             lease: LeaseState::None,
             acquire: false,
+            lost: None,
             misfits: 0,
             network: None,
             inputs: None,

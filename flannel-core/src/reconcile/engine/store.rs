@@ -20,6 +20,10 @@ use crate::status::OverlayEvent;
 /// How often the config is read from a store that does not tell of its changes.
 const CONFIG_POLL: Duration = Duration::from_secs(300);
 
+/// Leases that are lost no further apart than this are lost for one reason. The double of the longest
+/// wait between two tries, so that the waits themselves do not count as rest.
+const LOSSES_APART: Duration = Duration::from_secs(120);
+
 /// What we know of our lease.
 #[derive(Debug)]
 pub(super) enum LeaseState {
@@ -280,12 +284,24 @@ impl Engine {
         match policy {
             LossPolicy::Reacquire => {
                 self.acquire = true;
-                self.call_at = self.now();
+                self.call_at = self.now() + self.pace_of_losses();
                 self.call_failures = 0;
             }
             LossPolicy::Hold => {}
             LossPolicy::Stop => self.stopping = Some(format!("the lease is lost: {reason}")),
         }
+    }
+
+    /// The wait before a lost lease is asked for again: none, unless one lease after the other is
+    /// lost, as when somebody else takes every one of them.
+    fn pace_of_losses(&mut self) -> Duration {
+        let now = self.now();
+        let losses = match self.lost {
+            Some((at, losses)) if now.since(at) < LOSSES_APART => losses.saturating_add(1),
+            _ => 0,
+        };
+        self.lost = Some((now, losses));
+        self.retry.after(losses, &mut self.parts.rng)
     }
 
     /// Asks the store for what is wanted of it, one thing at a time.

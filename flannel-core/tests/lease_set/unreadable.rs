@@ -1,0 +1,167 @@
+//! Records that cannot be read.
+
+use std::sync::Arc;
+
+use flannel_core::{
+    DualStack, Event, Family, LeaseKey, LeaseSet, Rejection, Snapshot, Subnet, WithdrawalGuard,
+};
+
+use super::{delete, empty, key, keys, net, peer, snapshot, unreadable};
+
+#[test]
+fn an_unreadable_record_keeps_its_last_good_value_until_it_is_deleted() {
+    let mut set = empty(WithdrawalGuard::default());
+    set.apply(Event::Snapshot(snapshot([peer(1, 1)], 1)));
+    let good = Arc::clone(&set.peers()[&key("peer1")]);
+    assert!(
+        set.apply(Event::Unreadable(unreadable("peer1", 2)))
+            .delta
+            .is_empty()
+    );
+    assert!(set.apply(Event::Put(peer(1, 1))).delta.is_empty());
+    assert_eq!(set.unreadable().len(), 1);
+    let again = Snapshot {
+        unreadable: vec![unreadable("peer1", 2), unreadable("peer9", 2)],
+        ..snapshot([], 3)
+    };
+    assert!(set.apply(Event::Snapshot(again)).delta.is_empty());
+    assert_eq!(set.peers()[&key("peer1")], good);
+    assert_eq!(set.unreadable().len(), 2);
+    assert_eq!(set.apply(delete("peer1", 4)).delta.removed, [key("peer1")]);
+    assert_eq!(set.unreadable().len(), 1);
+    set.apply(Event::Put(peer(9, 5)));
+    assert!(set.unreadable().is_empty());
+}
+
+/// What replaces a peer's record, in the words of both its families.
+fn replaced_by(set: &LeaseSet, name: &str) -> Option<LeaseKey> {
+    let peer = &set.peers()[&key(name)];
+    let by = |family| match peer.rejected.get(family) {
+        Some(Rejection::Replaced { by }) => Some(by.clone()),
+        _ => None,
+    };
+    assert_eq!(by(Family::V4), by(Family::V6));
+    assert_eq!(by(Family::V4).is_some(), peer.subnets.is_empty());
+    by(Family::V4)
+}
+
+#[test]
+fn what_cannot_be_read_gives_way_to_what_its_node_writes_next() {
+    let old = peer(1, 1);
+    let mut new = peer(2, 3);
+    new.node = old.node.clone();
+    // Whatever is heard of first, and however it is heard.
+    let first = Event::Snapshot(snapshot([old.clone()], 1));
+    let garbled = Event::Unreadable(unreadable("peer1", 2));
+    let next = Event::Put(new.clone());
+    let at_once = Event::Snapshot(Snapshot {
+        unreadable: vec![unreadable("peer1", 2)],
+        ..snapshot([new.clone()], 3)
+    });
+    for events in [
+        vec![first.clone(), garbled.clone(), next.clone()],
+        vec![first.clone(), next, garbled],
+        vec![first, at_once],
+    ] {
+        let mut set = empty(WithdrawalGuard::default());
+        for event in events {
+            set.apply(event);
+        }
+        assert_eq!(replaced_by(&set, "peer1"), Some(new.key.clone()));
+        assert_eq!(set.peers()[&new.key].subnets, new.subnet);
+
+        // The new one goes, so the old one counts again; and it counts once it can be read.
+        let mut without = set.clone();
+        let delta = without.apply(delete("peer2", 4)).delta;
+        assert_eq!(delta.changed, [key("peer1")]);
+        assert_eq!(replaced_by(&without, "peer1"), None);
+        let mut mended = old.clone();
+        mended.revision.0 = 4;
+        set.apply(Event::Put(mended));
+        assert_eq!(replaced_by(&set, "peer1"), None);
+    }
+}
+
+#[test]
+fn what_cannot_be_read_does_not_give_way_to_what_its_node_wrote_before() {
+    let old = peer(1, 1);
+    let mut new = peer(2, 2);
+    new.node = old.node.clone();
+    let mut set = empty(WithdrawalGuard::default());
+    set.apply(Event::Snapshot(snapshot([old, new], 2)));
+    set.apply(Event::Unreadable(unreadable("peer2", 3)));
+    assert_eq!(replaced_by(&set, "peer2"), None);
+    assert_eq!(replaced_by(&set, "peer1"), None, "this one can be read");
+    set.apply(Event::Unreadable(unreadable("peer1", 4)));
+    assert_eq!(
+        replaced_by(&set, "peer1"),
+        Some(key("peer2")),
+        "of two, the newer"
+    );
+    assert_eq!(keys(&set), ["peer1", "peer2"]);
+}
+
+#[test]
+fn after_a_restored_backup_what_cannot_be_read_gives_way_to_whatever_can() {
+    let old = peer(1, 9);
+    let mut new = peer(2, 6);
+    new.node = old.node.clone();
+    let mut set = empty(WithdrawalGuard::default());
+    set.apply(Event::Snapshot(snapshot([old], 9)));
+    // The history begins anew at revision 4, and the record is never read in it.
+    let restored = set.apply(Event::Snapshot(Snapshot {
+        unreadable: vec![unreadable("peer1", 4)],
+        ..snapshot([], 4)
+    }));
+    assert!(restored.restored_from.is_some());
+    assert_eq!(replaced_by(&set, "peer1"), None);
+    set.apply(Event::Put(new));
+    assert_eq!(replaced_by(&set, "peer1"), Some(key("peer2")));
+    set.apply(Event::Put(peer(1, 7)));
+    assert_eq!(replaced_by(&set, "peer1"), None);
+    set.apply(Event::Unreadable(unreadable("peer1", 8)));
+    assert_eq!(
+        replaced_by(&set, "peer1"),
+        None,
+        "this one is the newer now"
+    );
+}
+
+#[test]
+fn an_adopted_route_stays_while_the_record_of_its_subnet_cannot_be_read() {
+    const RECORD: &str = "/coreos.com/network/subnets/10.5.1.0-24&fd00:5:0:1::-64";
+    let ours = [net("10.5.1.0/24"), net("fd00:5:0:1::/64")];
+    let mut whole = peer(9, 1);
+    whole.subnet = DualStack::both(net("10.5.0.0/16"), net("fd00:5::/48"));
+    let spared = |set: &LeaseSet| set.spared().copied().collect::<Vec<Subnet>>();
+    let adopted = || {
+        let mut set = empty(WithdrawalGuard::default());
+        set.set_adopted([&ours[..], &[net("10.5.1.128/25")]].concat());
+        // Somebody claims everything: that is not to be had, and no reason to let a route go.
+        set.apply(Event::Snapshot(Snapshot {
+            unreadable: vec![unreadable(RECORD, 1)],
+            ..snapshot([whole.clone()], 1)
+        }));
+        assert_eq!(spared(&set), ours);
+        assert!(!set.hold_orphans());
+        set
+    };
+    adopted();
+
+    let mut readable = adopted();
+    let mut lease = peer(1, 2);
+    lease.key = key(RECORD);
+    readable.apply(Event::Put(lease));
+    assert!(
+        spared(&readable).is_empty(),
+        "the route is the peer's from now on"
+    );
+
+    let mut deleted = adopted();
+    deleted.apply(delete(RECORD, 2));
+    assert!(spared(&deleted).is_empty());
+
+    let mut gone = adopted();
+    gone.apply(Event::Snapshot(snapshot([whole.clone()], 2)));
+    assert!(spared(&gone).is_empty());
+}

@@ -117,8 +117,8 @@ impl Splitter {
                 return Err(SplitError::TooLong { limit: LONGEST });
             }
             object.push(byte);
-            let ends = !was_string && self.depth == *end;
-            return Ok(if ends {
+            // Within a string the depth is that of what the string is in.
+            return Ok(if self.depth == *end {
                 self.object.take().map(|(object, _)| object)
             } else {
                 None

@@ -175,6 +175,25 @@ async fn a_node_made_again_with_another_pod_cidr_moves_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_our_node_is_not_ours() {
+    let Some(server) = server() else { return };
+    server.add_node("copy-1", &["10.5.12.0/24"]).expect("made");
+    let manager = manager(server);
+    let lease = acquire(&manager, &request("copy-1", 1)).await;
+    let node = stored(server, "copy-1");
+    let copy = json!({
+        "metadata": {"name": "copy-1", "annotations": node["metadata"]["annotations"]},
+        "spec": node["spec"],
+    });
+    server.remove_node("copy-1").expect("removed");
+    server.create("/api/v1/nodes", &copy).expect("made");
+    let renewed = manager.renew_lease(&lease).await;
+    assert!(lost(&renewed).contains("made again"), "{renewed:?}");
+    let new = acquire(&manager, &request("copy-1", 1)).await;
+    manager.renew_lease(&new).await.expect("it is current");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn annotations_that_somebody_changes_are_found_lost_and_restored() {
     let Some(server) = server() else { return };
     server.add_node("tamper-1", &["10.5.6.0/24"]).expect("made");

@@ -37,8 +37,9 @@ const BRIEF: Duration = Duration::from_secs(1);
 /// How long a server is asked to keep a watch open, in seconds: from this to twice this.
 const WATCH_SECONDS: u64 = 300;
 
-/// How many changes are taken together, of which the last of each Node counts.
-const BATCH: usize = 4096;
+/// How many Nodes are taken together, as the API server tells them; of changes, the last of each Node
+/// counts. A Node can have tens of kilobytes before it is decoded.
+const BATCH: usize = 128;
 
 /// How long to wait before a condition is restored another time.
 const TEND_AGAIN: Duration = Duration::from_secs(5);

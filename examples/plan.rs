@@ -166,7 +166,7 @@ async fn work_out(
     let network = backend.register_network(&cx, own.clone()).await?;
 
     let mut set = LeaseSet::new(WithdrawalGuard::default());
-    set.set_backend(backend.backend_type());
+    set.set_backends(backend.backend_type(), backend.reaches());
     set.set_pools(*config.pools());
     set.set_own(Own {
         node: own.node.clone(),

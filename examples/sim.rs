@@ -18,8 +18,8 @@ use std::sync::Mutex;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
-use flannel::VxlanBackend;
+use clap::{Parser, ValueEnum};
+use flannel::{HostGwBackend, VxlanBackend};
 use flannel_testkit::sim::{Failure, Progress, Report, Sim};
 use serde::Serialize;
 
@@ -36,6 +36,9 @@ struct Flags {
     /// How many nodes each cluster has
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=30))]
     nodes: u8,
+    /// The backend of the nodes; both: the config changes from one to the other and back
+    #[arg(long, value_enum, default_value_t = Backend::Vxlan)]
+    backend: Backend,
     /// How many things happen in each history, beside the start of the nodes
     #[arg(long, value_name = "N", default_value_t = 40)]
     steps: usize,
@@ -60,6 +63,25 @@ struct Flags {
     json: bool,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Backend {
+    Vxlan,
+    HostGw,
+    Both,
+}
+
+impl Backend {
+    fn sim(self) -> Sim {
+        match self {
+            Self::Vxlan => Sim::new(VxlanBackend::new),
+            Self::HostGw => Sim::new(HostGwBackend::new).of_host_gw(),
+            Self::Both => Sim::new(VxlanBackend::new)
+                .with(HostGwBackend::new)
+                .of_both(),
+        }
+    }
+}
+
 /// The result as a program reads it.
 #[derive(Serialize)]
 struct Summary<'a> {
@@ -75,7 +97,9 @@ struct Summary<'a> {
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    let sim = Sim::new(VxlanBackend::new)
+    let sim = flags
+        .backend
+        .sim()
         .nodes(flags.nodes.into())
         .steps(flags.steps);
     let start = Instant::now();

@@ -103,6 +103,7 @@
 //!
 //! | feature | default | brings |
 //! |---|---|---|
+//! | `host-gw` | yes | [`HostGwBackend`]: flannel's host-gw, plain routes without a tunnel |
 //! | `netlink` | yes | [`NetlinkKernel`]: the Linux kernel over netlink |
 //! | `vxlan` | yes | [`VxlanBackend`]: flannel's VXLAN |
 //! | `etcd` | no | `EtcdManager`: leases on etcd v3. Building it needs `protoc` and its well-known types: on Debian `apt-get install protobuf-compiler libprotobuf-dev` |
@@ -141,10 +142,10 @@ pub use flannel_core::{
 
 // The kernel's objects and the underlay.
 pub use flannel_core::{
-    Address, AddressInfo, Change, ChangeStream, External, Fdb, Features, IfName, Interface, Link,
-    LinkInfo, LinkKind, MAIN_TABLE, MacAddr, MacError, Neighbour, Nexthop, NodeContext, Note,
-    Object, ObjectKey, Objects, Observed, Offload, Op, Reach, Route, RouteProtocol, RouteTarget,
-    Scope, Sysctl, Underlay, UnderlayOptions, Vxlan,
+    Address, AddressInfo, Change, ChangeStream, External, Fdb, Features, Gateways, Hop, IfName,
+    Interface, Link, LinkInfo, LinkKind, MAIN_TABLE, MacAddr, MacError, Neighbour, Nexthop,
+    NodeContext, Note, Object, ObjectKey, Objects, Observed, Offload, Op, Reach, Route,
+    RouteProtocol, RouteTarget, Scope, Sysctl, Underlay, UnderlayOptions, Vxlan,
 };
 
 // Time and chance as parameters.
@@ -152,6 +153,9 @@ pub use flannel_core::{Backoff, Moment, Rng, TokioClock, error_chain, stable_has
 
 #[cfg(feature = "netlink")]
 pub use flannel_netlink::{BootClock, NetlinkKernel, NetlinkOptions};
+
+#[cfg(feature = "host-gw")]
+pub use flannel_backend_hostgw::HostGwBackend;
 
 #[cfg(feature = "vxlan")]
 pub use flannel_backend_vxlan::{ChecksumOffload, VxlanBackend, VxlanConfig, VxlanData};

@@ -8,6 +8,8 @@ const HEIGHT: f64 = 420.0;
 /// The frame of the bars: left, top, right, bottom.
 const FRAME: (f64, f64, f64, f64) = (70.0, 60.0, 770.0, 360.0);
 const BARS: usize = 50;
+/// More than the longest label above the bars takes.
+const LABEL: f64 = 150.0;
 
 /// Draws how many of the times, which are in their order, fall into each of 50 spans.
 pub(crate) fn histogram(title: &str, times: &[Duration]) -> String {
@@ -56,18 +58,33 @@ pub(crate) fn histogram(title: &str, times: &[Duration]) -> String {
         )
         .ok();
     }
-    for (percent, label) in [(50, "half"), (99, "99 of 100")] {
-        let rank = (ms.len() * percent).div_ceil(100).max(1);
-        let Some(time) = ms.get(rank - 1) else {
-            continue;
-        };
+    let rank = |percent: usize| (ms.len() * percent).div_ceil(100).max(1);
+    let [half, most_of] = [50, 99].map(|percent| ms.get(rank(percent) - 1).copied());
+    // Side by side where there is no room for one label beside the other.
+    let are_close = matches!((half, most_of), (Some(a), Some(b)) if x(b) - x(a) < LABEL);
+    let anchors = if are_close {
+        ["end", "start"]
+    } else {
+        ["middle"; 2]
+    };
+    for ((time, label), anchor) in [(half, "half"), (most_of, "99 of 100")]
+        .into_iter()
+        .zip(anchors)
+    {
+        let Some(time) = time else { continue };
         writeln!(
             svg,
             "<path d=\"M{0:.1} {1}V{bottom}\" stroke=\"#c03030\" stroke-dasharray=\"5 4\"/>\
-             <text x=\"{0:.1}\" y=\"{2}\" text-anchor=\"middle\" fill=\"#c03030\">{label}: {time:.0} ms</text>",
-            x(*time),
+             <text x=\"{3:.1}\" y=\"{2}\" text-anchor=\"{anchor}\" fill=\"#c03030\">{label}: {time:.0} ms</text>",
+            x(time),
             top - 4.0,
             top - 8.0,
+            match anchor {
+                "end" => x(time) - 5.0,
+                // The longest label still ends in the picture.
+                "start" => (x(time) + 5.0).min(WIDTH - LABEL),
+                _ => x(time),
+            },
         )
         .ok();
     }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use flannel::{
-    DualStack, MemoryManager, NetlinkKernel, NetworkConfig, NodeId, Overlay, PoolMode, Status,
-    Subnet, VxlanBackend,
+    DualStack, HostGwBackend, MemoryManager, NetlinkKernel, NetworkConfig, NodeId, Overlay,
+    PoolMode, Status, Subnet, VxlanBackend,
 };
 use flannel_testkit::netns::{Host, Lab, Ns};
 use flannel_testkit::prober::{Options, Pinged, Prober, Report as Probed, ping_matrix};
@@ -110,6 +110,7 @@ async fn start_node(
         .kernel(kernel);
     let builder = match flags.backend {
         Backend::Vxlan => builder.backend(VxlanBackend::new()),
+        Backend::HostGw => builder.backend(HostGwBackend::new()),
     };
     let overlay = builder.start().await?;
     overlay.ready().await?;

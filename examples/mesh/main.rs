@@ -64,12 +64,14 @@ struct Flags {
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Backend {
     Vxlan,
+    HostGw,
 }
 
 impl Backend {
     const fn name(self) -> &'static str {
         match self {
             Self::Vxlan => "vxlan",
+            Self::HostGw => "host-gw",
         }
     }
 }
@@ -135,7 +137,7 @@ async fn main() -> ExitCode {
     };
     if flags.keep {
         if let Some(lab) = Arc::into_inner(lab) {
-            report::how_to_look(&lab.keep());
+            report::how_to_look(flags.backend, &lab.keep());
         }
     } else {
         lab.cleanup();

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::cluster::Cluster;
 use crate::repair::Repair;
-use crate::{Error, Flags};
+use crate::{Backend, Error, Flags};
 
 /// How it went.
 pub(crate) enum Outcome {
@@ -224,11 +224,13 @@ pub(crate) fn show_restart(probed: &Probed) {
     );
 }
 
-pub(crate) fn how_to_look(namespaces: &[String]) {
+pub(crate) fn how_to_look(backend: Backend, namespaces: &[String]) {
     println!("kept: {}", namespaces.join(" "));
-    println!("look:   ip netns exec mesh-node-1 ip -d link show type vxlan");
-    println!("        ip netns exec mesh-node-1 ip route; ip netns exec mesh-node-1 ip nexthop");
-    println!("        ip netns exec mesh-node-1 bridge fdb show dev flannel.1");
+    println!("look:   ip netns exec mesh-node-1 ip route; ip netns exec mesh-node-1 ip nexthop");
+    if backend == Backend::Vxlan {
+        println!("        ip netns exec mesh-node-1 ip -d link show type vxlan");
+        println!("        ip netns exec mesh-node-1 bridge fdb show dev flannel.1");
+    }
     println!(
         "remove: for ns in {}; do ip netns del $ns; done",
         namespaces.join(" ")

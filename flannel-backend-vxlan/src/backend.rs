@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use flannel_core::backend::{Error, Result};
+use flannel_core::backend::{Error, Result, check_lease};
 use flannel_core::{
-    Backend, BackendType, DualStack, Family, Lease, LeaseAttrs, Link, LinkKind, MacAddr, Network,
-    NodeContext, Note, Object, ObjectKey, stable_hash,
+    Backend, BackendType, DualStack, Family, Gateways, Lease, LeaseAttrs, Link, LinkKind, MacAddr,
+    Network, NodeContext, Note, Object, ObjectKey, stable_hash,
 };
 
 use crate::config::{VxlanConfig, device_name};
@@ -130,6 +130,11 @@ impl Backend for VxlanBackend {
         BackendType::vxlan()
     }
 
+    fn reaches(&self) -> Vec<BackendType> {
+        // As with direct routing: it has no end of a tunnel, and needs none where it works at all.
+        vec![BackendType::host_gw()]
+    }
+
     fn attrs<'a>(&self, cx: &NodeContext<'a>) -> Result<LeaseAttrs> {
         let config = VxlanConfig::from_network(cx.config)?;
         if !cx.features.vxlan {
@@ -162,14 +167,10 @@ impl Backend for VxlanBackend {
         cx: &NodeContext<'a>,
         lease: Lease,
     ) -> Result<Arc<dyn Network>> {
+        check_lease(cx.config, &lease)?;
         let config = VxlanConfig::from_network(cx.config)?;
         let mut devices = self.devices(cx, &config)?;
         for family in cx.config.families() {
-            if !lease.subnet.has(family) {
-                return Err(Error::Lease {
-                    reason: format!("it has no {family} subnet, which the config asks for"),
-                });
-            }
             // What the lease publishes is what peers send to: the device must have just that.
             let published = lease.attrs.backend_data.get(family).map(VxlanData::decode);
             if let (Some(Ok(data)), Some(device)) = (published, devices.get_mut(family)) {
@@ -188,18 +189,8 @@ impl Backend for VxlanBackend {
                 ),
             });
         }
-        let nexthops = cx.features.nexthops && !self.without_nexthops;
-        if !nexthops {
-            let text = if self.without_nexthops {
-                "not used: switched off by the host program"
-            } else {
-                "not used: the kernel has none (they came with Linux 5.3)"
-            };
-            notes.push(Note {
-                topic: "nexthops".to_owned(),
-                text: text.to_owned(),
-            });
-        }
+        let (gateways, note) = Gateways::new(cx, !self.without_nexthops);
+        notes.extend(note);
         let accept_ra = cx.features.ipv6 && cx.features.sysctls;
         Ok(Arc::new(VxlanNetwork {
             overlay: cx.overlay.clone(),
@@ -209,7 +200,7 @@ impl Backend for VxlanBackend {
             devices,
             checksums,
             accept_ra,
-            nexthops,
+            gateways,
             notes,
             lease,
         }))

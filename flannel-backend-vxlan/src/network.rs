@@ -4,11 +4,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use flannel_core::reconcile::ownership::nexthop_id;
 use flannel_core::{
-    Address, DualStack, Family, Fdb, IfName, Lease, Link, LinkKind, MAIN_TABLE, MacAddr, Neighbour,
-    Network, Nexthop, Note, Object, Offload, OverlayName, Reach, Rejection, Route, RouteProtocol,
-    RouteTarget, Subnet, Sysctl, Underlay, Vxlan,
+    Address, BackendType, DualStack, Family, Fdb, Gateways, Hop, IfName, Lease, Link, LinkKind,
+    MacAddr, Neighbour, Network, Note, Object, Offload, OverlayName, Rejection, Subnet, Sysctl,
+    Underlay, Vxlan, no_public_ip,
 };
 
 use crate::config::VxlanConfig;
@@ -33,44 +32,12 @@ pub(crate) struct VxlanNetwork {
     pub(crate) devices: DualStack<Device>,
     pub(crate) checksums: Option<bool>,
     pub(crate) accept_ra: bool,
-    pub(crate) nexthops: bool,
+    pub(crate) gateways: Gateways,
     pub(crate) notes: Vec<Note>,
     pub(crate) lease: Lease,
 }
 
 impl VxlanNetwork {
-    /// The route of a peer's subnet through a gateway, with its nexthop object where these are
-    /// used.
-    fn route(&self, dst: Subnet, gateway: IpAddr, dev: IfName, onlink: bool) -> Vec<Object> {
-        let mut objects = Vec::with_capacity(2);
-        let target = if self.nexthops {
-            let id = nexthop_id(&self.overlay, gateway, dev, onlink);
-            let protocol = RouteProtocol::UNSPEC;
-            objects.push(Object::Nexthop(Nexthop {
-                id,
-                gateway,
-                dev,
-                onlink,
-                protocol,
-            }));
-            RouteTarget::Nexthop(id)
-        } else {
-            RouteTarget::Gateway {
-                gateway,
-                dev,
-                onlink,
-            }
-        };
-        objects.push(Object::Route(Route {
-            table: MAIN_TABLE,
-            dst,
-            metric: Route::default_metric(dst.family()),
-            target,
-            protocol: RouteProtocol::UNSPEC,
-        }));
-        objects
-    }
-
     fn peer_family(
         &self,
         peer: &Lease,
@@ -78,17 +45,18 @@ impl VxlanNetwork {
         subnet: Subnet,
     ) -> Result<Vec<Object>, Rejection> {
         let device = self.devices.get(family).ok_or(Rejection::NoSubnet)?;
+        if peer.attrs.is_backend(&BackendType::host_gw()) {
+            let public_ip = peer.attrs.public_ip(family);
+            return self.gateways.direct(&self.underlay, subnet, public_ip);
+        }
         let remote = peer
             .attrs
             .public_ip(family)
-            .ok_or_else(|| Rejection::PublicIp {
-                found: "missing".to_owned(),
-                reason: format!("the {family} overlay is carried over {family}"),
-            })?;
+            .ok_or_else(|| no_public_ip(family))?;
         if self.config.direct_routing
-            && let Reach::OnLink(dev) = self.underlay.reach(remote)
+            && let Ok(objects) = self.gateways.direct(&self.underlay, subnet, Some(remote))
         {
-            return Ok(self.route(subnet, remote, dev, false));
+            return Ok(objects);
         }
         let data = peer
             .attrs
@@ -121,7 +89,12 @@ impl VxlanNetwork {
                 mac: data.vtep_mac,
             }),
         ];
-        objects.extend(self.route(subnet, gateway, dev, true));
+        let hop = Hop {
+            gateway,
+            dev,
+            onlink: true,
+        };
+        objects.extend(self.gateways.route(subnet, hop));
         Ok(objects)
     }
 }

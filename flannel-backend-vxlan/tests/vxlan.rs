@@ -12,6 +12,7 @@ use flannel_core::{
     Rejection, Revision, Route, RouteProtocol, RouteTarget, Subnet, Underlay, UnderlayOptions,
     Vxlan,
 };
+use flannel_testkit::conformance::backend::{Input, all};
 use proptest::prelude::*;
 
 const DUAL: &str = r#"{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48",
@@ -183,6 +184,18 @@ fn peer() -> Lease {
 
 fn texts(objects: &[Object]) -> Vec<String> {
     objects.iter().map(ToString::to_string).collect()
+}
+
+#[tokio::test]
+async fn every_law_of_backends_is_kept() {
+    let direct = DUAL.replace(r#""vxlan""#, r#""vxlan","DirectRouting":true"#);
+    for (config, overhead) in [(DUAL, 50), (V4, 50), (&direct, 50)] {
+        let backend = VxlanBackend::new();
+        let input = Input::new(&backend, config, overhead).expect("a valid config");
+        for (law, outcome) in all(&backend, &input).await {
+            outcome.unwrap_or_else(|how| panic!("{law}: {how}"));
+        }
+    }
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn world(peers: u32) -> World {
         .block_on(backend.register_network(&cx, own.clone()))
         .expect("a network");
     let mut set = LeaseSet::new(WithdrawalGuard::default());
-    set.set_backend(backend.backend_type());
+    set.set_backends(backend.backend_type(), backend.reaches());
     set.set_pools(*fixture.config.pools());
     set.set_own(Own {
         node: own.node.clone(),

@@ -31,12 +31,23 @@ pub(crate) struct Admission {
     pub(crate) own: Option<Own>,
     pub(crate) pools: DualStack<Pool>,
     pub(crate) backend: Option<BackendType>,
+    /// The types of other backends that ours reaches too.
+    pub(crate) reaches: Vec<BackendType>,
 }
 
 impl Admission {
     /// Whether a record is one of our own.
     pub(crate) fn is_own(&self, lease: &Lease) -> bool {
         self.own.as_ref().is_some_and(|own| own.node == lease.node)
+    }
+
+    /// The backend of a record, if it is one that ours reaches and not ours.
+    pub(crate) fn other_backend(&self, lease: &Lease) -> Option<BackendType> {
+        let is = |backend: &&BackendType| lease.attrs.is_backend(backend);
+        if self.backend.as_ref().is_some_and(|ours| is(&ours)) {
+            return None;
+        }
+        self.reaches.iter().find(is).cloned()
     }
 
     /// The subnets of a peer that may be used, unless an older record has them, and why others may
@@ -48,7 +59,8 @@ impl Admission {
         if !self.pools.families().any(|family| lease.subnet.has(family)) {
             return self.pools.map(|_, _| Err(Rejection::NoSubnet));
         }
-        if !lease.attrs.is_backend(ours) {
+        let mut reached = self.reaches.iter().chain([ours]);
+        if !reached.any(|backend| lease.attrs.is_backend(backend)) {
             let found = lease.attrs.backend_type.as_ref();
             let rejection = Rejection::BackendType {
                 found: found.map_or("none", BackendType::as_str).to_owned(),

@@ -200,6 +200,17 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// The type by which the network config selects this backend.
     fn backend_type(&self) -> BackendType;
 
+    /// The types of other backends whose nodes this one's network reaches as well, as they are:
+    /// while a cluster changes its type node by node, nobody is cut off. A peer of any further type
+    /// is rejected. By default there are none.
+    ///
+    /// Each of two types must reach the other one, and must receive what the other one sends, for
+    /// as long as the devices of the former type stay
+    /// ([`Desired::held_backends`](crate::reconcile::desired::Desired::held_backends)).
+    fn reaches(&self) -> Vec<BackendType> {
+        Vec::new()
+    }
+
     /// What this node publishes with its lease.
     ///
     /// # Errors
@@ -219,6 +230,19 @@ pub trait Backend: Debug + Send + Sync + 'static {
         cx: &NodeContext<'a>,
         lease: Lease,
     ) -> Result<Arc<dyn Network>>;
+}
+
+/// Whether our lease has a subnet of every family of the config.
+///
+/// # Errors
+/// [`Error::Lease`] names the family without one.
+pub fn check_lease(config: &NetworkConfig, lease: &Lease) -> Result<()> {
+    match config.families().find(|family| !lease.subnet.has(*family)) {
+        None => Ok(()),
+        Some(family) => Err(Error::Lease {
+            reason: format!("it has no {family} subnet, which the config asks for"),
+        }),
+    }
 }
 
 /// Something worth telling that is neither an error nor a condition, such as why checksum offload

@@ -114,6 +114,7 @@ pub struct LeaseSet {
     max_records: usize,
 
     peers: BTreeMap<LeaseKey, Arc<Peer>>,
+    of_other_backends: BTreeMap<BackendType, BTreeSet<LeaseKey>>,
     own_records: BTreeMap<LeaseKey, Lease>,
     unreadable: BTreeMap<LeaseKey, Unreadable>,
     subnets: Settlement<Subnet>,
@@ -157,6 +158,7 @@ impl LeaseSet {
             guard,
             max_records: Self::MAX_RECORDS,
             peers: BTreeMap::new(),
+            of_other_backends: BTreeMap::new(),
             own_records: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             subnets: Settlement::default(),
@@ -201,10 +203,18 @@ impl LeaseSet {
 
     /// Tells our backend; all records are judged anew, those of another backend are rejected.
     pub fn set_backend(&mut self, backend: BackendType) -> LeaseDelta {
-        if self.admission.backend.as_ref() == Some(&backend) {
+        self.set_backends(backend, Vec::new())
+    }
+
+    /// Tells our backend, and the other ones that it reaches; all records are judged anew, those of
+    /// any further backend are rejected.
+    pub fn set_backends(&mut self, ours: BackendType, reaches: Vec<BackendType>) -> LeaseDelta {
+        let same = self.admission.backend.as_ref() == Some(&ours);
+        if same && self.admission.reaches == reaches {
             return LeaseDelta::default();
         }
-        self.admission.backend = Some(backend);
+        self.admission.backend = Some(ours);
+        self.admission.reaches = reaches;
         self.judge_all()
     }
 
@@ -223,6 +233,12 @@ impl LeaseSet {
     /// The peers by their records' keys: every other node's record, admitted or not.
     pub const fn peers(&self) -> &BTreeMap<LeaseKey, Arc<Peer>> {
         &self.peers
+    }
+
+    /// The peers that are admitted although they are of another backend than ours, by that: one of
+    /// us has not followed a change of the config yet.
+    pub const fn of_other_backends(&self) -> &BTreeMap<BackendType, BTreeSet<LeaseKey>> {
+        &self.of_other_backends
     }
 
     /// The records that bear our node id: that of our lease, and stale ones.
@@ -282,6 +298,19 @@ impl LeaseSet {
     /// withdrawn. What only this one lacks is guarded as ever.
     pub fn apply_confirming(&mut self, snapshot: Snapshot) -> Applied {
         self.snapshot(snapshot, true)
+    }
+
+    /// Takes a snapshot in after a silence that cost leases: whatever it lacks, if only one peer, is
+    /// held until a second one lacks it too.
+    pub(crate) fn apply_doubting(&mut self, snapshot: Snapshot) -> Applied {
+        let doubting = WithdrawalGuard {
+            share_percent: 0,
+            floor: 1,
+        };
+        let usual = std::mem::replace(&mut self.guard, doubting);
+        let applied = self.snapshot(snapshot, false);
+        self.guard = usual;
+        applied
     }
 
     fn put(&mut self, lease: Lease) -> Applied {
@@ -664,6 +693,7 @@ impl LeaseSet {
         let mut delta = LeaseDelta::default();
         for (key, theirs) in judged {
             let peer = theirs.map(|(screened, lease)| Arc::new(self.peer(screened, lease)));
+            self.note_backend(&key, peer.as_deref());
             match (self.peers.get(&key), peer) {
                 (None, None) => {}
                 (Some(_), None) => {
@@ -758,6 +788,21 @@ impl LeaseSet {
             }
         }
         screened
+    }
+
+    /// Notes whether a peer that is admitted is of another backend than ours.
+    fn note_backend(&mut self, key: &LeaseKey, peer: Option<&Peer>) {
+        self.of_other_backends.retain(|_, keys| {
+            keys.remove(key);
+            !keys.is_empty()
+        });
+        let Some(peer) = peer.filter(|peer| !peer.subnets.is_empty()) else {
+            return;
+        };
+        if let Some(other) = self.admission.other_backend(&peer.lease) {
+            let keys = self.of_other_backends.entry(other).or_default();
+            keys.insert(key.clone());
+        }
     }
 
     fn peer(&self, screened: DualStack<Result<Subnet, Rejection>>, lease: Lease) -> Peer {

@@ -12,6 +12,7 @@ pub mod config;
 mod error_chain;
 mod event;
 mod family;
+mod gateway;
 mod gojson;
 pub mod keeper;
 pub mod kernel;
@@ -41,6 +42,7 @@ pub use config::{BackendConfig, NetworkConfig, Pool, PoolMode};
 pub use error_chain::error_chain;
 pub use event::{Event, EventStream, Snapshot, Unreadable};
 pub use family::{DualStack, Family, PublicIp};
+pub use gateway::{Gateways, Hop, no_public_ip};
 pub use kernel::{Change, ChangeStream, Features, Kernel, Observed, Op, Scope};
 pub use lease::{
     BackendData, BackendDataError, BackendType, Lease, LeaseAttrs, LeaseKey, Revision, Seniority,

@@ -12,6 +12,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::family::Family;
+use crate::lease::BackendType;
 use crate::node::NameError;
 use crate::subnet::Subnet;
 
@@ -242,6 +243,13 @@ pub enum LinkKind {
     Loopback,
     /// Hardware, or a kind that we have no word for; the kernel's own name of it, if it has one.
     Other(String),
+}
+
+impl LinkKind {
+    /// The backend whose overlay devices are of this kind, if there is one.
+    pub fn backend(&self) -> Option<BackendType> {
+        matches!(self, Self::Vxlan(_)).then(BackendType::vxlan)
+    }
 }
 
 /// What a VXLAN device is (RFC 7348; `IFLA_VXLAN_*` of `linux/if_link.h`).

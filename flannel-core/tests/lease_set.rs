@@ -431,6 +431,39 @@ proptest! {
         prop_assert_eq!(set.own_records(), late.own_records());
     }
 
+    #[test]
+    fn peers_of_a_backend_that_ours_reaches_are_admitted_and_told(
+        history in leases::history(any_lease(), 0..40),
+        at in any::<prop::sample::Index>(),
+    ) {
+        let events = Permutation::Identity.deliver(&history, &mut Rng::new(0));
+        let at = at.index(events.len());
+        let (vxlan, host_gw) = (BackendType::vxlan(), BackendType::host_gw());
+        let mut set = empty(WithdrawalGuard::default());
+        for (i, event) in events.into_iter().enumerate() {
+            if i == at {
+                set.set_backends(host_gw.clone(), vec![vxlan.clone()]);
+            }
+            take(&mut set, event);
+            let mut others = BTreeSet::new();
+            for (key, peer) in set.peers() {
+                let is = |backend| peer.lease.attrs.is_backend(backend);
+                let is_admitted = !peer.subnets.is_empty();
+                prop_assert!(!is_admitted || is(&vxlan) || i >= at && is(&host_gw), "{:?}", peer);
+                if is_admitted && i >= at && !is(&host_gw) {
+                    others.insert(key.clone());
+                }
+                for rejection in peer.rejected.values() {
+                    let by_type = matches!(rejection, Rejection::BackendType { .. });
+                    prop_assert!(!by_type || !is(&vxlan), "{:?}", peer);
+                }
+            }
+            let mut expected = BTreeMap::from([(vxlan.clone(), others)]);
+            expected.retain(|_, keys| !keys.is_empty());
+            prop_assert_eq!(set.of_other_backends(), &expected);
+        }
+    }
+
     /// Whatever a store says, one snapshot never takes more than the guarded share away.
     #[test]
     fn one_snapshot_never_withdraws_more_than_the_share(

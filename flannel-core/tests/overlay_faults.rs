@@ -154,6 +154,27 @@ async fn a_lost_race_for_a_subnet_is_run_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_config_that_comes_back_before_another_fits_is_in_force_again() {
+    let single = r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#;
+    let (inner, kernel) = (MemoryManager::new(config(single)), FakeKernel::node(1));
+    let manager = Faulty::new(&inner);
+    let a = manager.builder(&kernel).start().await.expect("parts");
+    ready_within(Duration::from_secs(10), &a).await;
+    // The other family's subnet is long in coming.
+    plan(&manager.acquiring, [Fault::NoAnswer]);
+    inner.set_config(config(DUAL));
+    until(Duration::from_secs(10), "our lease does not fit", || {
+        !a.status().is_true(ConditionType::Config)
+    })
+    .await;
+    inner.set_config(config(single));
+    until(Duration::from_secs(10), "it fits again", || {
+        a.status().is_true(ConditionType::Config)
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_that_is_never_answered_is_made_again() {
     let (inner, kernel) = (MemoryManager::new(config(DUAL)), FakeKernel::node(1));
     let manager = Faulty::new(&inner);

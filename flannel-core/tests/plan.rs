@@ -12,11 +12,12 @@ use flannel_core::reconcile::desired::{Desired, Wanted};
 use flannel_core::reconcile::ownership::{Owner, nexthop_id};
 use flannel_core::reconcile::plan::{Plan, Why, plan, plan_keys, teardown};
 use flannel_core::{
-    Family, IfName, Kernel, Link, LinkKind, Object, ObjectKey, Objects, Observed, Op, OverlayName,
+    BackendType, Family, IfName, Kernel, Link, LinkKind, MAIN_TABLE, Object, ObjectKey, Objects,
+    Observed, Op, OverlayName, Route, RouteProtocol, RouteTarget,
 };
 use flannel_testkit::fake_kernel::{Failure, FakeKernel, FaultKind};
 use flannel_testkit::strategies::objects::{
-    NodeSpec, any_object, differing, if_name, ip, node_spec, ownership,
+    NodeSpec, any_object, differing, if_name, ip, node_spec, ownership, public_ip, slot_subnet,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
@@ -201,7 +202,10 @@ proptest! {
     fn foreign_objects_are_left_as_they_are(world in world()) {
         let (kernel, ownership, foreign) = world.build();
         let before = observe(&kernel, &world.after.desired());
-        let may_take_over = |object: &Object| ownership.may_take_over(object, &before);
+        // No route of others leads to a node.
+        let may_take_over = |object: &Object| {
+            ownership.may_take_over(object, &before) && !matches!(object, Object::Route(_))
+        };
         let plan = plan_now(&kernel, &world.after.desired(), &ownership);
         let dropped: BTreeSet<_> = plan.steps.iter().flat_map(|step| &step.disrupts).collect();
         for step in &plan.steps {
@@ -240,6 +244,28 @@ proptest! {
         let desired = Desired { hold_orphans: true, ..world.after.desired() };
         for step in converge(&kernel, &desired, &ownership).steps {
             prop_assert_ne!(step.why, Why::Orphan);
+        }
+    }
+
+    #[test]
+    fn while_devices_are_held_none_that_is_unwanted_is_removed(world in world()) {
+        let (kernel, ownership, _) = world.build();
+        let held_backends = [BackendType::vxlan()].into();
+        let desired = Desired { held_backends, ..world.after.desired() };
+        let plan = converge(&kernel, &desired, &ownership);
+        let wants = |dev| desired.objects.contains_key(&ObjectKey::Link(dev));
+        for step in plan.steps.iter().filter(|step| step.why == Why::Orphan) {
+            let object = step.op.object();
+            if let Object::Link(_) | Object::Address(_) = object {
+                prop_assert!(object.dev().is_some_and(wants), "removes {}", object);
+            }
+        }
+        // All else is as if they were not held, and they go as soon as they are let go.
+        let free = Desired { held_backends: BTreeSet::new(), ..desired };
+        let rest = converge(&kernel, &free, &ownership);
+        for step in &rest.steps {
+            prop_assert!(step.why == Why::Orphan, "{:?}", step);
+            prop_assert!(matches!(step.op.object(), Object::Link(_) | Object::Address(_)));
         }
     }
 
@@ -367,6 +393,13 @@ proptest! {
                     prop_assert!(is_alias, "{:?}", step);
                 }
                 Op::Create(Object::Nexthop(_)) => prop_assert!(spec.nexthops),
+                // A route to a node on the link gets our mark, and leads where it led.
+                Op::Change(Object::Route(route)) => {
+                    let is_mark = matches!(&step.why,
+                        Why::Drifted { field } if field.starts_with("protocol"));
+                    prop_assert!(is_mark, "{:?}", step);
+                    prop_assert_eq!(Object::Route(route.clone()).dev(), IfName::new("eth0").ok());
+                }
                 Op::Delete(object) => {
                     prop_assert!(left_over.remove(&object.key()), "removes {}", object);
                 }
@@ -375,6 +408,43 @@ proptest! {
         }
         prop_assert_eq!(left_over, BTreeSet::new());
         prop_assert_eq!(plan.foreign, Vec::new());
+    }
+
+    #[test]
+    fn a_boot_route_is_taken_over_only_where_it_leads_to_the_same_node(
+        spec in node_spec(),
+        slot in any::<Index>(),
+        (others, adopt) in any::<(bool, bool)>(),
+    ) {
+        prop_assume!(!spec.peers.is_empty());
+        let peers: Vec<_> = spec.peers.iter().collect();
+        let (slot, (node, _)) = *slot.get(&peers);
+        let kernel = FakeKernel::node(1);
+        let theirs = Object::Route(Route {
+            table: MAIN_TABLE,
+            dst: slot_subnet(Family::V4, *slot),
+            metric: 0,
+            target: RouteTarget::Gateway {
+                gateway: public_ip(Family::V4, node + if others { 100 } else { 0 }),
+                dev: IfName::new("eth0").expect("a name"),
+                onlink: false,
+            },
+            protocol: RouteProtocol::BOOT,
+        });
+        kernel.insert_foreign(theirs.clone()).expect("it fits");
+        let ownership = ownership(adopt);
+        let plan = converge(&kernel, &spec.desired(), &ownership);
+        let now = kernel.get(&theirs.key()).expect("it is never removed");
+        if adopt && !others {
+            prop_assert_eq!(ownership.owner(&now, &observe(&kernel, &spec.desired())), Owner::Ours);
+            prop_assert_eq!(plan.foreign, Vec::new());
+            let left = Desired::default();
+            converge(&kernel, &left, &ownership);
+            prop_assert_eq!(kernel.get(&theirs.key()), None, "ours is swept");
+        } else {
+            prop_assert_eq!(&now, &theirs);
+            prop_assert_eq!(&plan.foreign[0].found, &theirs);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flannel_backend_hostgw::HostGwBackend;
 use flannel_backend_vxlan::VxlanBackend;
 use flannel_core::{
     DualStack, Family, IfName, Kernel, MemoryManager, NodeId, Object, ObjectKey, Objects, Op,
@@ -14,6 +15,7 @@ use flannel_netlink::NetlinkKernel;
 use flannel_testkit::netns::{Host, Lab, Underlay};
 use flannel_testkit::prober::{Pinged, ping_matrix};
 use flannel_testkit::require_tool;
+use flannel_testkit::staged::StagedManager;
 
 use crate::peers::config;
 use crate::wait::{LIMIT, until, within};
@@ -34,6 +36,22 @@ pub const V6: &str = r#"{
     "Backend": { "Type": "vxlan" }
 }"#;
 
+/// An overlay of both families by plain routes.
+pub const DUAL_GW: &str = r#"{
+    "Network": "10.42.0.0/16",
+    "EnableIPv6": true, "IPv6Network": "fd00:42::/48",
+    "Backend": { "Type": "host-gw" }
+}"#;
+
+/// An IPv4 overlay by plain routes.
+pub const V4_GW: &str = r#"{ "Network": "10.42.0.0/16", "Backend": { "Type": "host-gw" } }"#;
+
+/// An overlay of IPv6 alone by plain routes.
+pub const V6_GW: &str = r#"{
+    "EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:42::/48",
+    "Backend": { "Type": "host-gw" }
+}"#;
+
 /// Start may take longer than a repair: namespaces are made, and other tests run.
 const START: Duration = Duration::from_secs(30);
 
@@ -43,7 +61,7 @@ pub struct Setup {
     pub layout: Vec<usize>,
     /// The network config.
     pub config: &'static str,
-    /// The backend.
+    /// The backend for VXLAN; host-gw has no options.
     pub backend: VxlanBackend,
     /// What is different about the nodes' overlays.
     pub tune: Arc<dyn Fn(OverlayBuilder) -> OverlayBuilder + Send + Sync>,
@@ -78,6 +96,8 @@ pub struct Cluster {
     pub underlay: Underlay,
     /// The store.
     pub manager: MemoryManager,
+    /// The store as each node sees it: config changes reach the nodes one by one.
+    pub views: Vec<StagedManager>,
     /// The nodes.
     pub nodes: Vec<Node>,
     /// A pod of each node, in the same order.
@@ -120,8 +140,10 @@ impl Cluster {
         }
         let underlay = lab.routed_underlay(&setup.layout).expect("an underlay");
         let manager = MemoryManager::new(config(setup.config));
+        let view = || StagedManager::new(manager.clone(), config(setup.config));
         let mut cluster = Self {
             lab,
+            views: underlay.nodes.iter().map(|_| view()).collect(),
             underlay,
             manager,
             nodes: Vec::new(),
@@ -139,7 +161,7 @@ impl Cluster {
     async fn add_node(&mut self, i: usize) {
         let host = self.underlay.nodes[i].clone();
         let id = NodeId::new(format!("node-{}", i + 1)).expect("a node id");
-        let overlay = self.start_overlay(&id, &host).await;
+        let overlay = self.start_overlay(i, &id, &host).await;
         let status = overlay.status();
         let lease = status.lease.as_ref().expect("it is ready");
         let node = Node {
@@ -156,10 +178,11 @@ impl Cluster {
         self.nodes.push(node);
     }
 
-    async fn start_overlay(&self, id: &NodeId, host: &Host) -> Overlay {
+    async fn start_overlay(&self, i: usize, id: &NodeId, host: &Host) -> Overlay {
         let builder = Overlay::builder(id.clone())
-            .manager(self.manager.clone())
+            .manager(self.views[i].clone())
             .backend(self.setup.backend.clone())
+            .backend(HostGwBackend::new())
             .kernel(kernel(host));
         let overlay = (self.setup.tune)(builder).start().await.expect("all parts");
         within("the overlay is ready", START, overlay.ready())
@@ -172,7 +195,7 @@ impl Cluster {
     pub async fn restart(&mut self, i: usize) {
         let node = &self.nodes[i];
         assert!(node.overlay.is_none(), "it runs");
-        let overlay = self.start_overlay(&node.id, &node.host).await;
+        let overlay = self.start_overlay(i, &node.id, &node.host).await;
         self.nodes[i].overlay = Some(overlay);
     }
 

@@ -1,6 +1,6 @@
 //! Records as other hosts would write them, and small values.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use flannel_backend_vxlan::VxlanData;
 use flannel_core::{
@@ -69,5 +69,18 @@ impl Peers {
             created: Revision(0),
             revision: Revision(0),
         }
+    }
+
+    /// The record of a peer that runs host-gw.
+    pub fn gw_lease(&self, n: u32) -> Lease {
+        let mut lease = self.lease(n);
+        lease.attrs.backend_type = Some(BackendType::host_gw());
+        lease.attrs.backend_data = DualStack::default();
+        lease
+    }
+
+    /// Puts a node on a link with all of them: an address, with its length, in their network.
+    pub const fn link() -> (IpAddr, u8) {
+        (IpAddr::V4(Ipv4Addr::new(172, 31, 255, 254)), 12)
     }
 }

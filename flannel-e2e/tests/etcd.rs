@@ -2,111 +2,24 @@
 //! a route is withdrawn.
 #![allow(missing_docs, reason = "tests")]
 
-use std::sync::Arc;
+#[path = "../../flannel-subnet-etcd/tests/common/authority.rs"]
+mod authority;
+#[path = "etcd/bed.rs"]
+mod bed;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
-use etcd_client::{Client, CompactionOptions, PutOptions};
-use flannel_core::{ConditionType, Family, OverlayEvent, Status};
-use flannel_e2e::{Cluster, DUAL, Path, Setup, no_loss, within};
-use flannel_subnet_etcd::{EtcdManager, EtcdOptions};
-use flannel_testkit::netns::Host;
-use flannel_testkit::require_tool;
-use flannel_testkit::servers::{Etcd, TcpSwitch};
-use tokio::sync::{Mutex, MutexGuard, broadcast};
-
-const SOON: Duration = Duration::from_secs(30);
-const CONFIG: &str = "/coreos.com/network/config";
-
-/// One at a time: packets are counted, and every millisecond one goes.
-async fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::const_new(());
-    ONE.lock().await
-}
-
-/// A cluster whose nodes reach their etcd, each with a client of its own, through a switch.
-struct Bed {
-    cluster: Cluster,
-    etcd: Etcd,
-    client: Client,
-    switch: TcpSwitch,
-    events: Vec<broadcast::Receiver<OverlayEvent>>,
-}
-
-impl Bed {
-    async fn new(test: &str) -> Option<Self> {
-        if !require_tool(test, "etcd") {
-            return None;
-        }
-        let etcd = Etcd::start().expect("etcd starts");
-        let mut client = Client::connect([etcd.endpoint()], None)
-            .await
-            .expect("a client");
-        client.put(CONFIG, DUAL, None).await.expect("an answer");
-        let switch = TcpSwitch::new(etcd.address()).await.expect("a port");
-        let endpoint = format!("http://{}", switch.address());
-        let setup = Setup {
-            tune: Arc::new(move |builder| {
-                let options = EtcdOptions::new([&endpoint]).expect("an endpoint");
-                builder.manager(EtcdManager::new(options).expect("sound settings"))
-            }),
-            ..Setup::new(2, DUAL)
-        };
-        let cluster = Cluster::start(test, setup).await?;
-        cluster.assert_reachable("before");
-        let events = cluster.nodes.iter().map(|node| node.overlay().events());
-        Some(Self {
-            events: events.collect(),
-            cluster,
-            etcd,
-            client,
-            switch,
-        })
-    }
-
-    async fn all(&self, what: &str, is: impl Fn(&Status) -> bool + Copy) {
-        for node in &self.cluster.nodes {
-            let status = node.overlay().wait_for(is);
-            within(what, SOON, status).await.expect("running");
-        }
-    }
-
-    async fn noticed(&self) {
-        let is = |status: &Status| !status.is_true(ConditionType::Store);
-        self.all("the fault is noticed", is).await;
-    }
-
-    async fn healed(&self) {
-        let is = |status: &Status| status.is_true(ConditionType::Store);
-        self.all("the store is back", is).await;
-    }
-
-    /// Does something while packets run: none is lost, and no step is taken in any kernel.
-    async fn unharmed(&mut self, what: &str, mut during: impl AsyncFnMut(&mut Self)) {
-        let pods = self.cluster.pods.clone();
-        let mut before = Vec::new();
-        for node in &self.cluster.nodes {
-            before.push(node.ours().await);
-        }
-        no_loss(what, &paths(&pods), async || during(self).await).await;
-        for (node, before) in self.cluster.nodes.iter().zip(before) {
-            node.converged().await;
-            assert_eq!(node.ours().await, before, "{what}");
-        }
-        for events in &mut self.events {
-            while let Ok(event) = events.try_recv() {
-                let is_step = matches!(event, OverlayEvent::Step { .. });
-                assert!(!is_step, "{what}: {event:?}");
-            }
-        }
-        // New peers are heard of again.
-        self.cluster.settle().await;
-    }
-}
-
-/// Between the pods, in both families.
-fn paths(pods: &[Host]) -> [Path<'_>; 2] {
-    Family::ALL.map(|family| (&pods[0], &pods[1], family))
-}
+use authority::Authority;
+use bed::{Bed, CONFIG, alone};
+use etcd_client::{
+    AlarmAction, AlarmOptions, AlarmType, Certificate, Client, CompactionOptions, PutOptions,
+    TlsOptions,
+};
+use flannel_core::{ConditionType, OverlayEvent};
+use flannel_e2e::DUAL;
+use flannel_subnet_etcd::TlsFiles;
+use flannel_testkit::servers::EtcdOptions as ServerOptions;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_etcd_that_is_killed_and_comes_back_loses_no_packet() {
@@ -203,25 +116,98 @@ async fn rights_that_are_taken_away_and_given_back_lose_no_packet() {
     .await;
 }
 
+/// Leases of a few seconds, so that they are renewed again and again meanwhile.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_config_that_changes_in_etcd_is_applied() {
+async fn an_etcd_that_is_full_loses_no_packet_and_no_lease() {
     let _alone = alone().await;
-    let Some(mut bed) = Bed::new("etcd-config").await else {
+    let server = ServerOptions {
+        flags: vec!["--quota-backend-bytes=2097152".to_owned()],
+        ..ServerOptions::default()
+    };
+    let short = |options: flannel_subnet_etcd::EtcdOptions| options.ttl(Duration::from_secs(6));
+    let Some(mut bed) = Bed::with("etcd-full", server, None, short).await else {
         return;
     };
-    let other = DUAL.replace("\"vxlan\"", "\"vxlan\", \"VNI\": 7");
-    bed.client
-        .put(CONFIG, other, None)
-        .await
-        .expect("an answer");
-    for node in &bed.cluster.nodes {
-        flannel_e2e::until("the device of VNI 7", SOON, async || {
-            let objects = node.objects().await;
-            objects
-                .keys()
-                .any(|key| key.to_string().contains("flannel.7"))
+    let mut renewed = bed.cluster.nodes[0].overlay().events();
+    bed.unharmed("quota", async |bed| {
+        let big = "x".repeat(256 << 10);
+        let mut is_full = false;
+        for n in 0..64 {
+            let put = bed
+                .client
+                .put(format!("/fill/{n}"), big.as_str(), None)
+                .await;
+            is_full |= put.is_err();
+        }
+        assert!(is_full, "etcd is not full: the test shows nothing");
+        while renewed.try_recv().is_ok() {}
+        for _ in 0..3 {
+            loop {
+                let event = renewed.recv().await.expect("it goes on");
+                let is_lost = matches!(event, OverlayEvent::LeaseLost { .. });
+                assert!(!is_lost, "{event:?}");
+                if event == OverlayEvent::LeaseRenewed {
+                    break;
+                }
+            }
+        }
+        // As its documentation says: compacted, defragmented, disarmed.
+        let answer = "an answer";
+        let all = etcd_client::DeleteOptions::new().with_prefix();
+        let deleted = bed.client.delete("/fill/", Some(all)).await.expect(answer);
+        let revision = deleted.header().expect("a header").revision();
+        let physical = Some(CompactionOptions::new().with_physical());
+        bed.client.compact(revision, physical).await.expect(answer);
+        bed.client.defragment().await.expect(answer);
+        let nospace = AlarmType::Nospace;
+        let alarms = bed.client.alarm(AlarmAction::Get, nospace, None).await;
+        for alarm in alarms.expect(answer).alarms() {
+            let mut of = AlarmOptions::new();
+            of.with_member(alarm.member_id());
+            let off = bed.client.alarm(AlarmAction::Deactivate, nospace, Some(of));
+            off.await.expect(answer);
+        }
+        let config = bed.client.put(CONFIG, DUAL, None).await;
+        config.expect("it takes writes again");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ca_file_that_is_replaced_by_a_wrong_one_loses_no_packet() {
+    let _alone = alone().await;
+    let folder = std::env::temp_dir().join(format!("flannel-e2e-ca-{}", std::process::id()));
+    let (right, wrong) = (
+        Authority::new(&folder, "right"),
+        Authority::new(&folder.join("wrong"), "wrong"),
+    );
+    let (certificate, key) = right.issue("server");
+    let server = ServerOptions {
+        tls: Some((certificate, key, None)),
+        ..ServerOptions::default()
+    };
+    let pem = std::fs::read(&right.ca).expect("it was written");
+    let tls = TlsOptions::new().ca_certificate(Certificate::from_pem(&pem));
+    let ca: PathBuf = folder.join("ca.pem");
+    std::fs::copy(&right.ca, &ca).expect("a copy");
+    let files = TlsFiles {
+        ca: Some(ca.clone()),
+        ..TlsFiles::default()
+    };
+    let trust = move |options: flannel_subnet_etcd::EtcdOptions| options.tls(files.clone());
+    if let Some(mut bed) = Bed::with("etcd-ca", server, Some(tls), trust).await {
+        bed.unharmed("wrong CA", async |bed| {
+            std::fs::copy(&wrong.ca, &ca).expect("a copy");
+            bed.switch.interrupt();
+            bed.all("it is told what is wrong", |status| {
+                let store = status.condition(ConditionType::Store);
+                store.is_some_and(|store| store.message.contains("not signed by the CA"))
+            })
+            .await;
+            std::fs::copy(&right.ca, &ca).expect("a copy");
+            bed.healed().await;
         })
         .await;
     }
-    bed.cluster.reachable_within("after the change", SOON).await;
+    std::fs::remove_dir_all(&folder).expect("it is there");
 }

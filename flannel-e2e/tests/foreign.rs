@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use flannel_backend_vxlan::VxlanBackend;
 use flannel_core::{
-    Address, IfName, Kernel, Link, LinkKind, MAIN_TABLE, MacAddr, MemoryManager, NodeId, Object,
-    Op, Overlay, OverlayName, Route, RouteProtocol, RouteTarget, Scope, Subnet, Vxlan,
+    Address, IfName, Kernel, Lease, Link, LinkKind, MAIN_TABLE, MacAddr, MemoryManager, NodeId,
+    Object, Op, Overlay, OverlayName, Route, RouteProtocol, RouteTarget, Scope, Subnet, Vxlan,
 };
 use flannel_e2e::{
-    Cluster, DUAL, Everything, LIMIT, Peers, Setup, V4, config, dev, ours, route_key, run_in,
-    until, within,
+    Cluster, DUAL, Everything, LIMIT, Peers, Setup, V4, V4_GW, config, dev, ours, route_key,
+    run_in, until, within,
 };
 use flannel_netlink::NetlinkKernel;
 use flannel_testkit::netns::{Host, Lab, Ns};
@@ -146,9 +146,21 @@ async fn what_is_foreign_is_left_as_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_foreign_route_in_the_place_of_ours_is_reported_and_left() {
-    let Some(cluster) = Cluster::start("in-the-way", Setup::new(2, V4)).await else {
+    foreign_route_in_the_way("in-the-way", V4, Peers::lease).await;
+    foreign_route_in_the_way("in-the-way-gw", V4_GW, Peers::gw_lease).await;
+}
+
+async fn foreign_route_in_the_way(
+    test: &str,
+    config: &'static str,
+    lease: fn(&Peers, u32) -> Lease,
+) {
+    let Some(cluster) = Cluster::start(test, Setup::new(2, config)).await else {
         return;
     };
+    let (link, len) = Peers::link();
+    let ns = &cluster.nodes[0].host.ns;
+    ns.add_address("eth0", link, len).expect("a free address");
     let peers = Peers {
         first: [10, 42, 200, 0].into(),
         vni: 1,
@@ -156,8 +168,8 @@ async fn a_foreign_route_in_the_place_of_ours_is_reported_and_left() {
     let node = &cluster.nodes[0];
     let theirs = foreign_route("10.42.200.0/24", dev("eth0"));
     node.break_by(&[Op::Create(theirs.clone())]).await;
-    cluster.manager.put_raw(peers.lease(0)).expect("sound");
-    cluster.manager.put_raw(peers.lease(1)).expect("sound");
+    cluster.manager.put_raw(lease(&peers, 0)).expect("sound");
+    cluster.manager.put_raw(lease(&peers, 1)).expect("sound");
     let reported = node
         .overlay()
         .wait_for(|status| status.foreign.iter().any(|blocked| blocked.found == theirs));

@@ -9,7 +9,7 @@ use flannel_core::{
     RouteProtocol, RouteTarget, Vxlan,
 };
 use flannel_e2e::{
-    Cluster, DUAL, LIMIT, NodeProcess, Path, Peers, Setup, dev, no_loss, probe, route_key,
+    Cluster, DUAL, DUAL_GW, LIMIT, NodeProcess, Path, Peers, Setup, dev, no_loss, probe, route_key,
     try_no_loss, until,
 };
 use flannel_testkit::netns::Host;
@@ -78,7 +78,12 @@ async fn a_device_that_is_down_for_20_ms_is_seen() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_packet_is_lost_over_stop_and_start() {
     let _alone = alone().await;
-    let Some(mut cluster) = Cluster::start("restart", Setup::new(2, DUAL)).await else {
+    stop_and_start("restart", DUAL).await;
+    stop_and_start("restart-gw", DUAL_GW).await;
+}
+
+async fn stop_and_start(test: &str, config: &'static str) {
+    let Some(mut cluster) = Cluster::start(test, Setup::new(2, config)).await else {
         return;
     };
     let pods = cluster.pods.clone();
@@ -99,7 +104,12 @@ async fn no_packet_is_lost_over_stop_and_start() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_packet_is_lost_over_a_killed_process_and_its_successor() {
     let _alone = alone().await;
-    let Some(mut cluster) = Cluster::start("killed", Setup::new(2, DUAL)).await else {
+    kill("killed", DUAL).await;
+    kill("killed-gw", DUAL_GW).await;
+}
+
+async fn kill(test: &str, config: &'static str) {
+    let Some(mut cluster) = Cluster::start(test, Setup::new(2, config)).await else {
         return;
     };
     let overlay = cluster.nodes[0].take_overlay();
@@ -129,7 +139,12 @@ async fn no_packet_is_lost_over_a_killed_process_and_its_successor() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_packet_is_lost_over_a_reconcile_of_what_is_right() {
     let _alone = alone().await;
-    let Some(cluster) = Cluster::start("resync", Setup::new(2, DUAL)).await else {
+    reconcile("resync", DUAL).await;
+    reconcile("resync-gw", DUAL_GW).await;
+}
+
+async fn reconcile(test: &str, config: &'static str) {
+    let Some(cluster) = Cluster::start(test, Setup::new(2, config)).await else {
         return;
     };
     no_loss("resync", &paths(&cluster.pods), async || {
@@ -150,9 +165,19 @@ async fn no_packet_is_lost_over_a_reconcile_of_what_is_right() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_packet_is_lost_while_another_peer_comes_and_goes() {
     let _alone = alone().await;
-    let Some(cluster) = Cluster::start("churn", Setup::new(2, DUAL)).await else {
+    churn("churn", DUAL, Peers::lease).await;
+    churn("churn-gw", DUAL_GW, Peers::gw_lease).await;
+}
+
+async fn churn(test: &str, config: &'static str, lease: fn(&Peers, u32) -> Lease) {
+    let Some(cluster) = Cluster::start(test, Setup::new(2, config)).await else {
         return;
     };
+    let (link, len) = Peers::link();
+    for node in &cluster.nodes {
+        let added = node.host.ns.add_address("eth0", link, len);
+        added.expect("a free address");
+    }
     let peers = Peers {
         first: [10, 42, 200, 0].into(),
         vni: 1,
@@ -160,7 +185,7 @@ async fn no_packet_is_lost_while_another_peer_comes_and_goes() {
     let right = [cluster.nodes[0].ours().await, cluster.nodes[1].ours().await];
     no_loss("churn", &paths(&cluster.pods), async || {
         for round in 0..20 {
-            let lease = peers.lease(round % 3);
+            let lease = lease(&peers, round % 3);
             let route = route_key(peers.subnet(round % 3));
             cluster.manager.put_raw(lease.clone()).expect("sound");
             for node in &cluster.nodes {

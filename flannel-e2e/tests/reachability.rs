@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use flannel_core::{Family, Kernel, Lease, Scope};
-use flannel_e2e::{Cluster, DUAL, LIMIT, Setup, V4, V6, route_key, until};
+use flannel_e2e::{Cluster, DUAL, DUAL_GW, LIMIT, Setup, V4, V4_GW, V6, V6_GW, route_key, until};
 use flannel_testkit::netns::{Host, Ns};
 
 const WAIT: Duration = Duration::from_secs(2);
@@ -97,6 +97,13 @@ async fn every_pod_reaches_every_other_with_full_packets_over_ipv6() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_pod_reaches_every_other_with_full_packets_over_both() {
     every_pod_reaches_every_other("reach-dual", DUAL, 1430).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_pod_reaches_every_other_with_full_packets_without_a_tunnel() {
+    every_pod_reaches_every_other("reach-gw-v4", V4_GW, 1500).await;
+    every_pod_reaches_every_other("reach-gw-v6", V6_GW, 1500).await;
+    every_pod_reaches_every_other("reach-gw-dual", DUAL_GW, 1500).await;
 }
 
 /// The second node's overlay is stopped, its data path stays; its lease is taken out of the store.

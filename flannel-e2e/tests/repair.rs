@@ -11,16 +11,16 @@ use flannel_core::{
     Family, Fdb, Link, MAIN_TABLE, MacAddr, Neighbour, Nexthop, Object, ObjectKey, Objects,
     Offload, Op, Route, RouteProtocol, RouteTarget, Sysctl,
 };
-use flannel_e2e::{Cluster, DUAL, Node, Setup, dev, run_in};
+use flannel_e2e::{Cluster, DUAL, DUAL_GW, Node, Setup, dev, run_in};
 
 /// So long between two readings without a hint that whatever is repaired in time is hinted at.
 const NEVER: Duration = Duration::from_secs(3600);
 
 /// Two nodes that look at the kernel when it hints at a change, never by the clock.
-fn on_hints() -> Setup {
+fn on_hints(config: &'static str) -> Setup {
     Setup {
         tune: Arc::new(|builder| builder.resync_every(NEVER)),
-        ..Setup::new(2, DUAL)
+        ..Setup::new(2, config)
     }
 }
 
@@ -59,7 +59,13 @@ async fn heals(cluster: &Cluster, right: &Objects, what: &str, ops: &[Op]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_object_that_is_deleted_comes_back() {
-    let Some(cluster) = Cluster::start("deleted", on_hints()).await else {
+    let all = ["address", "fdb", "link", "neighbour", "nexthop", "route"];
+    deleted("deleted", DUAL, &all).await;
+    deleted("deleted-gw", DUAL_GW, &["nexthop", "route"]).await;
+}
+
+async fn deleted(test: &str, config: &'static str, all: &[&str]) {
+    let Some(cluster) = Cluster::start(test, on_hints(config)).await else {
         return;
     };
     let right = cluster.nodes[0].ours().await;
@@ -72,8 +78,7 @@ async fn every_kind_of_object_that_is_deleted_comes_back() {
         }
     }
     kinds.retain(|kind| !["sysctl", "offload"].contains(kind));
-    let all = ["address", "fdb", "link", "neighbour", "nexthop", "route"];
-    assert!(kinds.iter().eq(&all), "{kinds:?}");
+    assert!(kinds.iter().eq(all), "{kinds:?}");
 }
 
 /// The ways to alter an object in place.
@@ -107,9 +112,11 @@ fn alterations(object: &Object) -> Vec<Object> {
             ..neighbour
         })],
         Object::Nexthop(nexthop) => {
-            let gateway: IpAddr = match nexthop.gateway {
-                IpAddr::V4(_) => [10, 42, 99, 0].into(),
-                IpAddr::V6(_) => "fd00:42:99::".parse().expect("an address"),
+            let gateway: IpAddr = match (nexthop.gateway, nexthop.onlink) {
+                (IpAddr::V4(_), true) => [10, 42, 99, 0].into(),
+                (IpAddr::V6(_), true) => "fd00:42:99::".parse().expect("an address"),
+                (IpAddr::V4(_), false) => [192, 0, 2, 200].into(),
+                (IpAddr::V6(_), false) => "2001:db8:1::200".parse().expect("an address"),
             };
             vec![Object::Nexthop(Nexthop { gateway, ..nexthop })]
         }
@@ -129,7 +136,12 @@ fn alterations(object: &Object) -> Vec<Object> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_object_that_is_altered_is_put_right() {
-    let Some(cluster) = Cluster::start("altered", on_hints()).await else {
+    altered("altered", DUAL).await;
+    altered("altered-gw", DUAL_GW).await;
+}
+
+async fn altered(test: &str, config: &'static str) {
+    let Some(cluster) = Cluster::start(test, on_hints(config)).await else {
         return;
     };
     let right = cluster.nodes[0].ours().await;
@@ -149,12 +161,7 @@ fn deletes(right: &Objects, condition: impl Fn(&Object) -> bool) -> Vec<Op> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_flushed_at_once_comes_back() {
-    let Some(cluster) = Cluster::start("flushed", on_hints()).await else {
-        return;
-    };
-    let right = cluster.nodes[0].ours().await;
-    let is_kind = |object: &Object, kinds: &[&str]| kinds.contains(&object.key().kind());
-    for kinds in [
+    let vxlan = [
         &["address"][..],
         &["route"],
         &["nexthop"],
@@ -162,7 +169,19 @@ async fn what_is_flushed_at_once_comes_back() {
         &["fdb", "neighbour", "nexthop", "route", "address"],
         &["link"],
         &["link", "route", "nexthop"],
-    ] {
+    ];
+    flushed("flushed", DUAL, &vxlan).await;
+    let host_gw = [&["route"][..], &["nexthop"], &["route", "nexthop"]];
+    flushed("flushed-gw", DUAL_GW, &host_gw).await;
+}
+
+async fn flushed(test: &str, config: &'static str, flushes: &[&[&str]]) {
+    let Some(cluster) = Cluster::start(test, on_hints(config)).await else {
+        return;
+    };
+    let right = cluster.nodes[0].ours().await;
+    let is_kind = |object: &Object, kinds: &[&str]| kinds.contains(&object.key().kind());
+    for kinds in flushes {
         let ops = deletes(&right, |object| is_kind(object, kinds));
         assert!(ops.len() >= 2, "{kinds:?}");
         heals(&cluster, &right, &format!("{kinds:?} flushed"), &ops).await;
@@ -203,7 +222,7 @@ async fn settings_that_are_altered_are_put_right() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_lost_our_mark_gets_it_back() {
-    let Some(cluster) = Cluster::start("unmarked", on_hints()).await else {
+    let Some(cluster) = Cluster::start("unmarked", on_hints(DUAL)).await else {
         return;
     };
     let node = &cluster.nodes[0];
@@ -218,7 +237,12 @@ async fn a_device_that_lost_our_mark_gets_it_back() {
 /// goes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_route_that_is_replaced_by_another_comes_back_after_that_is_gone() {
-    let Some(cluster) = Cluster::start("replaced", on_hints()).await else {
+    replaced("replaced", DUAL).await;
+    replaced("replaced-gw", DUAL_GW).await;
+}
+
+async fn replaced(test: &str, config: &'static str) {
+    let Some(cluster) = Cluster::start(test, on_hints(config)).await else {
         return;
     };
     let node = &cluster.nodes[0];
@@ -250,7 +274,7 @@ async fn a_route_that_is_replaced_by_another_comes_back_after_that_is_gone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn repairs_are_counted_and_told() {
-    let Some(cluster) = Cluster::start("told", on_hints()).await else {
+    let Some(cluster) = Cluster::start("told", on_hints(DUAL)).await else {
         return;
     };
     let node: &Node = &cluster.nodes[0];

@@ -10,7 +10,7 @@ use flannel_core::{
     ConditionStatus, ConditionType, Family, Link, LinkKind, Object, ObjectKey, PublicIp, Route,
     RouteTarget, Subnet,
 };
-use flannel_e2e::{Cluster, DUAL, LIMIT, Node, Setup, dev, route_key, until, within};
+use flannel_e2e::{Cluster, DUAL, DUAL_GW, LIMIT, Node, Setup, dev, route_key, until, within};
 
 /// So long between two readings without a hint that whatever is followed in time is hinted at.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -34,7 +34,12 @@ async fn condition(node: &Node, kind: ConditionType, wanted: ConditionStatus) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interface_that_was_down_is_healed() {
-    let Some(cluster) = Cluster::start("eth0-down", on_hints(&[3], DUAL)).await else {
+    interface_down("eth0-down", DUAL).await;
+    interface_down("eth0-down-gw", DUAL_GW).await;
+}
+
+async fn interface_down(test: &str, config: &'static str) {
+    let Some(cluster) = Cluster::start(test, on_hints(&[3], config)).await else {
         return;
     };
     let node = &cluster.nodes[0];
@@ -50,7 +55,12 @@ async fn an_interface_that_was_down_is_healed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn addresses_that_went_and_came_back_are_healed() {
-    let Some(cluster) = Cluster::start("eth0-bare", on_hints(&[3], DUAL)).await else {
+    bare_interface("eth0-bare", DUAL).await;
+    bare_interface("eth0-bare-gw", DUAL_GW).await;
+}
+
+async fn bare_interface(test: &str, config: &'static str) {
+    let Some(cluster) = Cluster::start(test, on_hints(&[3], config)).await else {
         return;
     };
     let node = &cluster.nodes[0];
@@ -177,7 +187,12 @@ async fn a_changed_address_is_published_and_followed_by_all() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interface_that_is_made_again_is_healed() {
-    let Some(cluster) = Cluster::start("eth0-anew", on_hints(&[3], DUAL)).await else {
+    interface_anew("eth0-anew", DUAL).await;
+    interface_anew("eth0-anew-gw", DUAL_GW).await;
+}
+
+async fn interface_anew(test: &str, config: &'static str) {
+    let Some(cluster) = Cluster::start(test, on_hints(&[3], config)).await else {
         return;
     };
     let node = &cluster.nodes[0];

@@ -1,7 +1,7 @@
 //! Programming peers: what [`NetlinkKernel`] takes beyond the kernel's own time.
 //!
-//! `cargo bench -p flannel-netlink` (root; it works in a namespace of its own). Each peer is a
-//! forwarding entry, a neighbour, a nexthop object and a route. The yardstick is the identical
+//! `cargo bench -p flannel-netlink` (root; it works in a namespace of its own). Each peer of VXLAN is a
+//! forwarding entry, a neighbour, a nexthop object and a route; of host-gw, the last two. The yardstick is the identical
 //! messages, built beforehand and sent raw in batches of 256, each acknowledged. Both are measured
 //! in turns in one run, and the best of each is taken, so that only ratios are told. Fails if a ratio is above its
 //! limit.
@@ -13,6 +13,7 @@
     reason = "a program that prints a table"
 )]
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
@@ -88,13 +89,44 @@ fn objects(peers: u32) -> Vec<Object> {
         .collect()
 }
 
+/// The device of the link that host-gw's peers are on.
+fn link() -> IfName {
+    IfName::new("br0").expect("a device name")
+}
+
+/// The objects of a number of host-gw's peers in the order of making.
+fn host_gw(peers: u32) -> Vec<Object> {
+    const FIRST: u32 = 0x4000_0000;
+    let gateway = |n: u32| IpAddr::V4(Ipv4Addr::from((172 << 24) + (16 << 16) + n + 1));
+    let nexthops = (0..peers).map(|n| {
+        Object::Nexthop(Nexthop {
+            id: FIRST + n,
+            gateway: gateway(n),
+            dev: link(),
+            onlink: false,
+            protocol: RouteProtocol::OURS,
+        })
+    });
+    let routes = (0..peers).map(|n| {
+        let dst = Ipv4Addr::from((11 << 24) + ((n + 1) << 8));
+        Object::Route(Route {
+            table: MAIN_TABLE,
+            dst: Subnet::new(dst, 24).expect("24 bits are not too many"),
+            metric: 0,
+            target: RouteTarget::Nexthop(FIRST + n),
+            protocol: RouteProtocol::OURS,
+        })
+    });
+    nexthops.chain(routes).collect()
+}
+
 /// The raw messages of ops, ready to be sent.
-fn batches(ops: &[Op], index: u32) -> Vec<Batch> {
+fn batches(ops: &[Op], indexes: &BTreeMap<IfName, u32>) -> Vec<Batch> {
     ops.chunks(BATCH)
         .map(|ops| {
             let mut batch = Batch::default();
             for op in ops {
-                encode(op, None, |_| Ok(index), &mut batch).expect("a message");
+                encode(op, None, |dev| Ok(indexes[&dev]), &mut batch).expect("a message");
             }
             batch.acknowledge(true);
             batch
@@ -130,7 +162,7 @@ struct Lab {
     kernel: NetlinkKernel,
     runtime: tokio::runtime::Runtime,
     socket: Socket,
-    index: u32,
+    indexes: BTreeMap<IfName, u32>,
     seq: u32,
 }
 
@@ -162,18 +194,27 @@ impl Lab {
             ip: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0)),
             prefix_len: 32,
         });
-        let ops = [link, address].map(Op::Create);
+        let bridge = Object::Link(Link {
+            name: self::link(),
+            kind: LinkKind::Bridge,
+            mtu: None,
+            mac: None,
+            up: true,
+            alias: None,
+        });
+        let on_link = Object::Address(Address {
+            dev: self::link(),
+            ip: IpAddr::V4(Ipv4Addr::new(172, 31, 255, 254)),
+            prefix_len: 12,
+        });
+        let ops = [link, bridge, address, on_link].map(Op::Create);
         let results = runtime.block_on(kernel.apply(&ops));
         assert!(results.iter().all(Result::is_ok), "{results:?}");
         let observed = runtime
             .block_on(kernel.observe(&Scope::default()))
             .expect("the state");
-        let index = observed
-            .links
-            .iter()
-            .find(|link| link.name == dev())
-            .expect("the device")
-            .index;
+        let links = observed.links.iter();
+        let indexes = links.map(|link| (link.name, link.index)).collect();
         let mut socket = Socket::new(NETLINK_ROUTE).expect("a socket");
         setsockopt(&socket, sockopt::RcvBufForce, &(4 * 1024 * 1024)).expect("root");
         socket.bind_auto().expect("bound");
@@ -184,13 +225,13 @@ impl Lab {
             kernel,
             runtime,
             socket,
-            index,
+            indexes,
             seq: 1,
         }
     }
 
     fn raw(&mut self, ops: &[Op]) -> Duration {
-        let mut batches = batches(ops, self.index);
+        let mut batches = batches(ops, &self.indexes);
         send_raw(&self.socket, &mut batches, &mut self.seq)
     }
 
@@ -253,6 +294,17 @@ fn run() -> bool {
     let (raw, ours) = (best(raw), best(ours));
     let (raw_undo, ours_undo) = (best(raw_undo), best(ours_undo));
 
+    let gw_ops: Vec<Op> = host_gw(10_000).into_iter().map(Op::Create).collect();
+    let gw_undo: Vec<Op> = host_gw(10_000).into_iter().rev().map(Op::Delete).collect();
+    let (mut gw_raw, mut gw_ours) = (vec![], vec![]);
+    for _ in 0..ROUNDS {
+        gw_raw.push(lab.raw(&gw_ops));
+        lab.ours(&gw_undo);
+        gw_ours.push(lab.ours(&gw_ops));
+        lab.raw(&gw_undo);
+    }
+    let (gw_raw, gw_ours) = (best(gw_raw), best(gw_ours));
+
     let mut grown = Vec::new();
     for peers in [5_000, 50_000] {
         let (ops, undo) = (creates(peers), deletes(peers));
@@ -270,6 +322,7 @@ fn run() -> bool {
 
     println!("10,000 peers (40,000 objects): raw {raw:.1?}, ours {ours:.1?}");
     println!("removing them:                 raw {raw_undo:.1?}, ours {ours_undo:.1?}");
+    println!("host-gw, 10,000 peers (20,000): raw {gw_raw:.1?}, ours {gw_ours:.1?}");
     for (peers, (made, seen)) in ["5,000", "50,000"].iter().zip(&grown) {
         println!("{peers} peers: {made:.1} us a peer to make, {seen:.1} us a peer to observe");
     }
@@ -278,6 +331,11 @@ fn run() -> bool {
     let mut good = line(
         "programming 10,000 peers, to raw",
         ratio(ours, raw),
+        OVERHEAD_LIMIT,
+    );
+    good &= line(
+        "programming 10,000 peers of host-gw, to raw",
+        ratio(gw_ours, gw_raw),
         OVERHEAD_LIMIT,
     );
     if let [(few, few_seen), (many, many_seen)] = grown[..] {

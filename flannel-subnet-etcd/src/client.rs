@@ -11,25 +11,36 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{Client, ConnectOptions, GetOptions, WatchOptions};
+use flannel_core::{Backoff, Rng};
 use flannel_subnet_kv::{
     KeyRange, KeyValue, Layout, LeaseId, RangeAnswer, Store, StoreError, StoreResult, Txn,
     TxnAnswer,
 };
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::codec;
 use crate::error::{Fault, fault};
 use crate::options::EtcdOptions;
-use crate::rotation::Rotation;
+use crate::rotation::{self, Rotation};
 use crate::tls::Stamp;
 use crate::watch::EtcdWatch;
 
-/// How many entries are read at once: of the longest lawful ones far less than gRPC's 4 MiB.
-const PAGE: i64 = 1_000;
+/// How many entries are read at once: some 1.5 MB of leases.
+const PAGE: i64 = 5_000;
 
-/// The largest answer that is taken: some 200,000 leases.
+/// The largest answer that is taken: some 200,000 leases. Where strangers have put such large values
+/// beside them that a page is larger, smaller pages are read.
 const LARGEST: usize = 64 << 20;
+
+/// By how much a page is made smaller that was too large.
+const SHRINK: i64 = 8;
+
+/// What the client library says of an answer above [`LARGEST`].
+const TOO_LARGE: &str = "message length too large";
+
+/// The waits between one round of all endpoints and the next, in one call.
+const BETWEEN_ROUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// The number that stands for no lease.
 const NO_LEASE: LeaseId = LeaseId(0);
@@ -63,8 +74,11 @@ struct Counters {
 ///   [`call_timeout`](EtcdOptions::call_timeout), to the next.
 /// - A call that was certainly not done is made again at once on the next endpoint; so is one that
 ///   may be done twice. A transaction without an answer is not: its caller looks what became of it.
+/// - With several endpoints, a call goes round them until it has taken the
+///   [`call_timeout`](EtcdOptions::call_timeout) of all of them and one more: when one of them dies,
+///   the others first have to choose a leader.
 /// - When a file of certificates, or of the password, has changed, the next call goes over a new
-///   connection.
+///   connection; while what is in them cannot be used, over the one that there is.
 #[derive(Clone)]
 pub struct EtcdStore {
     shared: Arc<Shared>,
@@ -185,10 +199,22 @@ impl EtcdStore {
         {
             return Ok(made.client.clone());
         }
-        if connection.is_some() {
-            tracing::info!("etcd: certificates or password have changed, connecting anew");
-        }
-        let client = self.connect(endpoint).await?;
+        let client = match (self.connect(endpoint).await, &*connection) {
+            (Ok(client), None) => client,
+            (Ok(client), Some(_)) => {
+                tracing::info!("etcd: certificates or password have changed, connected anew");
+                client
+            }
+            (Err(fault), None) => return Err(fault),
+            // They are being replaced, one file after the other: it will be tried with each call.
+            (Err(fault), Some(made)) => {
+                tracing::debug!(
+                    ?fault,
+                    "etcd: new certificates or password cannot be used yet"
+                );
+                return Ok(made.client.clone());
+            }
+        };
         *connection = Some(Connection {
             client: client.clone(),
             stamp,
@@ -238,10 +264,20 @@ impl EtcdStore {
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let limit = self.shared.options.call_timeout;
-        // A server that was restarted is noticed by a call that fails.
-        let tries = self.shared.options.endpoints.len().max(2);
+        let count = self.shared.options.endpoints.len();
+        let begun = Instant::now();
+        let backoff = Backoff::new(BETWEEN_ROUNDS.0, BETWEEN_ROUNDS.1);
+        let mut rng = Rng::from_text(&self.shared.name);
         let mut last = String::new();
-        for _ in 0..tries {
+        for tried in 0_u32.. {
+            if !rotation::may_try(count, tried, begun.elapsed(), limit) {
+                break;
+            }
+            // Once round, and all have refused: they may be choosing a leader.
+            if count > 1 && tried > 0 && (tried as usize).is_multiple_of(count) {
+                let round = tried / count as u32;
+                tokio::time::sleep(backoff.after(round, &mut rng)).await;
+            }
             let endpoint = self.endpoint();
             let fault = match self.client(endpoint).await {
                 Ok(client) => {
@@ -303,13 +339,14 @@ impl Store for EtcdStore {
         let (mut from, end) = codec::bounds(&range);
         let mut pages: VecDeque<KeyValue> = VecDeque::new();
         let mut at = None;
+        let mut limit = PAGE;
         loop {
             let page = self.call(
                 |counters| &counters.ranges,
                 Repeat::Freely,
                 NO_LEASE,
                 |client| {
-                    let mut options = GetOptions::new().with_limit(PAGE);
+                    let mut options = GetOptions::new().with_limit(limit);
                     if let Some(end) = &end {
                         options = options.with_range(end.clone());
                     }
@@ -323,7 +360,13 @@ impl Store for EtcdStore {
                     }
                 },
             );
-            let page = page.await?;
+            let page = match page.await {
+                Err(StoreError::Refused { reason }) if limit > 1 && reason.contains(TOO_LARGE) => {
+                    limit = (limit / SHRINK).max(1);
+                    continue;
+                }
+                page => page?,
+            };
             let revision = codec::answered(page.header())?;
             // All pages are of the revision of the first.
             let first = *at.get_or_insert(i64::try_from(revision.0).unwrap_or(i64::MAX));

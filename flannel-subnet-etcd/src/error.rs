@@ -91,10 +91,11 @@ fn of_status(code: i32, text: &str, lease: LeaseId) -> Fault {
         OUT_OF_RANGE if has("compacted") => Fault::Answer(StoreError::Compacted {
             revision: Revision(0),
         }),
-        RESOURCE_EXHAUSTED if has("space") => Fault::NotDone(format!(
+        // All of a cluster's members say the same.
+        RESOURCE_EXHAUSTED if has("space") => Fault::Answer(StoreError::unavailable(format!(
             "{text}: etcd takes no more writes until it is compacted, defragmented and its alarm \
              disarmed"
-        )),
+        ))),
         RESOURCE_EXHAUSTED => Fault::NotDone(text.to_owned()),
         INVALID_ARGUMENT | FAILED_PRECONDITION | OUT_OF_RANGE | UNIMPLEMENTED | NOT_FOUND => {
             refused()
@@ -152,7 +153,7 @@ mod tests {
         }
         assert!(matches!(
             of(RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded"),
-            Fault::NotDone(text) if text.contains("defragmented")
+            Fault::Answer(StoreError::Unavailable { reason }) if reason.contains("defragmented")
         ));
         assert!(matches!(
             of(

@@ -1,6 +1,7 @@
 //! The manager keeps the promises of every manager, on a real etcd.
 
-use std::sync::{Arc, Mutex, OnceLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,13 +11,27 @@ use flannel_core::{
 use flannel_subnet_etcd::{EtcdManager, EtcdOptions, EtcdStore};
 use flannel_subnet_kv::{Layout, Op, Store as _, Txn};
 use flannel_testkit::conformance::manager::{ManagerFixture, StoreFixture};
-use flannel_testkit::servers::{Etcd, TcpSwitch};
+use flannel_testkit::servers::{Etcd, EtcdVersion, TcpSwitch};
 use tokio::runtime::{Builder, Runtime};
 
-/// One server for all tests of this binary; each has a prefix of its own.
-fn server() -> &'static Etcd {
-    static SERVER: OnceLock<Etcd> = OnceLock::new();
-    SERVER.get_or_init(|| Etcd::start().expect("etcd starts (Debian: etcd-server)"))
+/// A server for all tests that run at the same time; each has a prefix of its own.
+struct RealEtcd(Arc<Etcd>);
+
+impl RealEtcd {
+    /// The server of a release; skips the test if there is none.
+    fn of(version: EtcdVersion) -> Option<Self> {
+        static SERVERS: Mutex<BTreeMap<EtcdVersion, Weak<Etcd>>> = Mutex::new(BTreeMap::new());
+        if !version.require("a promise of every manager") {
+            return None;
+        }
+        let mut servers = SERVERS.lock().expect("no test panicked with it");
+        let running = servers.get(&version).and_then(Weak::upgrade);
+        Some(Self(running.unwrap_or_else(|| {
+            let etcd = Arc::new(Etcd::of(version).expect("etcd starts"));
+            servers.insert(version, Arc::downgrade(&etcd));
+            etcd
+        })))
+    }
 }
 
 fn prefix() -> String {
@@ -26,14 +41,12 @@ fn prefix() -> String {
     format!("/test-{number}/network")
 }
 
-struct RealEtcd;
-
 #[async_trait]
 impl ManagerFixture for RealEtcd {
     async fn store(&self, config: NetworkConfig) -> Box<dyn StoreFixture> {
         let prefix = prefix();
-        let options = EtcdOptions::new([server().endpoint()]).expect("an endpoint");
-        let switch = TcpSwitch::new(server().address()).await;
+        let options = EtcdOptions::new([self.0.endpoint()]).expect("an endpoint");
+        let switch = TcpSwitch::new(self.0.address()).await;
         // A trial may go on with a manager after its store is dropped.
         let switch = Box::leak(Box::new(switch.expect("a free port")));
         let store = Store {
@@ -122,4 +135,38 @@ fn threads() -> Runtime {
         .expect("a runtime")
 }
 
-flannel_testkit::manager_conformance!(RealEtcd, threads());
+mod in_path {
+    use super::*;
+
+    flannel_testkit::manager_conformance!(
+        match RealEtcd::of(EtcdVersion::InPath) {
+            Some(etcd) => etcd,
+            None => return,
+        },
+        threads()
+    );
+}
+
+mod v3_5 {
+    use super::*;
+
+    /// Else the tests on it would prove nothing.
+    #[tokio::test]
+    async fn the_server_says_that_it_is_3_5() {
+        let Some(RealEtcd(etcd)) = RealEtcd::of(EtcdVersion::V3_5) else {
+            return;
+        };
+        let client = etcd_client::Client::connect([etcd.endpoint()], None).await;
+        let status = client.expect("a client").status().await;
+        let status = status.expect("an answer");
+        assert!(status.version().starts_with("3.5."), "{status:?}");
+    }
+
+    flannel_testkit::manager_conformance!(
+        match RealEtcd::of(EtcdVersion::V3_5) {
+            Some(etcd) => etcd,
+            None => return,
+        },
+        threads()
+    );
+}

@@ -15,8 +15,20 @@ use etcd_client::CompactionOptions;
 use flannel_core::manager::Error;
 use flannel_core::{Event, Manager, NodeId};
 use flannel_subnet_etcd::{EtcdManager, EtcdOptions};
-use flannel_testkit::servers::{Etcd, EtcdOptions as ServerOptions, TcpSwitch};
+use flannel_testkit::servers::{Etcd, EtcdOptions as ServerOptions, EtcdVersion, TcpSwitch};
 use tokio::time::timeout;
+
+common::on_each_etcd! {
+    a_server_that_is_killed_and_comes_back_costs_nothing
+    a_frozen_server_is_noticed_and_a_thawed_one_is_used_again
+    one_dead_or_frozen_endpoint_of_several_loses_no_call
+    an_endpoint_that_freezes_under_way_loses_no_call
+    history_that_is_compacted_away_while_we_are_cut_off_is_read_anew
+    a_restored_backup_is_noticed
+    a_store_that_is_full_says_so_and_keeps_the_leases_it_has
+    a_user_without_rights_is_told_and_one_with_the_readmes_rights_can_do_everything
+    a_lease_that_ran_out_while_we_were_frozen_is_not_revived
+}
 
 /// What a record of Go flannel says.
 fn theirs(last: u8) -> String {
@@ -40,9 +52,8 @@ async fn sees(watch: &mut flannel_core::EventStream, key: &str) {
     .await;
 }
 
-#[tokio::test]
-async fn a_server_that_is_killed_and_comes_back_costs_nothing() {
-    let (mut etcd, _client) = server(CONFIG).await;
+async fn a_server_that_is_killed_and_comes_back_costs_nothing(version: EtcdVersion) {
+    let (mut etcd, _client) = server(version, CONFIG).await;
     let ours = manager(options(etcd.endpoint()));
     let lease = acquire(&ours, &request("a", 1)).await;
     let mut watch = begun(&ours).await;
@@ -57,9 +68,8 @@ async fn a_server_that_is_killed_and_comes_back_costs_nothing() {
     assert_eq!(renewed.key, lease.key);
 }
 
-#[tokio::test]
-async fn a_frozen_server_is_noticed_and_a_thawed_one_is_used_again() {
-    let (etcd, mut client) = server(CONFIG).await;
+async fn a_frozen_server_is_noticed_and_a_thawed_one_is_used_again(version: EtcdVersion) {
+    let (etcd, mut client) = server(version, CONFIG).await;
     let ours = manager(options(etcd.endpoint()));
     let lease = acquire(&ours, &request("a", 1)).await;
     let mut watch = begun(&ours).await;
@@ -76,9 +86,8 @@ async fn a_frozen_server_is_noticed_and_a_thawed_one_is_used_again() {
     until_answered(|| ours.renew_lease(&lease)).await;
 }
 
-#[tokio::test]
-async fn one_dead_or_frozen_endpoint_of_several_loses_no_call() {
-    let (etcd, mut client) = server(CONFIG).await;
+async fn one_dead_or_frozen_endpoint_of_several_loses_no_call(version: EtcdVersion) {
+    let (etcd, mut client) = server(version, CONFIG).await;
     let frozen = TcpSwitch::new(etcd.address()).await.expect("a port");
     let dead = TcpSwitch::new(etcd.address()).await.expect("a port");
     frozen.freeze(true);
@@ -102,9 +111,8 @@ async fn one_dead_or_frozen_endpoint_of_several_loses_no_call() {
     }
 }
 
-#[tokio::test]
-async fn an_endpoint_that_freezes_under_way_loses_no_call() {
-    let (etcd, mut client) = server(CONFIG).await;
+async fn an_endpoint_that_freezes_under_way_loses_no_call(version: EtcdVersion) {
+    let (etcd, mut client) = server(version, CONFIG).await;
     let first = TcpSwitch::new(etcd.address()).await.expect("a port");
     let second = TcpSwitch::new(etcd.address()).await.expect("a port");
     let endpoints = [first.address(), second.address()].map(|address| format!("http://{address}"));
@@ -123,9 +131,8 @@ async fn an_endpoint_that_freezes_under_way_loses_no_call() {
     }
 }
 
-#[tokio::test]
-async fn history_that_is_compacted_away_while_we_are_cut_off_is_read_anew() {
-    let (etcd, mut client) = server(CONFIG).await;
+async fn history_that_is_compacted_away_while_we_are_cut_off_is_read_anew(version: EtcdVersion) {
+    let (etcd, mut client) = server(version, CONFIG).await;
     let switch = TcpSwitch::new(etcd.address()).await.expect("a port");
     let ours = manager(options(format!("http://{}", switch.address())));
     acquire(&ours, &request("a", 1)).await;
@@ -159,9 +166,8 @@ async fn history_that_is_compacted_away_while_we_are_cut_off_is_read_anew() {
     );
 }
 
-#[tokio::test]
-async fn a_restored_backup_is_noticed() {
-    let (mut etcd, mut client) = server(CONFIG).await;
+async fn a_restored_backup_is_noticed(version: EtcdVersion) {
+    let (mut etcd, mut client) = server(version, CONFIG).await;
     let ours = manager(options(etcd.endpoint()));
     put(&mut client, &key(50), &theirs(50)).await;
     // A backup, taken cold.
@@ -232,9 +238,9 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
     }
 }
 
-#[tokio::test]
-async fn a_store_that_is_full_says_so_and_keeps_the_leases_it_has() {
+async fn a_store_that_is_full_says_so_and_keeps_the_leases_it_has(version: EtcdVersion) {
     let etcd = Etcd::with(ServerOptions {
+        version,
         flags: vec!["--quota-backend-bytes".to_owned(), "1048576".to_owned()],
         ..ServerOptions::default()
     });
@@ -265,12 +271,13 @@ async fn a_store_that_is_full_says_so_and_keeps_the_leases_it_has() {
     assert_eq!(renewed.expect("it needs no write").key, lease.key);
 }
 
-#[tokio::test]
-async fn a_user_without_rights_is_told_and_one_with_the_readmes_rights_can_do_everything() {
+async fn a_user_without_rights_is_told_and_one_with_the_readmes_rights_can_do_everything(
+    version: EtcdVersion,
+) {
     use etcd_client::{Permission, RoleRevokePermissionOptions};
     use flannel_subnet_etcd::Password;
 
-    let (etcd, mut client) = server(CONFIG).await;
+    let (etcd, mut client) = server(version, CONFIG).await;
     client
         .user_add("root", "rootpw", None)
         .await
@@ -354,9 +361,8 @@ async fn a_user_without_rights_is_told_and_one_with_the_readmes_rights_can_do_ev
     assert!(matches!(revoked, Err(Error::Denied { .. })), "{revoked:?}");
 }
 
-#[tokio::test]
-async fn a_lease_that_ran_out_while_we_were_frozen_is_not_revived() {
-    let (etcd, mut client) = server(CONFIG).await;
+async fn a_lease_that_ran_out_while_we_were_frozen_is_not_revived(version: EtcdVersion) {
+    let (etcd, mut client) = server(version, CONFIG).await;
     let switch = TcpSwitch::new(etcd.address()).await.expect("a port");
     let options = options(format!("http://{}", switch.address()));
     let ours = manager(options.ttl(Duration::from_secs(5)));

@@ -11,7 +11,22 @@ use common::{
 use etcd_client::{Client, GetOptions, PutOptions};
 use flannel_core::manager::Error;
 use flannel_core::{DualStack, Event, LeaseRequest, Manager, NodeId, PublicIp};
+use flannel_testkit::servers::EtcdVersion;
 use tokio::time::timeout;
+
+common::on_each_etcd! {
+    a_record_is_go_flannels_with_one_member_more
+    a_dual_stack_record_has_go_flannels_key
+    go_flannels_record_of_our_address_is_taken_over_and_given_its_full_time
+    go_flannels_other_records_are_peers_and_taken
+    a_reservation_stays_one
+    a_prefix_is_cleaned_as_go_flannel_cleans_it
+    a_missing_config_and_a_bad_one_are_told_apart
+    a_network_of_ipv6_alone_is_refused_in_words
+    a_dual_stack_record_beside_single_stack_go_nodes_needs_leave
+    we_give_way_to_go_flannel_within_5_s
+    strange_keys_beside_the_leases_are_reported_and_harm_nobody
+}
 
 const SUBNETS: &str = "/coreos.com/network/subnets/";
 
@@ -44,9 +59,8 @@ fn dual(mut request: LeaseRequest, v6: &str) -> LeaseRequest {
     request
 }
 
-#[tokio::test]
-async fn a_record_is_go_flannels_with_one_member_more() {
-    let (etcd, mut client) = server(CONFIG).await;
+async fn a_record_is_go_flannels_with_one_member_more(version: EtcdVersion) {
+    let (etcd, mut client) = server(version, CONFIG).await;
     let ours = manager(options(etcd.endpoint()));
     let mut wants = request("worker-1", 1);
     wants.previous = DualStack::v4(subnet("10.5.52.0/24"));
@@ -95,9 +109,8 @@ async fn a_record_is_go_flannels_with_one_member_more() {
     );
 }
 
-#[tokio::test]
-async fn a_dual_stack_record_has_go_flannels_key() {
-    let (etcd, mut client) = server(DUAL_CONFIG).await;
+async fn a_dual_stack_record_has_go_flannels_key(version: EtcdVersion) {
+    let (etcd, mut client) = server(version, DUAL_CONFIG).await;
     let ours = manager(options(etcd.endpoint()));
     let mut wants = dual(request("worker-1", 1), "2001:db8::1");
     wants.previous = DualStack::new(Some(subnet("10.5.1.0/24")), Some(subnet("fd00:5:0:7::/64")));
@@ -110,9 +123,10 @@ async fn a_dual_stack_record_has_go_flannels_key() {
     assert_eq!(found.len(), 1);
 }
 
-#[tokio::test]
-async fn go_flannels_record_of_our_address_is_taken_over_and_given_its_full_time() {
-    let (etcd, mut client) = server(CONFIG).await;
+async fn go_flannels_record_of_our_address_is_taken_over_and_given_its_full_time(
+    version: EtcdVersion,
+) {
+    let (etcd, mut client) = server(version, CONFIG).await;
     let granted = client.lease_grant(100, None).await.expect("an answer");
     let key = format!("{SUBNETS}10.5.33.0-24");
     let lease = Some(PutOptions::new().with_lease(granted.id()));
@@ -129,9 +143,8 @@ async fn go_flannels_record_of_our_address_is_taken_over_and_given_its_full_time
     assert_eq!(found[0].2, Some(86_400));
 }
 
-#[tokio::test]
-async fn go_flannels_other_records_are_peers_and_taken() {
-    let (etcd, mut client) = server(CONFIG).await;
+async fn go_flannels_other_records_are_peers_and_taken(version: EtcdVersion) {
+    let (etcd, mut client) = server(version, CONFIG).await;
     put(&mut client, &format!("{SUBNETS}10.5.33.0-24"), GOS).await;
     let ours = manager(options(etcd.endpoint()));
     let mut wants = request("worker-1", 1);
@@ -153,9 +166,8 @@ async fn go_flannels_other_records_are_peers_and_taken() {
     assert_eq!(theirs.ttl, None, "a reservation");
 }
 
-#[tokio::test]
-async fn a_reservation_stays_one() {
-    let (etcd, mut client) = server(CONFIG).await;
+async fn a_reservation_stays_one(version: EtcdVersion) {
+    let (etcd, mut client) = server(version, CONFIG).await;
     let key = format!("{SUBNETS}10.5.40.0-24");
     put(
         &mut client,
@@ -181,18 +193,16 @@ async fn a_reservation_stays_one() {
     assert!(found[0].1.contains("192.0.2.1"));
 }
 
-#[tokio::test]
-async fn a_prefix_is_cleaned_as_go_flannel_cleans_it() {
-    let (etcd, mut client) = server(CONFIG).await;
+async fn a_prefix_is_cleaned_as_go_flannel_cleans_it(version: EtcdVersion) {
+    let (etcd, mut client) = server(version, CONFIG).await;
     put(&mut client, "/my/net/config", CONFIG).await;
     let ours = manager(options(etcd.endpoint()).prefix("//my///net/"));
     acquire(&ours, &request("worker-1", 1)).await;
     assert_eq!(everything(&mut client, "/my/net/subnets/").await.len(), 1);
 }
 
-#[tokio::test]
-async fn a_missing_config_and_a_bad_one_are_told_apart() {
-    let (etcd, mut client) = server("{").await;
+async fn a_missing_config_and_a_bad_one_are_told_apart(version: EtcdVersion) {
+    let (etcd, mut client) = server(version, "{").await;
     let ours = manager(options(etcd.endpoint()));
     assert!(matches!(ours.network_config().await, Err(Error::Config(_))));
     client
@@ -206,9 +216,9 @@ async fn a_missing_config_and_a_bad_one_are_told_apart() {
     assert!(hint.contains("config"), "{hint}");
 }
 
-#[tokio::test]
-async fn a_network_of_ipv6_alone_is_refused_in_words() {
+async fn a_network_of_ipv6_alone_is_refused_in_words(version: EtcdVersion) {
     let (etcd, _client) = server(
+        version,
         r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}"#,
     )
     .await;
@@ -221,9 +231,8 @@ async fn a_network_of_ipv6_alone_is_refused_in_words() {
     assert!(reason.contains("IPv4"), "{reason}");
 }
 
-#[tokio::test]
-async fn a_dual_stack_record_beside_single_stack_go_nodes_needs_leave() {
-    let (etcd, mut client) = server(DUAL_CONFIG).await;
+async fn a_dual_stack_record_beside_single_stack_go_nodes_needs_leave(version: EtcdVersion) {
+    let (etcd, mut client) = server(version, DUAL_CONFIG).await;
     put(&mut client, &format!("{SUBNETS}10.5.33.0-24"), GOS).await;
     let wants = dual(request("worker-1", 1), "2001:db8::1");
     let refused = manager(options(etcd.endpoint()))
@@ -236,9 +245,8 @@ async fn a_dual_stack_record_beside_single_stack_go_nodes_needs_leave() {
     acquire(&bold, &wants).await;
 }
 
-#[tokio::test]
-async fn we_give_way_to_go_flannel_within_5_s() {
-    let (etcd, mut client) = server(CONFIG).await;
+async fn we_give_way_to_go_flannel_within_5_s(version: EtcdVersion) {
+    let (etcd, mut client) = server(version, CONFIG).await;
     let ours = manager(options(etcd.endpoint()));
     let lease = acquire(&ours, &request("worker-1", 1)).await;
     let mut watch = begun(&ours).await;
@@ -267,9 +275,8 @@ async fn we_give_way_to_go_flannel_within_5_s() {
     );
 }
 
-#[tokio::test]
-async fn strange_keys_beside_the_leases_are_reported_and_harm_nobody() {
-    let (etcd, mut client) = server(CONFIG).await;
+async fn strange_keys_beside_the_leases_are_reported_and_harm_nobody(version: EtcdVersion) {
+    let (etcd, mut client) = server(version, CONFIG).await;
     let ours = manager(options(etcd.endpoint()));
     acquire(&ours, &request("worker-1", 1)).await;
     let mut watch = begun(&ours).await;

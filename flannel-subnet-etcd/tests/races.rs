@@ -7,7 +7,15 @@ use std::collections::BTreeSet;
 use common::{acquire, manager, options, request, server};
 use flannel_core::manager::Error;
 use flannel_core::{DualStack, Family, Lease, Manager, Subnet};
+use flannel_testkit::servers::EtcdVersion;
 use tokio::task::JoinSet;
+
+common::on_each_etcd! {
+    sixty_four_nodes_fill_a_pool_of_exactly_64
+    three_hundred_nodes_join_at_once
+    no_half_of_a_dual_stack_record_is_given_twice
+    subnets_of_two_lengths_do_not_overlap
+}
 
 /// Lets so many nodes, each with a client of its own, ask for a lease at once.
 async fn join(endpoint: &str, nodes: u16) -> (Vec<Lease>, Vec<u64>) {
@@ -36,10 +44,9 @@ fn check(leases: &[Lease]) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sixty_four_nodes_fill_a_pool_of_exactly_64() {
+async fn sixty_four_nodes_fill_a_pool_of_exactly_64(version: EtcdVersion) {
     let config = r#"{"Network":"10.5.0.0/20","SubnetLen":26,"SubnetMin":"10.5.0.0","Backend":{"Type":"vxlan"}}"#;
-    let (etcd, _client) = server(config).await;
+    let (etcd, _client) = server(version, config).await;
     let (leases, _) = join(&etcd.endpoint(), 64).await;
     check(&leases);
     assert_eq!(leases.len(), 64);
@@ -53,9 +60,8 @@ async fn sixty_four_nodes_fill_a_pool_of_exactly_64() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_hundred_nodes_join_at_once() {
-    let (etcd, _client) = server(common::CONFIG).await;
+async fn three_hundred_nodes_join_at_once(version: EtcdVersion) {
+    let (etcd, _client) = server(version, common::CONFIG).await;
     // Without the first subnet, which flannel leaves out, 255 are too few: half as long ones.
     let mut client = common::hand(&etcd).await;
     let config = r#"{"Network":"10.5.0.0/16","SubnetLen":25,"Backend":{"Type":"vxlan"}}"#;
@@ -70,10 +76,9 @@ async fn three_hundred_nodes_join_at_once() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_half_of_a_dual_stack_record_is_given_twice() {
+async fn no_half_of_a_dual_stack_record_is_given_twice(version: EtcdVersion) {
     let config = r#"{"EnableIPv6":true,"Network":"10.5.0.0/20","SubnetLen":26,"SubnetMin":"10.5.0.0","IPv6Network":"fd00:5::/56","IPv6SubnetLen":64,"Backend":{"Type":"vxlan"}}"#;
-    let (etcd, mut client) = server(config).await;
+    let (etcd, mut client) = server(version, config).await;
     let (leases, _) = join(&etcd.endpoint(), 64).await;
     check(&leases);
     assert!(leases.iter().all(|lease| lease.subnet.v6.is_some()));
@@ -97,9 +102,9 @@ async fn no_half_of_a_dual_stack_record_is_given_twice() {
     assert_eq!(halves.len(), 128);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn subnets_of_two_lengths_do_not_overlap() {
+async fn subnets_of_two_lengths_do_not_overlap(version: EtcdVersion) {
     let (etcd, mut client) = server(
+        version,
         r#"{"Network":"10.5.0.0/20","SubnetLen":24,"SubnetMin":"10.5.0.0","Backend":{"Type":"vxlan"}}"#,
     )
     .await;

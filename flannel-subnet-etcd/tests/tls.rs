@@ -1,65 +1,33 @@
 //! Certificates: of the server, of ours, wrong ones, and ones that are rotated.
 #![cfg(feature = "tls")]
 
+#[path = "common/authority.rs"]
+mod authority;
 mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{CONFIG, acquire, begun, request, until_answered};
+use authority::Authority;
+use common::{CONFIG, acquire, begun, request, until, until_answered};
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
-use flannel_core::Manager;
 use flannel_core::manager::Error;
+use flannel_core::{Event, Manager};
 use flannel_subnet_etcd::{EtcdManager, EtcdOptions, TlsFiles};
-use flannel_testkit::servers::{Etcd, EtcdOptions as ServerOptions, TcpSwitch};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use flannel_testkit::servers::{Etcd, EtcdOptions as ServerOptions, EtcdVersion, TcpSwitch};
 
-/// An authority of certificates, with its files in a folder.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    ca: PathBuf,
-    folder: PathBuf,
-}
-
-impl Authority {
-    fn new(folder: &Path, name: &str) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).expect("no names");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.self_signed(&key).expect("a certificate");
-        std::fs::create_dir_all(folder).expect("a folder");
-        let ca = folder.join(format!("{name}.pem"));
-        std::fs::write(&ca, certificate.pem()).expect("written");
-        Self {
-            issuer: Issuer::new(params, key),
-            ca,
-            folder: folder.to_owned(),
-        }
-    }
-
-    /// Files of a certificate for 127.0.0.1 and its key.
-    fn issue(&self, name: &str) -> (PathBuf, PathBuf) {
-        let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
-        let mut params = CertificateParams::new(names).expect("sound names");
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let files = (
-            self.folder.join(format!("{name}.crt")),
-            self.folder.join(format!("{name}.key")),
-        );
-        std::fs::write(&files.0, certificate.pem()).expect("written");
-        std::fs::write(&files.1, key.serialize_pem()).expect("written");
-        files
-    }
+common::on_each_etcd! {
+    a_certificate_of_the_right_authority_is_wanted_both_ways
+    rotated_certificates_cost_nothing
+    certificates_that_are_replaced_file_by_file_cost_nothing
 }
 
 /// A folder that is removed in the end.
 struct Folder(PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("flannel-tls-{name}-{}", std::process::id()));
+    fn new(version: EtcdVersion, name: &str) -> Self {
+        let id = std::process::id();
+        let path = std::env::temp_dir().join(format!("flannel-tls-{name}-{version:?}-{id}"));
         std::fs::remove_dir_all(&path).ok();
         std::fs::create_dir_all(&path).expect("a folder");
         Self(path)
@@ -73,9 +41,10 @@ impl Drop for Folder {
 }
 
 /// A server that wants certificates of its clients, with a config.
-async fn server(authority: &Authority) -> Etcd {
+async fn server(version: EtcdVersion, authority: &Authority) -> Etcd {
     let (certificate, key) = authority.issue("server");
     let etcd = Etcd::with(ServerOptions {
+        version,
         tls: Some((certificate, key, Some(authority.ca.clone()))),
         ..ServerOptions::default()
     });
@@ -108,14 +77,13 @@ fn manager(endpoint: &str, ca: &Path, identity: Option<(PathBuf, PathBuf)>) -> E
     EtcdManager::new(options).expect("sound settings")
 }
 
-#[tokio::test]
-async fn a_certificate_of_the_right_authority_is_wanted_both_ways() {
-    let folder = Folder::new("both-ways");
+async fn a_certificate_of_the_right_authority_is_wanted_both_ways(version: EtcdVersion) {
+    let folder = Folder::new(version, "both-ways");
     let (right, wrong) = (
         Authority::new(&folder.0, "right"),
         Authority::new(&folder.0.join("wrong"), "wrong"),
     );
-    let etcd = server(&right).await;
+    let etcd = server(version, &right).await;
     let good = manager(&etcd.endpoint(), &right.ca, Some(right.issue("node")));
     acquire(&good, &request("a", 1)).await;
     drop(begun(&good).await);
@@ -148,13 +116,12 @@ async fn a_certificate_of_the_right_authority_is_wanted_both_ways() {
     assert!(text.contains("no.crt"), "{text}");
 }
 
-#[tokio::test]
-async fn rotated_certificates_cost_nothing() {
-    let folder = Folder::new("rotated");
+async fn rotated_certificates_cost_nothing(version: EtcdVersion) {
+    let folder = Folder::new(version, "rotated");
     let old = Authority::new(&folder.0.join("old"), "old");
     let new = Authority::new(&folder.0.join("new"), "new");
-    let before = server(&old).await;
-    let after = server(&new).await;
+    let before = server(version, &old).await;
+    let after = server(version, &new).await;
     let switch = TcpSwitch::new(before.address()).await.expect("a port");
 
     // What the node reads: first of the old authority, then of the new one.
@@ -184,4 +151,45 @@ async fn rotated_certificates_cost_nothing() {
     install(&new);
     let wants = request("a", 1);
     until_answered(|| manager.acquire_lease(&wants)).await;
+}
+
+/// Nobody replaces a certificate and its key in one moment. Until both are there, what is there works.
+async fn certificates_that_are_replaced_file_by_file_cost_nothing(version: EtcdVersion) {
+    let folder = Folder::new(version, "file-by-file");
+    let authority = Authority::new(&folder.0, "right");
+    let etcd = server(version, &authority).await;
+    let switch = TcpSwitch::new(etcd.address()).await.expect("a port");
+    let (certificate, key) = authority.issue("node");
+    let (fresh_certificate, fresh_key) = authority.issue("fresh");
+    let identity = Some((certificate.clone(), key.clone()));
+    let endpoint = format!("https://{}", switch.address());
+    let manager = manager(&endpoint, &authority.ca, identity);
+    let lease = acquire(&manager, &request("a", 1)).await;
+    let mut watch = begun(&manager).await;
+    let before = switch.accepted();
+    let goes_on = async || {
+        for _ in 0..5 {
+            let renewed = manager.renew_lease(&lease).await;
+            renewed.expect("no call is lost");
+        }
+    };
+    // Half of it is written; all of it; then the key.
+    std::fs::write(&certificate, "-----BEGIN CERTIF").expect("written");
+    goes_on().await;
+    std::fs::copy(&fresh_certificate, &certificate).expect("a copy");
+    goes_on().await;
+    assert_eq!(switch.accepted(), before, "it cannot be used yet");
+    std::fs::copy(&fresh_key, &key).expect("a copy");
+    goes_on().await;
+    assert_eq!(switch.accepted(), before + 1, "it is used from now on");
+    // The watch has noticed nothing.
+    let mut changed = lease.clone();
+    changed.attrs = request("a", 2).attrs;
+    manager.renew_lease(&changed).await.expect("it is ours");
+    until(&mut watch, |item| match item.expect("the watch goes on") {
+        Event::Put(lease) => (lease.attrs == changed.attrs).then_some(()),
+        Event::Snapshot(_) => panic!("the watch began anew"),
+        _ => None,
+    })
+    .await;
 }

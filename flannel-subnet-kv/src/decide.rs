@@ -68,7 +68,8 @@ impl View {
     /// The network config, as it is used for allocation.
     ///
     /// # Errors
-    /// [`Error::NoConfig`] or [`Error::Config`].
+    /// [`Error::NoConfig`], [`Error::Config`], or [`Error::Invalid`] for a network of IPv6 alone, for
+    /// which flannel has no keys.
     pub fn config(&self) -> Result<NetworkConfig, Error> {
         let entry = self.config.as_ref().ok_or_else(|| Error::NoConfig {
             hint: "put flannel's JSON under <prefix>/config".to_owned(),
@@ -80,7 +81,14 @@ impl View {
 /// Reads the value of the config key.
 pub(super) fn parse_config(value: &[u8]) -> Result<NetworkConfig, Error> {
     let text = String::from_utf8_lossy(value);
-    Ok(NetworkConfig::from_json(&text, PoolMode::Allocated)?)
+    let config = NetworkConfig::from_json(&text, PoolMode::Allocated)?;
+    if config.pools().v4.is_none() {
+        return Err(Error::Invalid {
+            reason: "EnableIPv4 = false: flannel's layout has no key for a network of IPv6 alone"
+                .to_owned(),
+        });
+    }
+    Ok(config)
 }
 
 /// What is to be written, and on what condition.

@@ -15,6 +15,7 @@ pub mod servers;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod skipping;
+pub mod staged;
 #[cfg(feature = "proptest")]
 pub mod strategies;
 

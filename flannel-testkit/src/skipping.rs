@@ -89,7 +89,7 @@ pub(crate) fn is_installed(program: &str) -> bool {
     clippy::disallowed_methods,
     reason = "tests are told by their environment where and how they run"
 )]
-fn variable(name: &str) -> Option<String> {
+pub(crate) fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use flannel_backend_hostgw::HostGwBackend;
 use flannel_backend_vxlan::VxlanBackend;
 use flannel_testkit::sim::{KINDS, MemoryCluster, Sim};
 
@@ -36,5 +37,21 @@ fn clusters_keep_their_promises_under_every_history() {
 fn so_do_clusters_on_the_manager_in_memory() {
     let sim = Sim::new(VxlanBackend::new).cluster(MemoryCluster::new);
     let report = sim.seeds(0..20, 2, &|_| {});
+    assert!(report.failed.is_empty(), "{report}");
+}
+
+#[test]
+fn clusters_of_host_gw_keep_them_too() {
+    let sim = Sim::new(HostGwBackend::new).of_host_gw();
+    let report = sim.seeds(0..30, 2, &|_| {});
+    assert!(report.failed.is_empty(), "{report}");
+}
+
+#[test]
+fn clusters_that_change_their_backend_keep_them_too() {
+    let sim = Sim::new(VxlanBackend::new)
+        .with(HostGwBackend::new)
+        .of_both();
+    let report = sim.seeds(0..30, 2, &|_| {});
     assert!(report.failed.is_empty(), "{report}");
 }

@@ -29,6 +29,13 @@ const RUNS: &[Run] = &[
         needs_tool: None,
     },
     Run {
+        name: "mesh",
+        args: &["--nodes", "3", "--backend", "host-gw", "--json"],
+        exit: 0,
+        needs_root: true,
+        needs_tool: None,
+    },
+    Run {
         name: "host",
         args: &[],
         exit: 0,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, process};
 
+use crate::etcd::cache;
 use crate::run::{self, Outcome, find_program, in_ci, is_root, output};
 use crate::setup::apt_get;
 
@@ -42,7 +43,7 @@ pub(crate) fn provide() -> Outcome {
             Err(format!("{ASSETS} is set, but there is no kube-apiserver"))
         };
     }
-    let folder = cache()?;
+    let folder = cache()?.join(CACHE);
     let program = folder.join("kube-apiserver");
     if program.is_file() {
         println!("kube-apiserver is in the cache");
@@ -76,16 +77,6 @@ pub(crate) fn provide() -> Outcome {
     let built = build(&work, &program);
     fs::remove_dir_all(&work).ok();
     built
-}
-
-/// `$XDG_CACHE_HOME` or `~/.cache`, and our folder in it.
-fn cache() -> Outcome<PathBuf> {
-    env::var_os("XDG_CACHE_HOME")
-        .filter(|path| Path::new(path).is_absolute())
-        .map(PathBuf::from)
-        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))
-        .map(|cache| cache.join(CACHE))
-        .ok_or_else(|| "neither XDG_CACHE_HOME nor HOME is set".to_owned())
 }
 
 /// Builds it in a folder that may be removed afterwards, and puts it in its place.

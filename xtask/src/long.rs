@@ -7,6 +7,28 @@ pub(crate) fn bench(args: &[String]) -> Outcome {
     run(command.args(args))
 }
 
+/// What a tunnel costs.
+pub(crate) fn throughput(args: &[String]) -> Outcome {
+    let mut command = cargo([
+        "bench",
+        "--package",
+        "flannel-e2e",
+        "--bench",
+        "throughput",
+        "--",
+    ]);
+    // The program runs in the folder of its package.
+    let here = std::env::current_dir().map_err(|error| error.to_string())?;
+    match args {
+        [] => {}
+        [svg, file] if svg == "--svg" => {
+            command.arg("--svg").arg(here.join(file));
+        }
+        _ => return Err("the only argument is --svg FILE".to_owned()),
+    }
+    run(&mut command)
+}
+
 pub(crate) fn proptest(args: &[String]) -> Outcome {
     let cases = match args {
         [] => 20_000,

@@ -10,6 +10,7 @@
 mod api;
 mod deny;
 mod deps;
+mod etcd;
 mod examples;
 mod kube_apiserver;
 mod lint;
@@ -52,8 +53,9 @@ const TASKS: &[Task] = &[
         name: "setup",
         args: "",
         about: "Installs the Debian packages that the tests need and the machine lacks (apt-get,\n\
-                as root; else it says what to install), and rustfmt and clippy by rustup. Builds\n\
-                kube-apiserver from Debian's sources, once (KUBEBUILDER_ASSETS names another).",
+                as root; else it says what to install), rustfmt and clippy by rustup, and in a\n\
+                cache of the user's etcd 3.5, by pip, and kube-apiserver, built from Debian's\n\
+                sources (KUBEBUILDER_ASSETS names another).",
         run: |_| setup::run(),
     },
     Task {
@@ -137,6 +139,13 @@ const TASKS: &[Task] = &[
         about: "Runs the benchmarks, `cargo bench --workspace --all-features ARG…`; as root those\n\
                 of the kernel crate too.",
         run: long::bench,
+    },
+    Task {
+        name: "throughput",
+        args: "[--svg FILE]",
+        about: "Measures what a tunnel costs: the same traffic between pods by bare routing, host-gw\n\
+                and VXLAN, in turns, in namespaces of its own (root). Prints a table, and draws it.",
+        run: long::throughput,
     },
     Task {
         name: "proptest-long",

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::etcd;
 use crate::kube_apiserver;
 use crate::run::{self, Outcome, cargo, find_program, in_ci, is_root, succeeds};
 
@@ -21,6 +22,8 @@ const PACKAGES: &[(&str, Sign)] = &[
         Sign::File("/usr/include/google/protobuf/descriptor.proto"),
     ),
     ("etcd-server", Sign::Program("etcd")),
+    // For etcd 3.5, which Debian 12 does not have.
+    ("python3-pip", Sign::Program("pip3")),
     ("nftables", Sign::Program("nft")),
     ("iproute2", Sign::Program("ip")),
     ("iputils-ping", Sign::Program("ping")),
@@ -30,6 +33,7 @@ const PACKAGES: &[(&str, Sign)] = &[
 pub(crate) fn run() -> Outcome {
     components()?;
     packages()?;
+    etcd::install()?;
     kube_apiserver::provide()
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Network, Rejection};
 use crate::family::{DualStack, Family};
-use crate::lease::{LeaseKey, Revision, Seniority};
+use crate::lease::{BackendType, LeaseKey, Revision, Seniority};
 use crate::lease_set::{LeaseDelta, LeaseSet, Peer};
 use crate::node::OverlayName;
 use crate::object::{
@@ -36,6 +36,10 @@ pub struct Desired {
     /// Nothing is removed for being unwanted, because it is not yet certain what is wanted: the
     /// first snapshot has not come, or it withdraws too much at once.
     pub hold_orphans: bool,
+    /// Devices of these backends are not removed for being unwanted, nor their addresses: peers of
+    /// these backends may still send to them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub held_backends: BTreeSet<BackendType>,
     /// Routes to these are not removed for being unwanted, nor what they need: they were there at
     /// the start, and the records that would say more cannot be read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -137,6 +141,7 @@ impl Compiler {
             desired: Desired {
                 objects: BTreeMap::new(),
                 hold_orphans: true,
+                held_backends: BTreeSet::new(),
                 spared: Vec::new(),
             },
             rejected: BTreeMap::new(),
@@ -154,6 +159,11 @@ impl Compiler {
         &self.rejected
     }
 
+    /// Of which backends devices are to stay that are not wanted ([`Desired::held_backends`]).
+    pub fn hold_backends(&mut self, backends: BTreeSet<BackendType>) {
+        self.desired.held_backends = backends;
+    }
+
     /// Compiles everything anew for a network. Returns the keys under which something else is
     /// wanted than before.
     pub fn set_network(
@@ -162,6 +172,7 @@ impl Compiler {
         peers: &LeaseSet,
     ) -> BTreeSet<ObjectKey> {
         let mut fresh = Self::new(self.overlay.clone(), self.protocol);
+        fresh.desired.held_backends = self.desired.held_backends.clone();
         fresh.local = fresh.compile_local(network.local());
         for (key, object) in &fresh.local.objects {
             let object = object.clone();

@@ -79,7 +79,8 @@ impl Ownership {
     /// - A nexthop object of our protocol: one of ours that somebody gave another gateway. Not if
     ///   it leads through another overlay's device.
     /// - A route of Go flannel's `host-gw` or direct routing: its gateway is a node on the underlay,
-    ///   as an administrator's may be.
+    ///   as an administrator's may be. Only where it leads to the very node that the wanted route
+    ///   leads to, which the plan knows; it then gets our mark, and nobody sees a difference.
     pub fn may_take_over(&self, object: &Object, observed: &Observed) -> bool {
         match object {
             Object::Nexthop(nexthop) => {

@@ -20,7 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::kernel::{Observed, Op};
 use crate::lease::LeaseKey;
-use crate::object::{Address, IfName, MAIN_TABLE, Nexthop, Object, ObjectKey, Route, RouteTarget};
+use crate::object::{
+    Address, IfName, Link, MAIN_TABLE, Nexthop, Object, ObjectKey, Route, RouteTarget,
+};
 use crate::subnet::Subnet;
 
 use super::desired::{Desired, Wanted};
@@ -238,15 +240,32 @@ impl<'a> Planner<'a> {
             (Some(wanted), Some(found)) => self.correct(key, wanted, found),
             (None, Some(found)) if self.is_spared(found) => self.keep_needs_of(found),
             (None, Some(found)) => {
-                let is_setting = matches!(found, Object::Sysctl(_) | Object::Offload(_));
                 if !self.desired.hold_orphans
-                    && !is_setting
+                    && !self.stays_unwanted(found)
                     && self.ownership.owner(found, self.observed) != Owner::Foreign
                 {
                     self.orphans.push((key, found));
                 }
             }
             (None, None) => {}
+        }
+    }
+
+    /// Whether an object is left although nobody wants it: settings go with their device, and
+    /// devices stay with their addresses while peers may still send to them.
+    fn stays_unwanted(&self, found: &Object) -> bool {
+        match found {
+            Object::Sysctl(_) | Object::Offload(_) => true,
+            Object::Link(Link { name: dev, .. }) | Object::Address(Address { dev, .. }) => {
+                let key = ObjectKey::Link(*dev);
+                let backend = match self.observed.objects.get(&key) {
+                    Some(Object::Link(link)) => link.kind.backend(),
+                    _ => None,
+                };
+                backend.is_some_and(|backend| self.desired.held_backends.contains(&backend))
+                    && !self.desired.objects.contains_key(&key)
+            }
+            _ => false,
         }
     }
 
@@ -296,19 +315,61 @@ impl<'a> Planner<'a> {
         let Some(Difference { field, .. }) = difference(&wanted.object, found) else {
             return;
         };
-        let is_ours = self.ownership.owner(found, self.observed) != Owner::Foreign
-            || self.ownership.may_take_over(found, self.observed);
+        let bears_a_mark = self.ownership.owner(found, self.observed) != Owner::Foreign;
+        let is_ours = bears_a_mark || self.takes_over(wanted, found);
         if !is_ours {
             self.block(key, wanted, found);
             return;
         }
+        // What bears no mark gets ours, so that it is followed and removed like all of ours.
         if let (Object::Route(wanted), Object::Route(found)) = (&wanted.object, found)
+            && bears_a_mark
             && self.same_hop(wanted, found)
         {
             return;
         }
         let op = Op::Change(wanted.object.clone());
         self.step_with_stopgap(key, op, Why::Drifted { field }, wanted);
+    }
+
+    /// Whether what is there is taken over although it bears no mark. Of a route nothing but where
+    /// it leads tells that it is Go flannel's: to the same node as the one that is wanted.
+    fn takes_over(&self, wanted: &Wanted, found: &Object) -> bool {
+        let leads_there = match found {
+            Object::Route(Route {
+                target: RouteTarget::Gateway { gateway, .. },
+                ..
+            }) => self.end_of(&wanted.object) == Some(*gateway),
+            _ => true,
+        };
+        leads_there && self.ownership.may_take_over(found, self.observed)
+    }
+
+    /// The address on the underlay to which a wanted route leads at last.
+    fn end_of(&self, wanted: &Object) -> Option<IpAddr> {
+        let desired = |key| Some(&self.desired.objects.get(&key)?.object);
+        let Object::Route(route) = wanted else {
+            return None;
+        };
+        let (gateway, dev) = match route.target {
+            RouteTarget::Gateway { gateway, dev, .. } => (gateway, dev),
+            RouteTarget::Nexthop(id) => match desired(ObjectKey::Nexthop(id))? {
+                Object::Nexthop(nexthop) => (nexthop.gateway, nexthop.dev),
+                _ => return None,
+            },
+            _ => return None,
+        };
+        let Some(Object::Neighbour(neighbour)) = desired(ObjectKey::Neighbour { dev, ip: gateway })
+        else {
+            return Some(gateway);
+        };
+        match desired(ObjectKey::Fdb {
+            dev,
+            mac: neighbour.mac,
+        })? {
+            Object::Fdb(fdb) => Some(fdb.remote),
+            _ => None,
+        }
     }
 
     /// Whether a route sends packets where it should, by way of a nexthop object or without. Who

@@ -70,6 +70,8 @@ pub(crate) struct Reconciler {
     failures: BTreeMap<ObjectKey, Failure>,
     blocked: Vec<Blocked>,
     repairs: u64,
+    /// The kernel was read since the engine woke.
+    just_read: bool,
     /// A whole plan from a fresh reading had no steps, and nothing failed since.
     converged: bool,
 }
@@ -102,6 +104,7 @@ impl Reconciler {
             failures: BTreeMap::new(),
             blocked: Vec::new(),
             repairs: 0,
+            just_read: false,
             converged: false,
         }
     }
@@ -182,6 +185,11 @@ impl Reconciler {
         }
     }
 
+    /// The engine woke: what was read before may be old.
+    pub(crate) const fn wake(&mut self) {
+        self.just_read = false;
+    }
+
     /// Everything is to be planned anew.
     pub(crate) const fn replan(&mut self) {
         self.replan = true;
@@ -259,6 +267,7 @@ impl Reconciler {
                 self.read_failures = 0;
                 self.read_error = None;
                 self.replan = true;
+                self.just_read = true;
                 true
             }
             Err(error) => {
@@ -336,6 +345,11 @@ impl Reconciler {
         } else {
             plan_keys(observed, desired, ownership, &self.dirty)
         };
+        if !self.just_read && plan.steps.iter().any(replaces_route) {
+            // What is in the place of the route by now may be another's, and hints can be lost.
+            self.read_at = Some(self.clock.now());
+            return self.read_failures == 0;
+        }
         let dirty = std::mem::take(&mut self.dirty);
         self.replan = false;
         let fresh = whole && self.read_at.is_none();
@@ -531,6 +545,11 @@ impl Reconciler {
             .ok();
         news
     }
+}
+
+/// Whether a step replaces a route: the kernel does not ask whose it is by then.
+const fn replaces_route(step: &Step) -> bool {
+    matches!(step.op, Op::Change(Object::Route(_)))
 }
 
 /// Notes a change that succeeded in what was read.

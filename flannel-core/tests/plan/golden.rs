@@ -49,7 +49,7 @@ fn each_golden_state_and_wish_give_the_golden_plan() {
                 .map(|wanted| (wanted.object.key(), wanted))
                 .collect(),
             hold_orphans: wish.hold_orphans,
-            spared: Vec::new(),
+            ..Desired::default()
         };
         let made = plan(&observed, &desired, &ownership(wish.adopt_flannel));
         let golden: Plan = read(&case.join("plan.json"));

@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::io::{Read, stdin};
 
+use flannel_backend_hostgw::HostGwBackend;
 use flannel_backend_vxlan::VxlanBackend;
 use flannel_core::{MemoryManager, Overlay};
 use flannel_e2e::{DUAL, Orders, config};
@@ -15,10 +16,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     stdin().read_line(&mut line)?;
     let orders: Orders = serde_json::from_str(&line)?;
     let manager = MemoryManager::new(config(DUAL));
+    // The config of the store counts.
     manager.import(&orders.store)?;
     let overlay = Overlay::builder(orders.node)
         .manager(manager)
         .backend(VxlanBackend::new())
+        .backend(HostGwBackend::new())
         .kernel(NetlinkKernel::in_namespace(&orders.namespace)?)
         .start()
         .await?;

@@ -1,5 +1,10 @@
 //! What the tests on a real etcd share.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    unused_macros,
+    unused_imports,
+    reason = "each test binary uses a part of it"
+)]
 
 use std::future::poll_fn;
 use std::time::Duration;
@@ -11,7 +16,7 @@ use flannel_core::{
     Manager, NodeId, PublicIp, Subnet,
 };
 use flannel_subnet_etcd::{EtcdManager, EtcdOptions};
-use flannel_testkit::servers::Etcd;
+use flannel_testkit::servers::{Etcd, EtcdVersion};
 use tokio::time::{sleep, timeout};
 
 /// The longest that anything may take that must happen.
@@ -40,9 +45,30 @@ pub(crate) async fn put(client: &mut Client, key: &str, value: &str) {
     client.put(key, value, None).await.expect("etcd answers");
 }
 
+/// Makes a test of each function on each etcd that there are tests on: `in_path::NAME` and
+/// `v3_5::NAME`. One whose etcd is not there is skipped.
+macro_rules! on_each_etcd {
+    (@ $module:ident $version:ident $($name:ident)+) => {
+        mod $module {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let version = flannel_testkit::servers::EtcdVersion::$version;
+                if version.require(stringify!($name)) {
+                    super::$name(version).await;
+                }
+            })+
+        }
+    };
+    ($($name:ident)+) => {
+        common::on_each_etcd!(@ in_path InPath $($name)+);
+        common::on_each_etcd!(@ v3_5 V3_5 $($name)+);
+    };
+}
+pub(crate) use on_each_etcd;
+
 /// A server with a network config.
-pub(crate) async fn server(config: &str) -> (Etcd, Client) {
-    let etcd = Etcd::start().expect("etcd starts (Debian: etcd-server)");
+pub(crate) async fn server(version: EtcdVersion, config: &str) -> (Etcd, Client) {
+    let etcd = Etcd::of(version).expect("etcd starts");
     let mut client = hand(&etcd).await;
     put(&mut client, "/coreos.com/network/config", config).await;
     (etcd, client)

@@ -140,7 +140,7 @@ impl NodeFixture {
             public_ip: self.external.public,
         });
         set.set_pools(*self.config.pools());
-        set.set_backend(backend.backend_type());
+        set.set_backends(backend.backend_type(), backend.reaches());
         set.apply(Event::Put(other));
         set
     }

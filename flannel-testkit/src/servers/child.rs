@@ -105,12 +105,13 @@ fn spawn(mut command: Command) -> io::Result<Child> {
     child.recv().map_err(io::Error::other)?
 }
 
-/// A loopback port that is free now. Another program may take it before it is used, which is seen
-/// then.
-pub(super) fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
+/// So many loopback ports that are free now, no two the same. Another program may take one before it
+/// is used, which is seen then.
+pub(super) fn free_ports(count: usize) -> io::Result<Vec<u16>> {
+    let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let listeners: Vec<TcpListener> = (0..count).map(bind).collect::<io::Result<_>>()?;
+    let port = |listener: &TcpListener| Ok(listener.local_addr()?.port());
+    listeners.iter().map(port).collect()
 }
 
 /// A folder of its own, removed when dropped.

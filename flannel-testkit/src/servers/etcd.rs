@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::child::{Folder, Server, free_port};
+use super::child::{Folder, Server, free_ports};
+use super::version::EtcdVersion;
 
 /// How an [`Etcd`] is started.
 #[derive(Debug, Clone, Default)]
 pub struct EtcdOptions {
-    /// The program; `etcd` in the path unless given.
-    pub program: Option<PathBuf>,
+    /// Which etcd.
+    pub version: EtcdVersion,
     /// Its certificate, its key, and the authority of the clients' certificates if it asks for
     /// those: then it speaks TLS.
     pub tls: Option<(PathBuf, PathBuf, Option<PathBuf>)>,
@@ -21,14 +22,16 @@ pub struct EtcdOptions {
     pub flags: Vec<String>,
 }
 
-/// A server of etcd with one member, on the loopback interface. Dropping it ends it and removes its
-/// data.
+/// A server of etcd on the loopback interface: one by itself, or a member of a cluster. Dropping it
+/// ends it and removes its data.
 #[derive(Debug)]
 pub struct Etcd {
     options: EtcdOptions,
     folder: Folder,
     port: u16,
     peer_port: u16,
+    /// The peer ports of all members, its own included.
+    members: Vec<u16>,
     server: Option<Server>,
 }
 
@@ -36,7 +39,7 @@ pub struct Etcd {
 const START: Duration = Duration::from_secs(30);
 
 impl Etcd {
-    /// Starts one with the usual settings, and waits until it listens.
+    /// Starts the one in the path with the usual settings, and waits until it listens.
     ///
     /// # Errors
     /// There is no such program ([`io::ErrorKind::NotFound`]), or it did not start; its last words
@@ -53,20 +56,56 @@ impl Etcd {
         let mut last = io::Error::other("not tried");
         // A port that was free may be taken when it is used.
         for _ in 0..5 {
-            let mut etcd = Self {
-                options: options.clone(),
-                folder: Folder::new("etcd")?,
-                port: free_port()?,
-                peer_port: free_port()?,
-                server: None,
-            };
-            match etcd.restart() {
-                Ok(()) => return Ok(etcd),
+            match Self::try_cluster(&options, 1) {
+                Ok(mut members) => return members.pop().ok_or(last),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
                 Err(error) => last = error,
             }
         }
         Err(last)
+    }
+
+    /// Starts a cluster of so many members, and waits until each listens. It may still be choosing a
+    /// leader then.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn cluster(version: EtcdVersion, members: usize) -> io::Result<Vec<Self>> {
+        let options = EtcdOptions {
+            version,
+            ..EtcdOptions::default()
+        };
+        Self::try_cluster(&options, members)
+    }
+
+    fn try_cluster(options: &EtcdOptions, count: usize) -> io::Result<Vec<Self>> {
+        let ports = free_ports(2 * count)?;
+        let (ports, peer_ports) = ports.split_at(count);
+        let mut members = Vec::new();
+        for (port, peer_port) in ports.iter().zip(peer_ports) {
+            let mut etcd = Self {
+                options: options.clone(),
+                folder: Folder::new("etcd")?,
+                port: *port,
+                peer_port: *peer_port,
+                members: peer_ports.to_vec(),
+                server: None,
+            };
+            etcd.restart()?;
+            members.push(etcd);
+        }
+        Ok(members)
+    }
+
+    /// Starts one of a release with the usual settings, and waits until it listens.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn of(version: EtcdVersion) -> io::Result<Self> {
+        Self::with(EtcdOptions {
+            version,
+            ..EtcdOptions::default()
+        })
     }
 
     /// Where it listens.
@@ -101,16 +140,22 @@ impl Etcd {
     pub fn restart(&mut self) -> io::Result<()> {
         self.kill();
         let endpoint = self.endpoint();
-        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let url = |port: &u16| format!("http://127.0.0.1:{port}");
+        let peer = url(&self.peer_port);
+        let name = |port: &u16| format!("n{port}");
+        let members = self.members.iter();
+        let members: Vec<String> = members
+            .map(|port| format!("{}={}", name(port), url(port)))
+            .collect();
         let data = self.data();
         let mut args: Vec<String> = [
-            ("--name", "n".to_owned()),
+            ("--name", name(&self.peer_port)),
             ("--data-dir", data.to_string_lossy().into_owned()),
             ("--listen-client-urls", endpoint.clone()),
             ("--advertise-client-urls", endpoint),
             ("--listen-peer-urls", peer.clone()),
             ("--initial-advertise-peer-urls", peer.clone()),
-            ("--initial-cluster", format!("n={peer}")),
+            ("--initial-cluster", members.join(",")),
         ]
         .into_iter()
         .flat_map(|(flag, value)| [flag.to_owned(), value])
@@ -125,10 +170,9 @@ impl Etcd {
             }
         }
         args.extend(self.options.flags.iter().cloned());
-        let program = self.options.program.as_ref();
-        let program = program.map_or_else(|| "etcd".into(), |path| path.to_string_lossy());
+        let program = self.options.version.program();
         let log = self.folder.path().join("log");
-        let mut server = Server::start(&program, args, &log)?;
+        let mut server = Server::start(&program.to_string_lossy(), args, &log)?;
         let begun = std::time::Instant::now();
         while TcpStream::connect(self.address()).is_err() {
             server.check()?;

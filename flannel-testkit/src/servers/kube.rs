@@ -9,10 +9,11 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::child::{Folder, Server, free_port};
+use super::child::{Folder, Server, free_ports};
 use super::etcd::Etcd;
 use super::https::{Caller, Reply};
 use super::pki::Authority;
+use super::version::cache;
 
 /// The environment variable that names a folder with the program, as other projects use it.
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
@@ -62,15 +63,11 @@ impl KubeApiServer {
     )]
     pub fn program() -> Option<PathBuf> {
         let folder = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        let cache = folder("XDG_CACHE_HOME")
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-            .or_else(|| folder("HOME").map(|home| Path::new(&home).join(".cache")));
         let assets = folder(ASSETS).map(PathBuf::from);
         let path = folder("PATH").unwrap_or_default();
         assets
             .into_iter()
-            .chain(cache.map(|cache| cache.join(CACHE)))
+            .chain([cache().join(CACHE)])
             .chain(std::env::split_paths(&path))
             .map(|folder| folder.join("kube-apiserver"))
             .find(|program| program.is_file())
@@ -128,7 +125,7 @@ impl KubeApiServer {
         for _ in 0..5 {
             let mut server = Self {
                 cluster: Arc::clone(&cluster),
-                port: free_port()?,
+                port: free_ports(1)?.into_iter().next().unwrap_or_default(),
                 server: None,
             };
             match server.restart() {
@@ -191,7 +188,9 @@ impl KubeApiServer {
         let begun = std::time::Instant::now();
         loop {
             server.check()?;
-            if matches!(self.get("/readyz"), Ok(Reply { status: 200, .. })) {
+            // It makes its namespaces a moment after it says that it is ready.
+            let good = |path| matches!(self.get(path), Ok(Reply { status: 200, .. }));
+            if good("/readyz") && good("/api/v1/namespaces/default") {
                 break;
             }
             if begun.elapsed() > START {

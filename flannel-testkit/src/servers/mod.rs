@@ -11,6 +11,7 @@ mod kube;
 #[cfg(feature = "kube")]
 mod pki;
 mod switch;
+mod version;
 
 pub use etcd::{Etcd, EtcdOptions};
 #[cfg(feature = "kube")]
@@ -20,3 +21,4 @@ pub use kube::KubeApiServer;
 #[cfg(feature = "kube")]
 pub use pki::Authority;
 pub use switch::TcpSwitch;
+pub use version::EtcdVersion;

@@ -504,7 +504,7 @@ fn are_rivals(a: &Lease, b: &Lease) -> bool {
         .public_ip
         .ips()
         .any(|ip| b.attrs.public_ip.ips().any(|other| other == ip));
-    a.subnet.overlaps(&b.subnet) || same_data || same_ip
+    a.subnet.overlaps(&b.subnet) || same_data || same_ip || a.node == b.node
 }
 
 /// Whether two states of a record mean the same to peers.

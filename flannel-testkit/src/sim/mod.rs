@@ -31,6 +31,7 @@ mod kernel_acts;
 mod kinds;
 mod link;
 pub mod model;
+mod model_hostgw;
 mod model_vxlan;
 mod node;
 pub mod path;
@@ -62,7 +63,7 @@ pub use report::{Failure, Progress, Report};
 pub use run::Run;
 pub use store_cluster::StoreCluster;
 
-use model::{Model, VxlanModel};
+use model::{ChangingModel, HostGwModel, Model, VxlanModel};
 
 /// Makes the store of a cluster.
 type Found = dyn Fn(&Founding) -> Arc<dyn Cluster> + Send + Sync;
@@ -141,6 +142,26 @@ const CONFIGS: [&str; 9] = [
         "IPv6SubnetLen":64,"Backend":{"Type":"vxlan","Learning":true}}"#,
 ];
 
+/// The configs of clusters that run host-gw, in the order of [`CONFIGS`].
+const HOST_GW: [&str; 4] = [
+    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
+        "IPv6SubnetLen":64,"Backend":{"Type":"host-gw"}}"#,
+    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"Backend":{"Type":"host-gw"}}"#,
+    r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:42::/60","IPv6SubnetLen":64,
+        "Backend":{"Type":"host-gw"}}"#,
+    r#"{"Network":"10.43.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
+        "IPv6SubnetLen":64,"Backend":{"Type":"host-gw"}}"#,
+];
+
+/// Network configs out of flannel's JSON.
+fn configs(texts: &[&str]) -> Vec<NetworkConfig> {
+    let config = |text: &&str| NetworkConfig::from_json(text, PoolMode::Allocated);
+    let configs = texts
+        .iter()
+        .map(|text| config(text).expect("a valid config"));
+    configs.collect()
+}
+
 impl Sim {
     /// A simulation of nodes with this backend: of four nodes, histories of 40 steps and flannel's
     /// subnet manager on a fake store, unless set otherwise.
@@ -151,18 +172,24 @@ impl Sim {
     /// # Panics
     /// Never: the configs are valid.
     pub fn new<B: Backend>(backend: impl Fn() -> B + Send + Sync + 'static) -> Self {
-        let config = |text| NetworkConfig::from_json(text, PoolMode::Allocated);
-        let configs = CONFIGS.map(|text| config(text).expect("a valid config"));
         Self {
             setup: Arc::new(Setup {
                 nodes: 4,
                 steps: 40,
-                configs: configs.to_vec(),
+                configs: configs(&CONFIGS),
                 backend: Arc::new(move |builder| builder.backend(backend())),
                 cluster: Arc::new(|founding| Arc::new(StoreCluster::new(founding))),
                 model: Arc::new(VxlanModel),
             }),
         }
+    }
+
+    /// The same nodes with one more backend: the config picks one by type.
+    #[must_use]
+    pub fn with<B: Backend>(mut self, backend: impl Fn() -> B + Send + Sync + 'static) -> Self {
+        let others = Arc::clone(&self.setup.backend);
+        self.setup_mut().backend = Arc::new(move |builder| others(builder).backend(backend()));
+        self
     }
 
     /// The same with another number of nodes, at least one and at most 30.
@@ -187,6 +214,20 @@ impl Sim {
             self.setup_mut().configs = configs;
         }
         self
+    }
+
+    /// The same with configs and model of host-gw.
+    #[must_use]
+    pub fn of_host_gw(self) -> Self {
+        self.configs(configs(&HOST_GW)).model(HostGwModel)
+    }
+
+    /// The same with configs of host-gw and of VXLAN, so that clusters change between them, and the
+    /// model of both; the nodes need both backends ([`with`](Self::with)).
+    #[must_use]
+    pub fn of_both(self) -> Self {
+        let both: Vec<&str> = HOST_GW.into_iter().chain(CONFIGS).collect();
+        self.configs(configs(&both)).model(ChangingModel)
     }
 
     /// The same with another model: what the backend should make of a node and its peers.

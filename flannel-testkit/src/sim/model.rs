@@ -2,7 +2,8 @@
 //! config, without any of the SDK's own logic.
 //!
 //! [`peers`] says who of the records may be used, by the rules of the documentation. What a backend
-//! makes of these is a [`Model`]'s to say; [`VxlanModel`] is the one of VXLAN.
+//! makes of these is a [`Model`]'s to say; [`VxlanModel`] is the one of VXLAN, [`HostGwModel`] that
+//! of host-gw, [`ChangingModel`] that of nodes which have both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -13,6 +14,7 @@ use flannel_core::{
     NodeId, Objects, PublicIp, Subnet,
 };
 
+pub use super::model_hostgw::{ChangingModel, HostGwModel};
 pub use super::model_vxlan::VxlanModel;
 
 /// A node as a model sees it.
@@ -59,14 +61,22 @@ pub struct Expected {
     pub objects: Option<Objects>,
     /// The routes to peers; `None`: there is to be one, wherever it leads.
     pub routes: BTreeMap<Subnet, Option<Hop>>,
+    /// Backends whose devices may be there, with what is on them, although nobody wants them.
+    pub may_stay: BTreeSet<BackendType>,
     /// The records that are to be reported as rejected, wholly or in part.
     pub rejected: BTreeSet<LeaseKey>,
 }
 
 /// What one backend should make of a node and its peers.
 pub trait Model: Debug + Send + Sync + 'static {
-    /// The type of the backend.
-    fn backend_type(&self) -> BackendType;
+    /// The type of the backend that a config names.
+    fn backend_type(&self, config: &NetworkConfig) -> BackendType;
+
+    /// The types of other backends whose records may be used too. By default none.
+    fn reaches(&self, config: &NetworkConfig) -> Vec<BackendType> {
+        let _ = config;
+        Vec::new()
+    }
 
     /// What the kernel should have for peers that may be used, the oldest claim first.
     fn expect(&self, me: &Me<'_>, peers: &[Usable<'_>]) -> Expected;
@@ -96,7 +106,7 @@ impl RoutesModel {
 }
 
 impl Model for RoutesModel {
-    fn backend_type(&self) -> BackendType {
+    fn backend_type(&self, _: &NetworkConfig) -> BackendType {
         self.backend_type.clone()
     }
 
@@ -122,13 +132,13 @@ impl Model for RoutesModel {
 
 /// Who of all records may be used by a node, the oldest claim first, and who is to be rejected.
 ///
-/// A peer's family may be used if its record is of the same backend, its subnet lies inside of the
+/// A peer's family may be used if its record is of one of these backends, its subnet lies inside of the
 /// network, is no larger than a quarter of it and not overlapped by the node's own, and its public
 /// address is that of one host of the underlay and not the node's. Of those that overlap, the oldest
 /// has it.
 pub fn peers<'a>(
     me: &Me<'_>,
-    backend: &BackendType,
+    backends: &[BackendType],
     records: &'a [Lease],
 ) -> (Vec<Usable<'a>>, BTreeSet<LeaseKey>) {
     let mut others: Vec<&Lease> = records.iter().filter(|r| r.node != *me.node).collect();
@@ -145,7 +155,9 @@ pub fn peers<'a>(
             let taken = usable
                 .iter()
                 .any(|older| older.lease.key != lease.key && overlap(&older.subnet, &subnet));
-            let fit = lease.attrs.is_backend(backend)
+            let fit = backends
+                .iter()
+                .any(|backend| lease.attrs.is_backend(backend))
                 && network.contains(&subnet)
                 && subnet.len() >= network.len() + 2
                 && !me.lease.subnet.values().any(|own| overlap(own, &subnet))
@@ -210,6 +222,15 @@ fn is_inner(me: &Me<'_>, ip: IpAddr) -> bool {
         .pools()
         .values()
         .any(|pool| pool.network().contains_ip(ip))
+}
+
+/// Whether an address is on the link of the external interface: both of its networks are known.
+pub(super) fn is_on_link(public: &PublicIp, ip: IpAddr) -> bool {
+    match (ip, public.v4, public.v6) {
+        (IpAddr::V4(ip), Some(own), _) => ip.octets()[..3] == own.octets()[..3],
+        (IpAddr::V6(ip), _, Some(own)) => ip.segments()[..4] == own.segments()[..4],
+        _ => false,
+    }
 }
 
 /// Whether an address can be one host of an underlay.

@@ -1,14 +1,13 @@
 //! What VXLAN should make of a node and its peers, said a second time.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use flannel_core::{
     Address, BackendData, BackendType, Family, Fdb, IfName, Link, LinkKind, MacAddr, Neighbour,
-    NetworkConfig, Object, Objects, OverlayName, PublicIp, Sysctl, Vxlan,
+    NetworkConfig, Object, Objects, OverlayName, Sysctl, Vxlan,
 };
 
-use super::model::{Expected, Hop, Me, Model, Usable, mac};
+use super::model::{Expected, Hop, Me, Model, Usable, is_on_link, mac};
 
 /// The model of flannel's VXLAN: a device of each family; to each peer a route through its subnet's
 /// first address, which is a neighbour with the peer's MAC, which is forwarded to the peer's public
@@ -68,18 +67,13 @@ fn alias() -> String {
     OverlayName::default().link_alias()
 }
 
-/// Whether an address is on the link of the external interface: both of its networks are known.
-fn is_on_link(public: &PublicIp, ip: IpAddr) -> bool {
-    match (ip, public.v4, public.v6) {
-        (IpAddr::V4(ip), Some(own), _) => ip.octets()[..3] == own.octets()[..3],
-        (IpAddr::V6(ip), _, Some(own)) => ip.segments()[..4] == own.segments()[..4],
-        _ => false,
-    }
-}
-
 impl Model for VxlanModel {
-    fn backend_type(&self) -> BackendType {
+    fn backend_type(&self, _: &NetworkConfig) -> BackendType {
         BackendType::vxlan()
+    }
+
+    fn reaches(&self, _: &NetworkConfig) -> Vec<BackendType> {
+        vec![BackendType::host_gw()]
     }
 
     fn expect(&self, me: &Me<'_>, peers: &[Usable<'_>]) -> Expected {
@@ -141,7 +135,14 @@ impl Model for VxlanModel {
             } = *peer;
             let dev = keys.device(family);
             let remote = lease.attrs.public_ip(family);
-            let direct = remote.filter(|ip| keys.direct && is_on_link(me.public_ip, *ip));
+            // Who runs host-gw has no end of a tunnel.
+            let host_gw = lease.attrs.is_backend(&BackendType::host_gw());
+            let on_link = remote.filter(|ip| is_on_link(me.public_ip, *ip));
+            let direct = on_link.filter(|_| keys.direct || host_gw);
+            if host_gw && direct.is_none() {
+                expected.rejected.insert(lease.key.clone());
+                continue;
+            }
             if let Some(gateway) = direct {
                 if taken.insert(format!("next node {gateway}")) {
                     let dev = me.external;
@@ -180,7 +181,7 @@ impl Model for VxlanModel {
     fn fault_of_own(&self, me: &Me<'_>) -> Option<String> {
         let keys = Keys::of(me.config);
         let attrs = &me.lease.attrs;
-        if !attrs.is_backend(&self.backend_type()) {
+        if !attrs.is_backend(&BackendType::vxlan()) {
             return Some("it is not of type vxlan".to_owned());
         }
         me.config.families().find_map(|family| {

@@ -201,7 +201,9 @@ impl World {
                 .fault_of_own(&me)
                 .map(|what| format!("its record: {what}")),
         );
-        let (usable, mut rejected) = peers(&me, &model.backend_type(), &records);
+        let mut backends = model.reaches(&self.config);
+        backends.push(model.backend_type(&self.config));
+        let (usable, mut rejected) = peers(&me, &backends, &records);
         let expected = model.expect(&me, &usable);
         rejected.extend(expected.rejected.iter().cloned());
         // Of a record that cannot be read its last good value may be known, and rejected.
@@ -267,7 +269,11 @@ impl World {
             };
             // Who forgot that a network was its own cannot know what it had there.
             let is_forgotten = self.nodes[at].forgetful && !self.is_inner(&object);
-            if !is_expected && !is_forgotten && !self.is_unclear(&object) {
+            let may_stay = object
+                .dev()
+                .and_then(|dev| link(&objects, dev)?.kind.backend())
+                .is_some_and(|backend| expected.may_stay.contains(&backend));
+            if !is_expected && !is_forgotten && !may_stay && !self.is_unclear(&object) {
                 problems.push(format!("{object} should not be there"));
             }
         }

@@ -124,7 +124,7 @@ impl World {
             subnet,
             attrs: LeaseAttrs {
                 public_ip: addresses(100 + n % 90, 0),
-                backend_type: Some(model.backend_type()),
+                backend_type: Some(model.backend_type(&self.config)),
                 backend_data,
             },
             ttl: (n.is_multiple_of(2)).then_some(STRANGERS),

@@ -646,6 +646,7 @@ pub fn foreign() -> impl Strategy<Value = Vec<Object>> {
         ),
         address("flannel.1", [169, 254, 7, 7], 16),
         route(slot_subnet(Family::V4, 2), via_eth0.clone(), 99),
+        route(slot_subnet(Family::V4, 5), via_eth0.clone(), 3),
         route(slot_subnet(Family::V4, 40), via_eth0.clone(), 3),
         route(slot_subnet(Family::V4, 77), via_eth0.clone(), 4),
         route(outside, via_eth0, 241),

@@ -16,7 +16,7 @@ use super::list::{Catcher, Mutant};
 use super::tree::Tree;
 
 /// A test that takes longer hangs, which is no verdict.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(240);
 
 /// The tests are few and short: optimising what they depend on would take longer than they do.
 const UNOPTIMISED: &str = r#"profile.dev.package."*".opt-level=0"#;

@@ -1,21 +1,24 @@
 //! The engine's view of its own host: kernel, underlay, backend, network.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-use super::Engine;
+use super::config::Refusal;
+use super::{Engine, LINGER};
 use crate::backend::{self, NodeContext};
 use crate::condition::ConditionType;
 use crate::config::NetworkConfig;
 use crate::error_chain::error_chain;
 use crate::family::{DualStack, Family};
 use crate::kernel;
-use crate::lease::Lease;
+use crate::lease::{BackendType, Lease};
 use crate::lease_set::LeaseDelta;
 use crate::node::OverlayName;
 use crate::object::{IfName, Object};
+use crate::reconcile::desired::Desired;
 use crate::reconcile::ownership::{Owner, Ownership};
 use crate::subnet::Subnet;
 use crate::underlay::{External, Underlay};
@@ -44,6 +47,16 @@ pub(super) fn link_ids(underlay: &Underlay) -> BTreeSet<(IfName, u32, bool, bool
     let links = underlay.links.iter();
     links
         .map(|link| (link.name, link.index, link.up, link.running))
+        .collect()
+}
+
+/// The addresses that are used beyond their link: those of IPv6 that every device has come and go
+/// with the links of containers.
+fn addresses(underlay: &Underlay) -> BTreeSet<(IfName, IpAddr, u8)> {
+    let addresses = underlay.addresses.iter();
+    addresses
+        .filter(|a| !matches!(a.ip, IpAddr::V6(ip) if ip.is_unicast_link_local()))
+        .map(|address| (address.dev, address.ip, address.prefix_len))
         .collect()
 }
 
@@ -125,13 +138,33 @@ impl Engine {
 
     /// Lets orphans go, or keeps them, as soon as that is decided otherwise.
     pub(super) fn follow_hold(&mut self) {
-        let desired = self.compiler.desired();
-        let before = (desired.hold_orphans, desired.spared.clone());
+        let held = |desired: &Desired| {
+            let Desired {
+                hold_orphans,
+                held_backends,
+                spared,
+                ..
+            } = desired;
+            (*hold_orphans, held_backends.clone(), spared.clone())
+        };
+        let before = held(self.compiler.desired());
         self.compiler.update(&LeaseDelta::default(), &self.leases);
-        let desired = self.compiler.desired();
-        if desired.hold_orphans != before.0 || desired.spared != before.1 {
+        let backends = self.held_backends();
+        self.compiler.hold_backends(backends);
+        if held(self.compiler.desired()) != before {
             self.reconciler.replan();
         }
+    }
+
+    /// The backends to whose devices peers may still send: those of peers that have not followed a
+    /// change, for a while longer.
+    fn held_backends(&mut self) -> BTreeSet<BackendType> {
+        let now = self.now();
+        self.former.retain(|_, until| *until > now);
+        for backend in self.leases.of_other_backends().keys() {
+            self.former.insert(backend.clone(), now + LINGER);
+        }
+        self.former.keys().cloned().collect()
     }
 
     /// Follows the host's own network after a reading of the kernel.
@@ -162,7 +195,9 @@ impl Engine {
                     self.reconciler.retry_now();
                 }
                 // Links of containers come and go: only what a network depends on makes it new.
-                if external_changed || underlay.routes != self.underlay.routes {
+                let network_changed = underlay.routes != self.underlay.routes
+                    || addresses(&underlay) != addresses(&self.underlay);
+                if external_changed || network_changed {
                     self.underlay = Arc::new(underlay);
                 } else if links_changed {
                     Arc::make_mut(&mut self.underlay).links = underlay.links;
@@ -211,20 +246,8 @@ impl Engine {
                     self.holds(ConditionType::Config, "Applied", message);
                 }
             }
-            Err(error) => self.backend_refused(&error),
+            Err(error) => self.backend_refused(&error, Refusal::Unfit),
         }
-    }
-
-    pub(super) fn backend_refused(&mut self, error: &backend::Error) {
-        let reason = match error {
-            backend::Error::Config(_) => "InvalidConfig",
-            backend::Error::Underlay { .. } => "UnderlayUnfit",
-            backend::Error::Unsupported { .. } => "Unsupported",
-            backend::Error::Lease { .. } => "LeaseUnfit",
-            backend::Error::Other { .. } => "BackendFailed",
-        };
-        // One condition for all of these, so that nothing else says the opposite in between.
-        self.fails(ConditionType::Config, reason, error_chain(error), true);
     }
 
     /// Makes the network anew if anything it depends on is different.
@@ -253,6 +276,10 @@ impl Engine {
             lease,
         };
         if self.inputs.as_ref() == Some(&inputs) {
+            // Of what was refused in between nothing is left.
+            if std::mem::take(&mut self.register_failed) {
+                self.find_attrs();
+            }
             return;
         }
         let cx = NodeContext {
@@ -284,7 +311,7 @@ impl Engine {
             // The last one stays in force, and the next opportunity is another try.
             Err(error) => {
                 self.register_failed = true;
-                self.backend_refused(&error);
+                self.backend_refused(&error, Refusal::Unfit);
             }
         }
     }

@@ -4,11 +4,13 @@
 //! then does what follows from what is known. At most one call to the store is under way; calls to
 //! the kernel are short and have deadlines of their own.
 
+mod config;
 mod local;
 mod report;
 mod store;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +28,7 @@ use crate::condition::{Condition, ConditionStatus, ConditionType, Conditions};
 use crate::config::NetworkConfig;
 use crate::keeper::Wish;
 use crate::kernel::{self, ChangeStream, Features};
-use crate::lease::LeaseAttrs;
+use crate::lease::{BackendType, LeaseAttrs};
 use crate::lease_set::LeaseSet;
 use crate::manager;
 use crate::overlay::{Error, Parts};
@@ -53,6 +55,10 @@ const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
 
 /// How long the store is given to answer before a remembered lease is used.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long the devices of a former backend stay after the last peer has followed: it publishes the
+/// new type when its own routes are right, but another program may do it before.
+const LINGER: Duration = Duration::from_secs(30);
 
 /// How many networks of earlier configs are remembered.
 const NETWORKS: usize = 16;
@@ -91,6 +97,8 @@ pub(crate) struct Engine {
     config_is_saved: bool,
     /// The store's config cannot be used; the last good one, if any, stays in force.
     config_refused: bool,
+    /// A config of the store that the backend refused, to be tried again.
+    untried: Option<NetworkConfig>,
     networks: Vec<Subnet>,
     external: Option<External>,
     underlay: Arc<Underlay>,
@@ -125,12 +133,18 @@ pub(crate) struct Engine {
     /// The next snapshot confirms or refutes one that was held.
     confirming: bool,
     confirm_at: Option<Moment>,
+    /// Our lease ended while the store was not heard: those of others may have, too, and they will be
+    /// back as we will.
+    doubting: bool,
     adopted: bool,
     resync_at: Moment,
     resyncs: Vec<oneshot::Sender<()>>,
     /// Why the engine is to stop by itself.
     stopping: Option<String>,
     config_poll_at: Option<Moment>,
+
+    /// The backends other than ours to whose devices peers may send, and until when.
+    former: BTreeMap<BackendType, Moment>,
 
     /// The userspace data path, where the backend has one.
     data_path: Option<JoinHandle<backend::Result<()>>>,
@@ -169,6 +183,7 @@ impl Engine {
             config: None,
             config_is_saved: false,
             config_refused: false,
+            untried: None,
             networks: Vec::new(),
             external: None,
             underlay: Arc::default(),
@@ -196,11 +211,13 @@ impl Engine {
             watch_broken: false,
             confirming: false,
             confirm_at: None,
+            doubting: false,
             adopted: false,
             resync_at: now,
             resyncs: Vec::new(),
             stopping: None,
             config_poll_at: None,
+            former: BTreeMap::new(),
             data_path: None,
             data_path_at: None,
             data_path_failures: 0,
@@ -292,8 +309,10 @@ impl Engine {
         self.use_saved().await;
         if self.now() >= self.resync_at {
             self.schedule_resync();
+            self.retry_config().await;
             self.reconciler.read_now();
         }
+        self.reconciler.wake();
         self.reconciler.look_at_settings().await;
         for _ in 0..ROUNDS {
             if self.reconciler.read_if_due(self.compiler.desired()).await {
@@ -359,6 +378,7 @@ impl Engine {
             self.confirm_at,
             self.config_poll_at.filter(|_| self.call.is_none()),
             self.data_path_at,
+            self.former.values().min().copied(),
         ]
         .into_iter()
         .flatten()

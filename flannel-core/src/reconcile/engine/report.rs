@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::store::LeaseState;
+use crate::backend::Note;
 use crate::condition::{ConditionStatus, ConditionType};
+use crate::lease::LeaseKey;
 use crate::status::{LeaseStatus, RejectedPeer, Status};
 
 impl Engine {
@@ -47,11 +49,7 @@ impl Engine {
             failing: self.reconciler.failing(),
             objects: self.compiler.desired().objects.len(),
             repairs: self.reconciler.repairs(),
-            notes: self
-                .network
-                .as_ref()
-                .map(|network| network.notes())
-                .unwrap_or_default(),
+            notes: self.notes(),
         };
         self.status.send_if_modified(|old| {
             let news = **old != status;
@@ -60,6 +58,23 @@ impl Engine {
             }
             news
         });
+    }
+
+    /// What the network tells, and which peers are of another backend.
+    fn notes(&self) -> Vec<Note> {
+        let network = self.network.as_ref();
+        let mut notes = network.map(|network| network.notes()).unwrap_or_default();
+        for (backend, keys) in self.leases.of_other_backends() {
+            let text = format!(
+                "{} peers are of {backend}, among them {}: they are reached without a tunnel, and \
+                 devices of {backend} stay until they have followed",
+                keys.len(),
+                keys.first().map(LeaseKey::as_str).unwrap_or_default()
+            );
+            let topic = "backend-change".to_owned();
+            notes.push(Note { topic, text });
+        }
+        notes
     }
 
     /// Draws the conditions that follow from the rest.

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::config::Refusal;
 use super::{Engine, NETWORKS, PATIENCE};
 use crate::clock::Moment;
 use crate::condition::ConditionType;
@@ -16,9 +17,6 @@ use crate::lease_set::Own;
 use crate::manager::{self, LeaseRequest};
 use crate::state::SavedState;
 use crate::status::OverlayEvent;
-
-/// How often the config is read from a store that does not tell of its changes.
-const CONFIG_POLL: Duration = Duration::from_secs(300);
 
 /// Leases that are lost no further apart than this are lost for one reason. The double of the longest
 /// wait between two tries, so that the waits themselves do not count as rest.
@@ -152,70 +150,6 @@ impl Engine {
         }
     }
 
-    pub(super) async fn set_config(&mut self, config: NetworkConfig) {
-        if !self.config_is_saved && !self.parts.manager.capabilities().watches_config {
-            self.config_poll_at = Some(self.now() + CONFIG_POLL);
-        }
-        if self.config.as_deref() == Some(&config) {
-            self.config_refused = self.backend.is_none();
-            return;
-        }
-        let wanted = config.backend().backend_type();
-        let backend = self
-            .parts
-            .backends
-            .iter()
-            .find(|b| b.backend_type() == *wanted)
-            .cloned();
-        if backend.is_none() {
-            let have: Vec<String> = self
-                .parts
-                .backends
-                .iter()
-                .map(|b| b.backend_type().to_string())
-                .collect();
-            let message = format!(
-                "Backend.Type = {wanted}: this program has no such backend, only {}",
-                have.join(", ")
-            );
-            self.fails(ConditionType::Config, "UnknownBackend", message, true);
-            self.config_refused = true;
-            if self.config.is_some() {
-                return; // the last good config stays in force
-            }
-        } else {
-            self.config_refused = false;
-        }
-        for pool in config.pools().values() {
-            let network = pool.network();
-            self.networks.retain(|known| *known != network);
-            self.networks.insert(0, network);
-        }
-        self.networks.truncate(NETWORKS);
-        if let Some(backend) = &backend {
-            let delta = self.leases.set_backend(backend.backend_type());
-            self.peers_differ(&delta);
-        }
-        let delta = self.leases.set_pools(*config.pools());
-        self.peers_differ(&delta);
-        if let Some(lease) = self.lease.held() {
-            self.acquire |= !config.fits(&lease.subnet);
-        }
-        let first = self.config.is_none();
-        self.backend = backend;
-        self.attrs = None;
-        self.config = Some(Arc::new(config));
-        // The device's neighbours and the external interface depend on the config.
-        self.reconciler.read_now();
-        if !first {
-            tracing::info!("the network config changed");
-            self.emit(OverlayEvent::ConfigApplied);
-        }
-        if !self.config_is_saved {
-            self.save().await;
-        }
-    }
-
     /// Whether the store is to be asked for something, now or after a wait.
     pub(super) fn wants_call(&self) -> bool {
         self.release.is_some()
@@ -264,6 +198,7 @@ impl Engine {
             return; // it is lost or given up already
         };
         self.lease = LeaseState::Lost { lease };
+        self.doubting |= self.watch_broken;
         tracing::warn!(reason, "the lease is lost");
         self.emit(OverlayEvent::LeaseLost {
             reason: reason.clone(),
@@ -424,8 +359,8 @@ impl Engine {
             }
             Answer::Config(Err(error)) => {
                 self.config_refused |= !error.is_transient();
-                if self.config.is_some() && !self.config_is_saved {
-                    self.config_poll_at = Some(now + CONFIG_POLL);
+                if self.config.is_some() {
+                    self.poll_config();
                 }
                 self.store_failed(&error, ConditionType::Config);
             }
@@ -469,7 +404,7 @@ impl Engine {
         self.call_failures = self.call_failures.saturating_add(1);
         let wait = self.retry.after(self.call_failures, &mut self.parts.rng);
         self.call_at = self.now() + wait;
-        let message = error_chain(error);
+        let mut message = error_chain(error);
         let (kind, reason, permanent) = match error {
             manager::Error::Unavailable { .. } => (ConditionType::Store, "Unavailable", false),
             manager::Error::Conflict { .. } => (kind, "Conflict", false),
@@ -482,6 +417,9 @@ impl Engine {
             manager::Error::Corrupt { .. } => (kind, "Corrupt", true),
             manager::Error::Invalid { .. } => (kind, "Refused", true),
         };
+        if kind == ConditionType::Config {
+            message = self.with_what_stays(message, Refusal::Unreadable);
+        }
         // A lease that is held stays held while the store merely does not answer.
         let held = kind == ConditionType::Lease && self.lease.held().is_some();
         if !held {

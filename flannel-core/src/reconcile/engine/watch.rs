@@ -71,6 +71,9 @@ impl Engine {
             self.leases.set_adopted(adopted);
         }
         self.watch.0 = Some(self.parts.manager.watch_leases());
+        if self.parts.manager.capabilities().watches_config {
+            self.config_poll_at = None;
+        }
     }
 
     /// Takes what the watch delivered.
@@ -79,7 +82,11 @@ impl Engine {
             match item {
                 Some(Ok(event)) => {
                     self.watch_failures = 0;
-                    self.watch_broken = false;
+                    // The store is back. Whose lease ended meanwhile asks for it now: peers that
+                    // come back too must find the record before they believe that it is gone.
+                    if std::mem::take(&mut self.watch_broken) && self.store_is_down {
+                        self.call_at = self.now();
+                    }
                     self.holds(ConditionType::Store, "Connected", self.parts.manager.name());
                     self.event(event).await;
                 }
@@ -111,14 +118,15 @@ impl Engine {
                 return;
             }
             Event::ConfigUnreadable { reason } => {
-                self.config_refused = true;
-                let message = format!("{reason}; the last good config stays in force");
-                self.fails(ConditionType::Config, "Unreadable", message, false);
+                self.config_unreadable(reason);
                 return;
             }
             Event::Snapshot(snapshot) if self.confirming => {
                 self.confirming = false;
                 self.leases.apply_confirming(snapshot)
+            }
+            Event::Snapshot(snapshot) if std::mem::take(&mut self.doubting) => {
+                self.leases.apply_doubting(snapshot)
             }
             event => self.leases.apply(event),
         };

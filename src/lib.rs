@@ -73,6 +73,25 @@
 //! is applied. The README says what is written to etcd and which rights that needs;
 //! `examples/etcd_node` is a whole node.
 //!
+//! With the feature `kube` a node's lease is on its Kubernetes Node, in flannel's annotations,
+//! again together with Go flanneld:
+//!
+//! ```no_run
+//! # #[cfg(feature = "kube")]
+//! # fn options() -> Result<(), flannel::KubeOptionsError> {
+//! use flannel::{AnnotationPrefix, ConfigSource, KubeAccess, KubeManager, KubeOptions};
+//!
+//! let access = KubeAccess::kubeconfig("/etc/kubernetes/kubelet.conf", None);
+//! let config = ConfigSource::file("/etc/kube-flannel/net-conf.json");
+//! let options = KubeOptions::new(access, config, AnnotationPrefix::default());
+//! let manager = KubeManager::new(options)?; // the node id is the name of the Node
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The subnets are the Node's pod CIDRs. `deploy/` has manifests with the rights that it takes;
+//! `examples/kube_node` is a whole node.
+//!
 //! # Bring your own
 //!
 //! Every seam is an object-safe trait: a store is a [`Manager`], a way to carry packets a
@@ -88,6 +107,8 @@
 //! | `netlink` | yes | [`NetlinkKernel`]: the Linux kernel over netlink |
 //! | `vxlan` | yes | [`VxlanBackend`]: flannel's VXLAN |
 //! | `etcd` | no | `EtcdManager`: leases on etcd v3. Building it needs `protoc` and its well-known types: on Debian `apt-get install protobuf-compiler libprotobuf-dev` |
+//! | `kube` | no | `KubeManager`: leases on the Nodes of a Kubernetes cluster |
+//! | `k8s-latest` | no | with `kube`, for programs in which nothing else chooses a version of `k8s-openapi` |
 //!
 //! # What it does not do
 //!
@@ -142,6 +163,12 @@ pub use flannel_backend_vxlan::{ChecksumOffload, VxlanBackend, VxlanConfig, Vxla
 #[cfg(feature = "etcd")]
 pub use flannel_subnet_etcd::{
     Calls, EtcdManager, EtcdOptions, EtcdStore, OptionsError, Password, TlsFiles, kv,
+};
+
+#[cfg(feature = "kube")]
+pub use flannel_subnet_kube::{
+    Access as KubeAccess, AnnotationPrefix, Client as KubeClient, ConfigSource, KubeEvent,
+    KubeManager, KubeOptions, NodeSettings, OptionsError as KubeOptionsError,
 };
 
 /// The README's program, compiled with the tests.

@@ -26,7 +26,7 @@ const LEAST_PACKETS: u32 = 10_000;
 pub async fn probe(paths: &[Path<'_>], during: impl AsyncFnOnce()) -> Vec<Report> {
     let options = Options {
         rate: RATE,
-        packets: RATE * 40,
+        packets: RATE * 120,
         linger: Duration::from_millis(500),
     };
     let ip = |host: &Host, family| host.ips.ip(family).expect("the pod has this family");

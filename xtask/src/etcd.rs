@@ -53,7 +53,7 @@ fn try_install() -> Outcome {
 }
 
 /// The user's cache, as the XDG base directory specification has it.
-fn cache() -> Outcome<PathBuf> {
+pub(crate) fn cache() -> Outcome<PathBuf> {
     let of = |name| env::var_os(name).filter(|path| Path::new(path).is_absolute());
     let home = || of("HOME").map(|home| Path::new(&home).join(".cache"));
     let cache = of("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);

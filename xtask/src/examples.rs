@@ -85,6 +85,21 @@ const RUNS: &[Run] = &[
         needs_root: true,
         needs_tool: None,
     },
+    // Without an API server it says so; flannel-e2e runs it with one.
+    Run {
+        name: "kube_node",
+        args: &[
+            "--kubeconfig",
+            "/nonexistent",
+            "--net-conf",
+            "examples/data/net.json",
+            "--lab",
+            "xtask",
+        ],
+        exit: 1,
+        needs_root: true,
+        needs_tool: None,
+    },
     Run {
         name: "join_storm",
         args: &["--nodes", "200", "--json"],

@@ -12,6 +12,7 @@ mod deny;
 mod deps;
 mod etcd;
 mod examples;
+mod kube_apiserver;
 mod lint;
 mod long;
 mod metadata;
@@ -52,8 +53,9 @@ const TASKS: &[Task] = &[
         name: "setup",
         args: "",
         about: "Installs the Debian packages that the tests need and the machine lacks (apt-get,\n\
-                as root; else it says what to install), rustfmt and clippy by rustup, and\n\
-                etcd 3.5 by pip in a cache of the user's.",
+                as root; else it says what to install), rustfmt and clippy by rustup, and in a\n\
+                cache of the user's etcd 3.5, by pip, and kube-apiserver, built from Debian's\n\
+                sources (KUBEBUILDER_ASSETS names another).",
         run: |_| setup::run(),
     },
     Task {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::etcd;
+use crate::kube_apiserver;
 use crate::run::{self, Outcome, cargo, find_program, in_ci, is_root, succeeds};
 
 /// How to see that a package is there.
@@ -32,7 +33,8 @@ const PACKAGES: &[(&str, Sign)] = &[
 pub(crate) fn run() -> Outcome {
     components()?;
     packages()?;
-    etcd::install()
+    etcd::install()?;
+    kube_apiserver::provide()
 }
 
 /// rustfmt and clippy, which rustup's minimal profile leaves out.
@@ -81,7 +83,7 @@ fn packages() -> Outcome {
     run::run(install.args(missing))
 }
 
-fn apt_get(args: &[&str]) -> Command {
+pub(crate) fn apt_get(args: &[&str]) -> Command {
     let mut command = Command::new("apt-get");
     command
         .args(args)

@@ -52,6 +52,11 @@ impl Server {
         })
     }
 
+    #[cfg(feature = "kube")]
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(super) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).unwrap_or(i32::MAX);
         kill(Pid::from_raw(pid), signal).ok();

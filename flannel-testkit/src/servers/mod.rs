@@ -4,9 +4,21 @@
 
 mod child;
 mod etcd;
+#[cfg(feature = "kube")]
+mod https;
+#[cfg(feature = "kube")]
+mod kube;
+#[cfg(feature = "kube")]
+mod pki;
 mod switch;
 mod version;
 
 pub use etcd::{Etcd, EtcdOptions};
+#[cfg(feature = "kube")]
+pub use https::Reply;
+#[cfg(feature = "kube")]
+pub use kube::KubeApiServer;
+#[cfg(feature = "kube")]
+pub use pki::Authority;
 pub use switch::TcpSwitch;
 pub use version::EtcdVersion;

@@ -60,7 +60,7 @@ impl fmt::Display for EtcdVersion {
 }
 
 /// The user's cache, as the XDG base directory specification has it.
-fn cache() -> PathBuf {
+pub(super) fn cache() -> PathBuf {
     let of = |name| variable(name).filter(|path| Path::new(path).is_absolute());
     let home = || of("HOME").map(|home| Path::new(&home).join(".cache"));
     let cache = of("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);

@@ -60,6 +60,19 @@ pub(super) fn config(text: &str) -> Result<NetworkConfig, Violation> {
     NetworkConfig::from_json(text, PoolMode::Allocated).or_violation("the suite's config")
 }
 
+/// A config as a manager reads it.
+pub(super) fn config_for(
+    manager: &Arc<dyn Manager>,
+    text: &str,
+) -> Result<NetworkConfig, Violation> {
+    let mode = if manager.capabilities().allocates {
+        PoolMode::Allocated
+    } else {
+        PoolMode::Assigned
+    };
+    NetworkConfig::from_json(text, mode).or_violation("the suite's config")
+}
+
 /// A fresh store with a config, and the handle of the first node.
 pub(super) async fn store(
     fixture: &dyn ManagerFixture,

@@ -190,11 +190,13 @@ pub(super) async fn an_unreadable_record_hides_nobody(fixture: &dyn ManagerFixtu
             .all(|lease| !lease.subnet.overlaps(&spoilt.subnet)),
         "a subnet is given out whose record cannot be read"
     );
-    let fifth = try_acquire(&manager, &request(5)).await;
-    ensure!(
-        matches!(fifth, Err(Error::PoolExhausted { .. })),
-        "a subnet is given out of a full pool: {fifth:?}"
-    );
+    if manager.capabilities().allocates {
+        let fifth = try_acquire(&manager, &request(5)).await;
+        ensure!(
+            matches!(fifth, Err(Error::PoolExhausted { .. })),
+            "a subnet is given out of a full pool: {fifth:?}"
+        );
+    }
     let all = |leases: &BTreeMap<LeaseKey, Lease>| held.iter().all(|l| leases.contains_key(&l.key));
     watched.until("what came behind it", all).await?;
     let fresh = Watched::begin(&manager).await?;
@@ -306,11 +308,11 @@ pub(super) async fn config_change_is_delivered(fixture: &dyn ManagerFixture) -> 
     let before = manager.network_config().await;
     let before = before.or_violation("the config cannot be read")?;
     ensure!(
-        before.pools() == config(POOL_OF_4)?.pools(),
+        before.pools() == config_for(&manager, POOL_OF_4)?.pools(),
         "the config is read as {before:?}"
     );
     let mut watched = Watched::begin(&manager).await?;
-    let config = config(OTHER_POOL)?;
+    let config = config_for(&manager, OTHER_POOL)?;
     require!(
         store.set_config(config.clone()).await,
         "the fixture cannot change the config"

@@ -7,8 +7,7 @@ use flannel::{DualStack, NetlinkKernel, NodeId, Overlay, Subnet, error_chain};
 use flannel_testkit::netns::{Error as LabError, Lab, SharedLab};
 use tokio::task::block_in_place;
 
-use crate::flags::Flags;
-use crate::{End, Error};
+use super::{Common, End, Error};
 
 /// Where the node runs.
 pub(crate) struct Place {
@@ -17,8 +16,9 @@ pub(crate) struct Place {
     pod: Option<(String, DualStack<Subnet>, u32)>,
 }
 
-/// Whether the process may do what it is to do, before anything is tried.
-pub(crate) async fn check_rights(flags: &Flags) -> Result<(), End> {
+/// Whether the process may do what it is to do, before anything is tried; `again` is the command
+/// that may.
+pub(crate) async fn check_rights(flags: &Common, again: &str) -> Result<(), End> {
     let missing = match &flags.lab {
         // Makes nothing yet.
         Some(lab) => match Lab::new(lab) {
@@ -37,9 +37,7 @@ pub(crate) async fn check_rights(flags: &Flags) -> Result<(), End> {
         }
     };
     let args: String = env::args().skip(1).map(|arg| format!(" {arg}")).collect();
-    Err(End::failed(format!(
-        "lacks {missing}: sudo -E cargo run --features etcd --example etcd_node --{args}"
-    )))
+    Err(End::failed(format!("lacks {missing}: {again}{args}")))
 }
 
 fn failed(error: &(dyn std::error::Error + 'static)) -> End {
@@ -47,7 +45,7 @@ fn failed(error: &(dyn std::error::Error + 'static)) -> End {
 }
 
 impl Place {
-    pub(crate) fn find(flags: &Flags, node: &NodeId) -> Result<Self, End> {
+    pub(crate) fn find(flags: &Common, node: &NodeId) -> Result<Self, End> {
         let pod = None;
         let Some(lab) = &flags.lab else {
             return Ok(Self { lab: None, pod });
@@ -98,7 +96,7 @@ impl Place {
     }
 
     /// In a lab: leaves it in good order.
-    pub(crate) fn leave(self, flags: &Flags) -> Result<(), End> {
+    pub(crate) fn leave(self, flags: &Common) -> Result<(), End> {
         let Some(lab) = self.lab else {
             return Ok(());
         };

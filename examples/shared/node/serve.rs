@@ -4,17 +4,16 @@ use std::pin::pin;
 use std::time::Duration;
 
 use flannel::{
-    ConditionStatus, EtcdManager, NodeId, Overlay, OverlayEvent, Status, UnderlayOptions,
-    VxlanBackend, error_chain,
+    ConditionStatus, Manager, NodeId, Overlay, OverlayEvent, Status, UnderlayOptions, VxlanBackend,
+    error_chain,
 };
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 
-use crate::flags::Flags;
-use crate::place::Place;
-use crate::tell::Teller;
-use crate::{End, Error, Stop};
+use super::place::Place;
+use super::tell::Teller;
+use super::{Common, End, Error, Stop};
 
-/// How long etcd may take to release the lease at the end.
+/// How long the store may take to release the lease at the end.
 const RELEASE: Duration = Duration::from_secs(1);
 
 /// How long peers are given to drop the node before what is ours goes.
@@ -22,9 +21,9 @@ const GRACE: Duration = Duration::from_millis(200);
 
 /// Runs the node until it is to stop.
 pub(crate) async fn serve(
-    flags: &Flags,
+    flags: &Common,
     node: NodeId,
-    manager: EtcdManager,
+    manager: impl Manager,
     underlay: UnderlayOptions,
     place: &mut Place,
     stop: &mut Stop,
@@ -55,7 +54,7 @@ pub(crate) async fn serve(
 
 /// Tells what happens until it is to stop; answers whether the node was ready.
 async fn run(
-    flags: &Flags,
+    flags: &Common,
     overlay: &Overlay,
     place: &mut Place,
     stop: &mut Stop,
@@ -114,12 +113,12 @@ fn make_pod(overlay: &Overlay, place: &mut Place) -> Result<(), End> {
     Ok(())
 }
 
-/// Gives the lease up and removes what is ours; an etcd that does not answer does not keep the rest
-/// from being removed.
+/// Gives the lease up and removes what is ours; a store that does not answer does not keep the
+/// rest from being removed.
 async fn teardown(overlay: Overlay) -> Result<(), Error> {
     let released = match timeout(RELEASE, overlay.release()).await {
         Ok(released) => released.map_err(Error::from),
-        Err(_) => Err(format!("etcd did not answer within {RELEASE:?}").into()),
+        Err(_) => Err(format!("the store did not answer within {RELEASE:?}").into()),
     };
     if released.is_ok() {
         sleep(GRACE).await;
@@ -128,7 +127,7 @@ async fn teardown(overlay: Overlay) -> Result<(), Error> {
     eprintln!("what was ours is removed");
     released.map_err(|error| {
         let why = error_chain(error.as_ref());
-        format!("the lease is not released, it ends by itself: {why}").into()
+        format!("the lease is not released: {why}").into()
     })
 }
 

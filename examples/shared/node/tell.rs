@@ -102,7 +102,7 @@ fn fields(subnets: &DualStack<Subnet>) -> String {
 }
 
 /// Prints a line. Whoever read them may be gone, which is no reason to stop.
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).ok();
 }

@@ -18,7 +18,7 @@ pub(crate) fn bars(ways: &[&str], rows: &[Row]) -> String {
     let height = TOP + group * rows.len() as f64;
     let most = rows
         .iter()
-        .flat_map(|row| (0..ways.len()).map(|way| row.ratio(way)));
+        .flat_map(|row| (0..ways.len()).map(|way| row.ratios[way]));
     let most = most.fold(1.0, f64::max);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height:.0}\" \
@@ -37,7 +37,7 @@ pub(crate) fn bars(ways: &[&str], rows: &[Row]) -> String {
         .ok();
         for (way, name) in ways.iter().enumerate() {
             let y = top + 22.0 + BAR * way as f64;
-            let width = (RIGHT - LEFT) * row.ratio(way) / most;
+            let width = (RIGHT - LEFT) * row.ratios[way] / most;
             writeln!(
                 svg,
                 "<text x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{name}</text>\
@@ -49,7 +49,7 @@ pub(crate) fn bars(ways: &[&str], rows: &[Row]) -> String {
                 COLOURS[way % COLOURS.len()],
                 LEFT + width + 8.0,
                 y + 15.0,
-                row.ratio(way),
+                row.ratios[way],
                 row.kind.show(row.medians[way]),
             )
             .ok();

@@ -69,7 +69,9 @@ async fn find_config(manager: &EtcdManager) -> Result<(), End> {
             return Err(End::failed(explain::line(manager.store(), &error)));
         }
         tracing::info!(error = error_chain(&error), "etcd does not answer yet");
-        if !std::mem::replace(&mut is_told, true) && std::io::stderr().is_terminal() {
+        if !std::mem::replace(&mut is_told, true)
+            && std::io::IsTerminal::is_terminal(&std::io::stderr())
+        {
             let endpoints = manager.store().endpoints().join(",");
             let limit = PATIENCE.as_secs();
             eprintln!("etcd does not answer at {endpoints}; trying for {limit} s");

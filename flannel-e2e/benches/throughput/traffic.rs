@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use flannel_testkit::netns::Ns;
 
 /// How long one measurement takes.
-const TIME: Duration = Duration::from_millis(500);
+const TIME: Duration = Duration::from_millis(300);
 /// The payload of a datagram, in bytes: it fits every MTU that is measured.
 const DATAGRAM: usize = 1_400;
 

@@ -3,6 +3,7 @@
 
 use std::future::poll_fn;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use flannel_core::manager::Error;
@@ -35,10 +36,12 @@ pub(crate) fn manager(server: &KubeApiServer) -> KubeManager {
     KubeManager::new(admin(server, &server.url(), config)).expect("sound settings")
 }
 
-/// Writes a small file into a folder, whole or not at all.
+/// Writes a small file into a folder, whole or not at all; tests that run at once may write the same.
 pub(crate) fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
+    static WRITTEN: AtomicU64 = AtomicU64::new(0);
     let path = folder.join(name);
-    let beside = folder.join(format!("{name}.new"));
+    let nth = WRITTEN.fetch_add(1, Ordering::Relaxed);
+    let beside = folder.join(format!("{name}.{nth}.new"));
     std::fs::write(&beside, text).expect("the folder can be written");
     std::fs::rename(&beside, &path).expect("the folder can be written");
     path

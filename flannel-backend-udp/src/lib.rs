@@ -21,6 +21,13 @@
 //! - `sys`: the system calls, the only place with unsafe code.
 #![deny(unsafe_code)]
 
+mod backend;
+mod config;
+mod kernel;
+mod network;
 mod spec;
 
+pub use backend::UdpBackend;
+pub use config::{DEFAULT_PORT, UdpConfig};
+pub use kernel::{PacketPath, Peers, Running, WithTunnels};
 pub use spec::{Options, Threads, TunnelSpec};

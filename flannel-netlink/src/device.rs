@@ -24,6 +24,7 @@ pub(crate) fn satisfies(found: &Link, asked: &Link) -> Result<(), String> {
     };
     match (&found.kind, &asked.kind) {
         (LinkKind::Veth { .. }, LinkKind::Veth { peer: None }) => {}
+        (LinkKind::Tun(is), LinkKind::Tun(wanted)) if is.is_like(*wanted) => {}
         (is, wanted) if is == wanted => {}
         (is, wanted) => return differs("kind", is, wanted),
     }
@@ -221,6 +222,7 @@ pub(crate) fn change(connection: &mut Connection, names: &Names, link: &Link) ->
             }
         }
         (LinkKind::Veth { .. }, LinkKind::Veth { peer: None }) => {}
+        (LinkKind::Tun(is), LinkKind::Tun(asked)) if is.is_like(*asked) => {}
         (is, asked) if is == asked => {}
         (LinkKind::Veth { .. }, LinkKind::Veth { .. }) => return fixed("the other end"),
         _ => return fixed("the kind"),

@@ -33,6 +33,12 @@ impl Tun {
         multi_queue: true,
         vnet_header: true,
     };
+
+    /// Whether the one can stand for the other. Headers are what whoever attached last asked for,
+    /// not the device's own.
+    pub const fn is_like(self, other: Self) -> bool {
+        self.persistent == other.persistent && self.multi_queue == other.multi_queue
+    }
 }
 
 /// The node's own end of a packet path in userspace: what comes out of a TUN device is sent to

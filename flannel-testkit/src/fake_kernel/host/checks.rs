@@ -37,7 +37,7 @@ impl Host {
                 self.need_device(tunnel.dev)?;
                 let fits = self
                     .link(tunnel.dev)
-                    .is_some_and(|link| link.kind == LinkKind::Tun(Tun::FOR_TUNNEL));
+                    .is_some_and(|link| matches!(link.kind, LinkKind::Tun(tun) if tun.is_like(Tun::FOR_TUNNEL)));
                 if !fits {
                     return Err(rejected("no TUN device that a packet path takes", object));
                 }

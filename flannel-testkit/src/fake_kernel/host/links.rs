@@ -177,6 +177,7 @@ impl Host {
                 link.kind.clone()
             }
             (LinkKind::Veth { .. }, LinkKind::Veth { .. }) => found.kind.clone(),
+            (LinkKind::Tun(is), LinkKind::Tun(asked)) if is.is_like(*asked) => found.kind.clone(),
             (is, asked) if is == asked => found.kind.clone(),
             _ => {
                 return Err(Error::Unsupported {

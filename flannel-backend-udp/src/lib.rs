@@ -15,12 +15,17 @@
 //!
 //! # Where the code is
 //!
-//! - `packet`: what is done to packets, as pure functions over bytes;
-//! - `table`: which peer has which subnet;
+//! - [`packet`]: what is done to packets, as pure functions over bytes;
+//! - [`table`]: which peer has which subnet;
 //! - `Forwarder`: threads, sockets and queues;
 //! - `sys`: the system calls, the only place with unsafe code.
 #![deny(unsafe_code)]
 
+#[allow(dead_code, reason = "the threads that count come next")]
+mod counters;
+pub mod packet;
 mod spec;
+pub mod table;
 
+pub use counters::{PeerCounters, PeerTotals, Totals};
 pub use spec::{Options, Threads, TunnelSpec};

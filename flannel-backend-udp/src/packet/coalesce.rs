@@ -325,6 +325,11 @@ impl Entry {
         self.total
     }
 
+    /// Bytes before the payload of each of its packets; 0 if it can only be single.
+    pub const fn headers(&self) -> usize {
+        self.headers as usize
+    }
+
     /// Where its first packet stands in the buffer.
     pub const fn first(&self) -> (usize, usize) {
         (self.start as usize, self.len as usize)

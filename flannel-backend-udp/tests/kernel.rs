@@ -12,7 +12,6 @@ use flannel_backend_udp::WithTunnels;
 use flannel_core::{Change, ChangeStream, IfName, Kernel, Object, ObjectKey, Op, Scope};
 use flannel_testkit::conformance::kernel::{KernelFixture, Promise};
 use flannel_testkit::fake_kernel::FakeKernel;
-use futures_core::Stream;
 
 struct World {
     fake: FakeKernel,

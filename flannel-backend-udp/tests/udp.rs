@@ -124,7 +124,7 @@ fn a_node_takes_a_device_its_addresses_and_a_packet_path() {
         [
             "link flannel0 type tun persist multi_queue vnet_hdr mtu 1452 up alias \
              \"flannel:flannel\"",
-            "sysctl flannel0 ipv6 accept_ra = 0",
+            "sysctl flannel0 IPv6 accept_ra = 0",
             "address 10.5.1.0/32 dev flannel0",
             "address fd00:5:0:1::/128 dev flannel0",
             "tunnel flannel0 listen 192.0.2.1:8285 own 10.5.1.0/24 mtu 1472 \

@@ -1,4 +1,5 @@
 //! A packet path that carries no packet, on a fake kernel.
+#![allow(dead_code, reason = "shared by several test binaries")]
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -16,14 +17,14 @@ use tokio::sync::mpsc;
 
 /// A packet path on the devices of a fake kernel: it goes with them.
 #[derive(Debug)]
-pub struct FakePath {
+pub(crate) struct FakePath {
     kernel: FakeKernel,
     running: Mutex<BTreeMap<IfName, (u32, Running)>>,
     hints: Mutex<Vec<mpsc::Sender<Change>>>,
 }
 
 impl FakePath {
-    pub fn new(kernel: FakeKernel) -> Self {
+    pub(crate) fn new(kernel: FakeKernel) -> Self {
         Self {
             kernel,
             running: Mutex::default(),
@@ -40,7 +41,7 @@ impl FakePath {
     }
 
     /// The packet path of a device ends by itself.
-    pub fn die(&self, dev: IfName) {
+    pub(crate) fn die(&self, dev: IfName) {
         self.all().remove(&dev);
         for listener in self.listeners().iter() {
             listener

@@ -35,9 +35,9 @@ impl Host {
             }
             Object::Tunnel(tunnel) => {
                 self.need_device(tunnel.dev)?;
-                let fits = self
-                    .link(tunnel.dev)
-                    .is_some_and(|link| matches!(link.kind, LinkKind::Tun(tun) if tun.is_like(Tun::FOR_TUNNEL)));
+                let fits = self.link(tunnel.dev).is_some_and(
+                    |link| matches!(link.kind, LinkKind::Tun(tun) if tun.is_like(Tun::FOR_TUNNEL)),
+                );
                 if !fits {
                     return Err(rejected("no TUN device that a packet path takes", object));
                 }

@@ -19,7 +19,10 @@ mod program;
 mod wait;
 
 pub use bed::{Bed, alone, both_families};
-pub use cluster::{Cluster, DUAL, DUAL_GW, Node, Setup, V4, V4_GW, V6, V6_GW, ours};
+pub use cluster::{
+    Cluster, DUAL, DUAL_GW, DUAL_UDP, Node, Setup, V4, V4_GW, V4_UDP, V6, V6_GW, V6_UDP, ours,
+    paths,
+};
 pub use everything::{Everything, run_in};
 pub use measure::{Path, no_loss, probe, try_no_loss};
 pub use peers::{Peers, config, dev, route_key};

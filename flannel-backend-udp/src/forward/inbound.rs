@@ -1,0 +1,257 @@
+//! From the peers to the TUN device.
+
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+
+use super::io::{Failure, Io, Socket, View, is_detached};
+use super::outbound::Progress;
+use crate::counters::Shard;
+use crate::packet::coalesce::{Coalescer, Entry};
+use crate::packet::ip::Ip;
+use crate::sys::{Datagrams, ReceiveBatch};
+
+/// Parts of one write: `writev` takes no more.
+const MANY: usize = 1_024;
+/// Packets of most writes.
+const FEW: u16 = 70;
+
+/// Receives datagrams, checks whose they are, and writes them as large packets.
+#[derive(Debug)]
+pub(crate) struct Inbound {
+    batch: ReceiveBatch,
+    coalescer: Coalescer,
+    checks: Checks,
+}
+
+/// Whether datagrams are what they should be.
+#[derive(Debug, Default)]
+struct Checks {
+    /// The last sender and its number.
+    sender: Option<(SocketAddr, u32)>,
+    /// The last inner source, and whose it is.
+    source: Option<(IpAddr, Option<u32>)>,
+}
+
+/// What became of a datagram.
+enum Verdict {
+    Good(Ip),
+    Malformed,
+    Spoofed,
+    NotOurs,
+}
+
+impl Inbound {
+    pub(crate) fn new(io: &Io) -> Self {
+        Self {
+            batch: ReceiveBatch::new(),
+            coalescer: Coalescer::new(io.merge),
+            checks: Checks::default(),
+        }
+    }
+
+    /// The descriptors are others now.
+    pub(crate) fn set_io(&mut self, io: &Io) {
+        self.coalescer.set_merge(io.merge);
+    }
+
+    /// The table is another now.
+    pub(crate) fn forget_peers(&mut self) {
+        self.checks = Checks::default();
+    }
+
+    /// Forwards one batch.
+    pub(crate) fn run(
+        &mut self,
+        socket: &Socket,
+        io: &Io,
+        view: &View,
+        shard: &Shard,
+    ) -> Result<Progress, Failure> {
+        match self.batch.receive(socket.fd.as_fd()) {
+            Ok(_) => {}
+            Err(error) => {
+                return match error.raw_os_error() {
+                    Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT) => {
+                        Err(Failure::socket(&error))
+                    }
+                    // Nothing there, or an error of some earlier datagram, which is read once.
+                    _ => Ok(Progress::Dry),
+                };
+            }
+        }
+        let mut messages = 0;
+        for datagrams in self.batch.messages() {
+            messages += 1;
+            let buffer = self.batch.buffer();
+            self.checks
+                .take(&datagrams, buffer, &mut self.coalescer, view, shard);
+        }
+        shard.received_messages.add(messages);
+        let written = self.write(io, shard);
+        self.coalescer.clear();
+        written?;
+        Ok(match self.batch.was_full() {
+            true => Progress::More,
+            false => Progress::Dry,
+        })
+    }
+
+    fn write(&self, io: &Io, shard: &Shard) -> Result<(), Failure> {
+        let buffer = self.batch.buffer();
+        for entry in self.coalescer.entries() {
+            let written = match entry.count() {
+                1 => {
+                    let (start, len) = entry.first();
+                    io.write_plain(entry.steer(), &buffer[start..start + len])
+                }
+                2..FEW => self.write_merged::<{ FEW as usize + 2 }>(entry, io),
+                _ => self.write_merged::<MANY>(entry, io),
+            };
+            match written {
+                Ok(()) => {
+                    shard.tun_writes.add(1);
+                    shard.delivered_packets.add(entry.count().into());
+                }
+                Err(error) if is_detached(&error) => return Err(Failure::device(&error)),
+                Err(error) if entry.count() > 1 && error.raw_os_error() == Some(libc::EINVAL) => {
+                    self.write_apart(entry, io, shard);
+                }
+                Err(_) => shard.write_failed.add(entry.count().into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a packet of several, from `N` parts at most.
+    fn write_merged<const N: usize>(&self, entry: &Entry, io: &Io) -> io::Result<()> {
+        let buffer = self.batch.buffer();
+        let mut head = [0; 128];
+        let (vnet, headers) = entry.make_head(buffer, &mut head);
+        let vnet = vnet.encode();
+        let (start, len) = entry.first();
+        let mut parts = [IoSlice::new(&[]); N];
+        parts[0] = IoSlice::new(&vnet);
+        parts[1] = IoSlice::new(&head[..headers]);
+        parts[2] = IoSlice::new(&buffer[start + headers..start + len]);
+        let mut count = 3;
+        for (place, (start, len)) in parts[3..].iter_mut().zip(self.coalescer.parts(entry)) {
+            *place = IoSlice::new(&buffer[start..start + len]);
+            count += 1;
+        }
+        io.write(entry.steer(), &parts[..count])
+    }
+
+    /// Writes the packets of an entry as they came: the kernel did not take them as one.
+    fn write_apart(&self, entry: &Entry, io: &Io, shard: &Shard) {
+        let buffer = self.batch.buffer();
+        let headers = entry.headers();
+        let first = std::iter::once(entry.first());
+        let rest = self.coalescer.parts(entry);
+        // In front of each part's payload stand its headers, as long as the first packet's.
+        let rest = rest.map(|(start, len)| (start - headers, len + headers));
+        for (start, len) in first.chain(rest) {
+            match io.write_plain(entry.steer(), &buffer[start..start + len]) {
+                Ok(()) => {
+                    shard.tun_writes.add(1);
+                    shard.delivered_packets.add(1);
+                }
+                Err(_) => shard.write_failed.add(1),
+            }
+        }
+    }
+}
+
+impl Checks {
+    fn take(
+        &mut self,
+        datagrams: &Datagrams,
+        buffer: &[u8],
+        coalescer: &mut Coalescer,
+        view: &View,
+        shard: &Shard,
+    ) {
+        let count = datagrams.len.div_ceil(datagrams.segment).max(1) as u64;
+        shard.received_packets.add(count);
+        shard.received_bytes.add(datagrams.len as u64);
+        if datagrams.is_truncated {
+            shard.truncated.add(count);
+            return;
+        }
+        let Some(peer) = self.sender(datagrams.from, view) else {
+            shard.stranger.add(count);
+            return;
+        };
+        let end = datagrams.start + datagrams.len;
+        let mut start = datagrams.start;
+        let (mut good, mut good_bytes, mut bad) = (0, 0, 0);
+        while start < end {
+            let next = (start + datagrams.segment).min(end);
+            match self.judge(&buffer[start..next], peer, view) {
+                Verdict::Good(ip) => {
+                    good += 1;
+                    good_bytes += ip.total as u64;
+                    coalescer.push(buffer, start, &ip);
+                }
+                verdict => {
+                    bad += 1;
+                    match verdict {
+                        Verdict::Spoofed => shard.spoofed.add(1),
+                        Verdict::NotOurs => shard.not_ours.add(1),
+                        _ => shard.malformed.add(1),
+                    }
+                }
+            }
+            start = next;
+        }
+        if datagrams.len == 0 {
+            shard.malformed.add(1);
+            bad += 1;
+        }
+        if let Some(peer) = view.table.peer(peer) {
+            if good > 0 {
+                peer.counters().received(good, good_bytes);
+            }
+            if bad > 0 {
+                peer.counters().dropped(bad);
+            }
+        }
+    }
+
+    fn sender(&mut self, from: Option<SocketAddr>, view: &View) -> Option<u32> {
+        let from = from?;
+        match self.sender {
+            Some((last, peer)) if last == from => Some(peer),
+            _ => {
+                let peer = view.table.peer_at(from)?;
+                self.sender = Some((from, peer));
+                Some(peer)
+            }
+        }
+    }
+
+    fn judge(&mut self, packet: &[u8], peer: u32, view: &View) -> Verdict {
+        let Ok(ip) = Ip::parse(packet) else {
+            return Verdict::Malformed;
+        };
+        let owner = match self.source {
+            Some((last, owner)) if last == ip.src => owner,
+            _ => {
+                let owner = view.table.lookup(ip.src);
+                self.source = Some((ip.src, owner));
+                owner
+            }
+        };
+        if owner != Some(peer) {
+            return Verdict::Spoofed;
+        }
+        let is_ours = view
+            .own
+            .get(ip.family())
+            .is_some_and(|own| own.contains_ip(ip.dst));
+        if !is_ours {
+            return Verdict::NotOurs;
+        }
+        Verdict::Good(ip)
+    }
+}

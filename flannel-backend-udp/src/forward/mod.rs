@@ -1,0 +1,314 @@
+//! Threads, sockets and queues: the packet path that runs.
+
+mod clock;
+mod inbound;
+mod io;
+mod open;
+mod outbound;
+mod slot;
+mod state;
+mod supervisor;
+mod worker;
+
+use std::fmt;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+
+pub use self::io::Failure;
+pub use self::state::{Capabilities, Health};
+
+use self::io::View;
+use self::open::Opened;
+use self::state::State;
+use self::supervisor::{Command, Supervisor};
+use crate::counters::{PeerTotals, Totals};
+use crate::sockets::Sockets;
+use crate::spec::{Options, TunnelSpec};
+use crate::table::Table;
+
+/// Why a forwarder does not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// What was asked for cannot be.
+    #[error("{field}: {reason}")]
+    Spec {
+        /// The field of [`TunnelSpec`] or [`Options`].
+        field: &'static str,
+        /// What is wrong with it and what to do.
+        reason: String,
+    },
+    /// A queue of the TUN device could not be had.
+    #[error("attaching to the TUN device {device}")]
+    Device {
+        /// The device.
+        device: flannel_core::IfName,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A socket could not be had.
+    #[error("opening a UDP socket on {listen}")]
+    Socket {
+        /// The address.
+        listen: std::net::SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A thread, or a descriptor to wake one, could not be had.
+    #[error("starting a thread")]
+    Thread(#[source] std::io::Error),
+    /// The forwarder is stopped, or its supervisor has died.
+    #[error("the forwarder is stopped")]
+    Stopped,
+}
+
+/// Is told of what happens to a forwarder, on one of its threads: it must not block.
+pub type Watch = Arc<dyn Fn(&Report) + Send + Sync>;
+
+/// Something happened to a forwarder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Report {
+    /// A worker cannot go on. It is replaced.
+    Failed {
+        /// Its number.
+        worker: u16,
+        /// Why.
+        failure: Failure,
+    },
+    /// All workers run again.
+    Recovered,
+    /// What was lost could not be had again yet; it is tried on.
+    Waiting {
+        /// What the system said.
+        reason: String,
+    },
+}
+
+/// A packet path between a TUN device and UDP sockets, on threads of its own.
+///
+/// It runs until it is stopped or dropped. Threads that fail are replaced, and a device that was
+/// made anew is attached to again.
+pub struct Forwarder {
+    state: Arc<State>,
+    commands: SyncSender<Command>,
+    supervisor: Option<JoinHandle<()>>,
+}
+
+impl Forwarder {
+    /// Opens queues and sockets and begins to forward. There are no peers until
+    /// [`set_table`](Self::set_table).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Spec`] for what cannot be; [`Error::Device`] and [`Error::Socket`] where the system
+    /// refuses. Nothing is left behind then.
+    pub fn start(
+        spec: TunnelSpec,
+        options: Options,
+        sockets: Arc<dyn Sockets>,
+        watch: Watch,
+    ) -> Result<Self, Error> {
+        check(&spec, &options)?;
+        let state = Arc::new(State::new(spec, options, Arc::new(Table::default())));
+        Self::launch(state, sockets, watch, None)
+    }
+
+    fn launch(
+        state: Arc<State>,
+        sockets: Arc<dyn Sockets>,
+        watch: Watch,
+        opened: Option<Opened>,
+    ) -> Result<Self, Error> {
+        let (commands, receiver) = sync_channel(64);
+        let (started, outcome) = sync_channel(1);
+        let supervisor = {
+            let (state, commands) = (Arc::clone(&state), commands.clone());
+            std::thread::Builder::new()
+                .name("flannel-udp".to_owned())
+                .spawn(move || {
+                    let built = Supervisor::start(state, sockets, watch, commands, opened);
+                    match built {
+                        Ok(supervisor) => {
+                            let _ = started.send(Ok(()));
+                            supervisor.run(&receiver);
+                        }
+                        Err(error) => {
+                            let _ = started.send(Err(error));
+                        }
+                    }
+                })
+                .map_err(Error::Thread)?
+        };
+        match outcome.recv() {
+            Ok(Ok(())) => Ok(Self {
+                state,
+                commands,
+                supervisor: Some(supervisor),
+            }),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::Stopped),
+        }
+    }
+
+    /// Goes over to another spec. Queues stay when the device does; sockets stay when their address
+    /// does. On an error the old spec stays in force, except for a socket whose port the new one
+    /// could not have while the old one was open.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub fn alter(&self, spec: TunnelSpec) -> Result<(), Error> {
+        check(&spec, &self.state.options)?;
+        self.ask(|reply| Command::Alter(spec, reply))?
+    }
+
+    /// Attaches to the device again, whether or not it seems to be the same.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`]: it cannot be had; that is tried on until it can.
+    pub fn reattach(&self) -> Result<(), Error> {
+        self.ask(Command::Reattach)?
+    }
+
+    /// Goes over to another table of peers, between two batches of packets.
+    pub fn set_table(&self, table: Table) {
+        let table = Arc::new(table);
+        self.state.view.change(|view| View {
+            table: Arc::clone(&table),
+            own: view.own,
+            mtu: view.mtu,
+        });
+    }
+
+    /// What it was last asked to be.
+    pub fn spec(&self) -> TunnelSpec {
+        self.state.spec()
+    }
+
+    /// How it works.
+    pub fn options(&self) -> &Options {
+        &self.state.options
+    }
+
+    /// The table it forwards by.
+    pub fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.state.view.load().table)
+    }
+
+    /// What the kernel offers here, and what was done without.
+    pub fn capabilities(&self) -> Capabilities {
+        self.state.capabilities()
+    }
+
+    /// Whether its queues are, at this moment, of a device that is there.
+    pub fn is_attached(&self) -> bool {
+        let io = state::lock(&self.state.io).as_ref().map(|slot| slot.load());
+        io.is_some_and(|io| {
+            let mut queues = io.queues.iter();
+            queues.all(|queue| crate::sys::is_attached(std::os::fd::AsFd::as_fd(queue)))
+        })
+    }
+
+    /// Whether everything runs.
+    pub fn health(&self) -> Health {
+        self.state
+            .health
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Counters of all threads together, since the start.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for shard in &self.state.shards {
+            totals.add(shard);
+        }
+        totals
+    }
+
+    /// Counters of each thread: of each worker the outbound ones, then the inbound ones, where
+    /// these are two.
+    pub fn totals_by_thread(&self) -> Vec<Totals> {
+        let shards = self.state.shards.iter();
+        shards
+            .map(|shard| {
+                let mut totals = Totals::default();
+                totals.add(shard);
+                totals
+            })
+            .collect()
+    }
+
+    /// Counters of each peer of the table.
+    pub fn peers(&self) -> Vec<PeerTotals> {
+        let table = self.table();
+        let peers = table.peers().iter();
+        peers
+            .map(|peer| peer.counters().totals(peer.endpoint()))
+            .collect()
+    }
+
+    /// Ends all threads, at a boundary between two batches, and closes queues and sockets. What the
+    /// device has then waits in it until it is full.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, Error> {
+        let (reply, answer) = sync_channel(1);
+        self.commands
+            .send(command(reply))
+            .map_err(|_| Error::Stopped)?;
+        answer.recv().map_err(|_| Error::Stopped)
+    }
+
+    fn end(&mut self) {
+        if let Some(supervisor) = self.supervisor.take() {
+            let _ = self.commands.send(Command::Stop);
+            let _ = supervisor.join();
+        }
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl fmt::Debug for Forwarder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Forwarder")
+            .field("spec", &self.spec())
+            .field("options", &self.state.options)
+            .finish_non_exhaustive()
+    }
+}
+
+fn check(spec: &TunnelSpec, options: &Options) -> Result<(), Error> {
+    let wrong = |field, reason: &str| {
+        Err(Error::Spec {
+            field,
+            reason: reason.to_owned(),
+        })
+    };
+    let of_v4 = spec.listen.iter().filter(|listen| listen.is_ipv4()).count();
+    let of_v6 = spec.listen.len() - of_v4;
+    if of_v4 > 1 || of_v6 > 1 {
+        return wrong("listen", "more than one address of a family: give one");
+    }
+    if spec.listen.is_empty() {
+        return wrong("listen", "no address: give one of the underlay's family");
+    }
+    if spec.own.check_families().is_err() {
+        return wrong("own", "a subnet stands in the other family's place");
+    }
+    if !(1..=16).contains(&options.workers) {
+        return wrong("workers", "not between 1 and 16");
+    }
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! What a forwarder's threads and its handle share.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::io::{Io, View};
+use super::slot::Slot;
+use super::worker::Direction;
+use crate::counters::Shard;
+use crate::spec::{Options, Threads, TunnelSpec};
+use crate::table::Table;
+
+/// All that outlives a thread.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) options: Options,
+    spec: Mutex<TunnelSpec>,
+    pub(crate) view: Arc<Slot<View>>,
+    /// One for each thread, in the order of `directions`, worker after worker.
+    pub(crate) shards: Vec<Arc<Shard>>,
+    pub(crate) directions: &'static [Direction],
+    pub(crate) health: Mutex<Health>,
+    /// Of the first worker, for what can be told of its sockets.
+    pub(crate) io: Mutex<Option<Arc<Slot<Io>>>>,
+    capabilities: Mutex<Capabilities>,
+    /// The next thread that wakes panics.
+    #[cfg(test)]
+    pub(crate) fault: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl State {
+    pub(crate) fn new(spec: TunnelSpec, options: Options, table: Arc<Table>) -> Self {
+        let directions: &[Direction] = match threads(&options) {
+            1 => &[Direction::Both],
+            _ => &[Direction::Outbound, Direction::Inbound],
+        };
+        let threads = directions.len() * usize::from(options.workers);
+        let view = View {
+            table,
+            own: spec.own,
+            mtu: spec.mtu,
+        };
+        Self {
+            spec: Mutex::new(spec),
+            view: Arc::new(Slot::new(view)),
+            shards: (0..threads).map(|_| Arc::default()).collect(),
+            directions,
+            health: Mutex::default(),
+            io: Mutex::default(),
+            capabilities: Mutex::default(),
+            #[cfg(test)]
+            fault: Arc::default(),
+            options,
+        }
+    }
+
+    pub(crate) fn spec(&self) -> TunnelSpec {
+        lock(&self.spec).clone()
+    }
+
+    /// Another spec is in force: what packets are judged by follows.
+    pub(crate) fn set_spec(&self, spec: TunnelSpec) {
+        self.view.change(|view| View {
+            table: Arc::clone(&view.table),
+            own: spec.own,
+            mtu: spec.mtu,
+        });
+        *lock(&self.spec) = spec;
+    }
+
+    pub(crate) fn set_capabilities(&self, capabilities: Capabilities) {
+        *lock(&self.capabilities) = capabilities;
+    }
+
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        let mut capabilities = lock(&self.capabilities).clone();
+        let io = lock(&self.io).as_ref().map(|slot| slot.load());
+        // A socket may have turned out to take no segments since it was asked.
+        if let Some(io) = io
+            && capabilities.udp_segment
+            && !io.sockets.values().all(|socket| {
+                socket
+                    .can_segment
+                    .load(std::sync::atomic::Ordering::Relaxed)
+            })
+        {
+            capabilities.udp_segment = false;
+            let note = "the underlay's device refused a message of many datagrams: one datagram a \
+                        message from now on";
+            capabilities.notes.push(note.to_owned());
+        }
+        capabilities
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn threads(options: &Options) -> usize {
+    let processors = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    match options.threads {
+        Threads::One => 1,
+        Threads::PerDirection => 2,
+        Threads::Auto => processors().min(2),
+    }
+}
+
+/// What the kernel offers a forwarder.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Packets from and to the device have headers: the ground for the rest.
+    pub vnet: bool,
+    /// Streams of TCP pass the device as packets of up to 64 KiB.
+    pub tcp_segments: bool,
+    /// So do datagrams of UDP.
+    pub udp_segments: bool,
+    /// Many datagrams are sent as one message.
+    pub udp_segment: bool,
+    /// Many datagrams come up as one message.
+    pub udp_gro: bool,
+    /// Threads that forward.
+    pub threads: u16,
+    /// What is missing, and what it costs. Empty when nothing is.
+    pub notes: Vec<String>,
+}
+
+/// Whether a forwarder runs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Health {
+    /// All its threads run, on queues of a device that is there.
+    pub is_running: bool,
+    /// How often threads were replaced.
+    pub restarts: u64,
+    /// What last went wrong, while it is not mended.
+    pub problem: Option<String>,
+}

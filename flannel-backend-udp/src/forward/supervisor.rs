@@ -1,0 +1,434 @@
+//! The thread that starts the others, and starts them again.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use flannel_core::{DualStack, Family};
+
+use super::clock::Clock;
+use super::io::{Failure, Io, Socket};
+use super::open::{Opened, Queues, listen_of};
+use super::slot::Slot;
+use super::state::{Capabilities, State, lock};
+use super::worker::{Thread, Wake};
+use super::{Error, Report, Watch};
+use crate::packet::coalesce::Merge;
+use crate::sockets::Sockets;
+use crate::spec::TunnelSpec;
+
+/// The first and the longest pause before something is tried again.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+/// After so long without a failure the next is the first again.
+const CALM: Duration = Duration::from_secs(10);
+/// How long threads may take to let go of a socket. They do it between two batches.
+const LET_GO: Duration = Duration::from_secs(2);
+
+/// What a supervisor is told.
+pub(crate) enum Command {
+    Alter(TunnelSpec, SyncSender<Result<(), Error>>),
+    Reattach(SyncSender<Result<(), Error>>),
+    Ended {
+        thread: usize,
+        outcome: Result<(), Failure>,
+    },
+    Stop,
+}
+
+pub(crate) struct Supervisor {
+    state: Arc<State>,
+    opener: Arc<dyn Sockets>,
+    watch: Watch,
+    commands: SyncSender<Command>,
+    queues: Queues,
+    /// Of each worker.
+    sockets: Vec<DualStack<Arc<Socket>>>,
+    /// Of each worker.
+    ios: Vec<Arc<Slot<Io>>>,
+    threads: Vec<Running>,
+    /// The device is gone: the queues are of no use.
+    is_detached: bool,
+    clock: Clock,
+    failures: u32,
+    last_failure: Duration,
+    retry: Option<Duration>,
+}
+
+/// One thread, or the place of one.
+struct Running {
+    wake: Arc<Wake>,
+    handle: Option<JoinHandle<()>>,
+    starts: u64,
+}
+
+impl Supervisor {
+    pub(crate) fn start(
+        state: Arc<State>,
+        opener: Arc<dyn Sockets>,
+        watch: Watch,
+        commands: SyncSender<Command>,
+        opened: Option<Opened>,
+    ) -> Result<Self, Error> {
+        let opened = match opened {
+            Some(opened) => opened,
+            None => open(&state, &*opener)?,
+        };
+        let mut this = Self {
+            queues: opened.queues,
+            sockets: opened.sockets,
+            ios: Vec::new(),
+            threads: Vec::new(),
+            is_detached: false,
+            clock: Clock::new(),
+            failures: 0,
+            last_failure: Duration::ZERO,
+            retry: None,
+            state,
+            opener,
+            watch,
+            commands,
+        };
+        this.install();
+        for _ in 0..this.state.shards.len() {
+            this.threads.push(Running {
+                wake: Arc::new(Wake::new().map_err(Error::Thread)?),
+                handle: None,
+                starts: 0,
+            });
+        }
+        if let Err(error) = this.spawn_missing() {
+            this.stop_threads();
+            return Err(Error::Thread(error));
+        }
+        lock(&this.state.health).is_running = true;
+        Ok(this)
+    }
+
+    /// Works until it is told to stop.
+    pub(crate) fn run(mut self, commands: &Receiver<Command>) {
+        loop {
+            let command = match self.retry {
+                None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => commands.recv_timeout(at.saturating_sub(self.clock.now())),
+            };
+            match command {
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(Command::Alter(spec, reply)) => {
+                    let result = self.alter(spec);
+                    let _ = reply.send(result);
+                }
+                Ok(Command::Reattach(reply)) => {
+                    self.is_detached = true;
+                    let result = self.recover();
+                    let _ = reply.send(result);
+                }
+                Ok(Command::Ended { thread, outcome }) => self.ended(thread, outcome),
+                Err(RecvTimeoutError::Timeout) => {
+                    let _ = self.recover();
+                }
+            }
+        }
+        self.stop_threads();
+        lock(&self.state.health).is_running = false;
+    }
+
+    /// Goes over to another spec: opens what is new, then lets go of what is not wanted.
+    fn alter(&mut self, spec: TunnelSpec) -> Result<(), Error> {
+        let before = self.state.spec();
+        if spec.device != before.device {
+            self.queues = Queues::open(&spec.device, &self.state.options, &*self.opener)?;
+            self.is_detached = false;
+        }
+        let mut sockets = self.sockets.clone();
+        for family in [Family::V4, Family::V6] {
+            let (old, new) = (
+                listen_of(&before.listen, family),
+                listen_of(&spec.listen, family),
+            );
+            if old == new {
+                continue;
+            }
+            let opened = match new {
+                Some(new) => self
+                    .open_instead(family, new)?
+                    .into_iter()
+                    .map(Some)
+                    .collect(),
+                None => vec![None; sockets.len()],
+            };
+            for (sockets, opened) in sockets.iter_mut().zip(opened) {
+                sockets.set(family, opened);
+            }
+        }
+        self.sockets = sockets;
+        self.install();
+        self.state.set_spec(spec);
+        // A thread may be waiting for a device of the old name.
+        if self.threads.iter().any(|thread| thread.handle.is_none()) {
+            let _ = self.recover();
+        }
+        Ok(())
+    }
+
+    /// Opens sockets on an address. The old ones may stand in the way, with the same port on an
+    /// address that holds the new one or is held by it; then they are closed first.
+    fn open_instead(
+        &mut self,
+        family: Family,
+        listen: std::net::SocketAddr,
+    ) -> Result<Vec<Arc<Socket>>, Error> {
+        let options = &self.state.options;
+        let error = match Socket::open(listen, options, &*self.opener) {
+            Err(Error::Socket { source, .. }) if source.kind() == std::io::ErrorKind::AddrInUse => {
+                source
+            }
+            result => return result,
+        };
+        let mut old = Vec::new();
+        for sockets in &mut self.sockets {
+            old.extend(sockets.get(family).map(Arc::clone));
+            sockets.set(family, None);
+        }
+        if old.is_empty() {
+            return Err(Error::Socket {
+                listen,
+                source: error,
+            });
+        }
+        self.install();
+        let until = self.clock.now() + LET_GO;
+        while old.iter().any(|socket| Arc::strong_count(socket) > 1) && self.clock.now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(old);
+        let opened = Socket::open(listen, &self.state.options, &*self.opener);
+        if opened.is_err()
+            && let Some(before) = listen_of(&self.state.spec().listen, family)
+            && let Ok(again) = Socket::open(before, &self.state.options, &*self.opener)
+        {
+            for (sockets, again) in self.sockets.iter_mut().zip(again) {
+                sockets.set(family, Some(again));
+            }
+            self.install();
+        }
+        opened
+    }
+
+    /// Gives the threads what there is now.
+    fn install(&mut self) {
+        let merge = Merge {
+            tcp: self.queues.offload.tcp,
+            udp: self.queues.offload.udp,
+            verify: self.state.options.verify,
+        };
+        for (index, sockets) in self.sockets.iter().enumerate() {
+            let io = Io {
+                queues: Arc::clone(&self.queues.fds),
+                index,
+                sockets: sockets.clone(),
+                vnet: self.queues.vnet,
+                merge,
+                opener: Arc::clone(&self.opener),
+            };
+            match self.ios.get(index) {
+                Some(slot) => slot.set(io),
+                None => self.ios.push(Arc::new(Slot::new(io))),
+            }
+        }
+        for thread in &self.threads {
+            thread.wake.nudge();
+        }
+        *lock(&self.state.io) = self.ios.first().map(Arc::clone);
+        self.tell_capabilities();
+    }
+
+    fn tell_capabilities(&self) {
+        let all = |can: &dyn Fn(&Socket) -> bool| {
+            let mut sockets = self.sockets.iter().flat_map(|sockets| sockets.values());
+            sockets.all(|socket| can(socket))
+        };
+        let segment = all(&|socket| {
+            socket
+                .can_segment
+                .load(std::sync::atomic::Ordering::Relaxed)
+        });
+        let mut capabilities = Capabilities {
+            vnet: self.queues.vnet,
+            tcp_segments: self.queues.offload.tcp,
+            udp_segments: self.queues.offload.udp,
+            udp_segment: segment,
+            udp_gro: all(&|socket| socket.can_merge),
+            threads: self.state.shards.len() as u16,
+            notes: Vec::new(),
+        };
+        let missing = [
+            (
+                capabilities.vnet,
+                "offload is off: each packet passes the TUN device alone, at about a fifth of the \
+                 speed",
+            ),
+            (
+                capabilities.tcp_segments || !capabilities.vnet,
+                "the TUN device takes no large packets of TCP: each segment passes it alone",
+            ),
+            (
+                capabilities.udp_segments || !capabilities.tcp_segments,
+                "the TUN device takes no large packets of UDP (Linux 6.2 does): each datagram \
+                 passes it alone",
+            ),
+            (
+                segment,
+                "no UDP_SEGMENT (Linux 4.18 has it): each datagram is a message",
+            ),
+            (
+                capabilities.udp_gro,
+                "no UDP_GRO (Linux 5.0 has it): each datagram comes alone",
+            ),
+        ];
+        let missing = missing.into_iter().filter(|(has, _)| !has);
+        capabilities.notes = missing.map(|(_, note)| note.to_owned()).collect();
+        self.state.set_capabilities(capabilities);
+    }
+
+    /// A thread has ended; it is asked about what it was.
+    fn ended(&mut self, thread: usize, outcome: Result<(), Failure>) {
+        if let Some(running) = self.threads.get_mut(thread)
+            && let Some(handle) = running.handle.take()
+        {
+            let _ = handle.join();
+        }
+        let Err(failure) = outcome else {
+            return;
+        };
+        tracing::warn!(thread, %failure, "a worker of the packet path has failed");
+        self.is_detached |= matches!(failure, Failure::Device(_));
+        {
+            let mut health = lock(&self.state.health);
+            health.is_running = false;
+            health.problem = Some(failure.to_string());
+        }
+        let worker = (thread / self.state.directions.len()) as u16;
+        (self.watch)(&Report::Failed { worker, failure });
+        let now = self.clock.now();
+        if now > self.last_failure + CALM {
+            self.failures = 0;
+        }
+        self.last_failure = now;
+        self.schedule();
+    }
+
+    /// Tries again after a pause that grows.
+    fn schedule(&mut self) {
+        let pause = PAUSE.0 * 2u32.pow(self.failures.min(10));
+        self.failures += 1;
+        self.retry = Some(self.clock.now() + pause.min(PAUSE.1));
+    }
+
+    /// Gets back what was lost, and starts the threads that are missing.
+    fn recover(&mut self) -> Result<(), Error> {
+        self.retry = None;
+        let result = self.try_recover();
+        match &result {
+            Ok(()) => {
+                let mut health = lock(&self.state.health);
+                health.is_running = true;
+                health.problem = None;
+                drop(health);
+                tracing::info!("the packet path runs again");
+                (self.watch)(&Report::Recovered);
+            }
+            Err(error) => {
+                let source = std::error::Error::source(error);
+                let reason =
+                    source.map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
+                {
+                    let mut health = lock(&self.state.health);
+                    health.is_running = false;
+                    if health.problem.as_ref() != Some(&reason) {
+                        tracing::warn!(reason, "the packet path waits");
+                    }
+                    health.problem = Some(reason.clone());
+                }
+                (self.watch)(&Report::Waiting { reason });
+                self.schedule();
+            }
+        }
+        result
+    }
+
+    fn try_recover(&mut self) -> Result<(), Error> {
+        if self.is_detached {
+            let device = self.state.spec().device;
+            self.queues = Queues::open(&device, &self.state.options, &*self.opener)?;
+            self.is_detached = false;
+            self.install();
+        }
+        self.spawn_missing().map_err(Error::Thread)
+    }
+
+    fn spawn_missing(&mut self) -> std::io::Result<()> {
+        let per_worker = self.state.directions.len();
+        for index in 0..self.threads.len() {
+            if self.threads[index].handle.is_some() {
+                continue;
+            }
+            let wake = Arc::new(Wake::new()?);
+            let thread = Thread {
+                direction: self.state.directions[index % per_worker],
+                io: self.ios[index / per_worker].reader(),
+                view: self.state.view.reader(),
+                wake: Arc::clone(&wake),
+                shard: Arc::clone(&self.state.shards[index]),
+                icmp_rate: self.state.options.icmp_rate,
+                clock: self.clock,
+                #[cfg(test)]
+                fault: Arc::clone(&self.state.fault),
+            };
+            let commands = self.commands.clone();
+            let handle = std::thread::Builder::new()
+                .name(format!("flannel-udp-{index}"))
+                .spawn(move || {
+                    let outcome = catch_unwind(AssertUnwindSafe(|| thread.run()));
+                    let outcome = outcome.unwrap_or_else(|panic| Err(Failure::panic(&*panic)));
+                    let _ = commands.send(Command::Ended {
+                        thread: index,
+                        outcome,
+                    });
+                })?;
+            let running = &mut self.threads[index];
+            running.wake = wake;
+            running.handle = Some(handle);
+            running.starts += 1;
+            if running.starts > 1 {
+                lock(&self.state.health).restarts += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn stop_threads(&mut self) {
+        for thread in &self.threads {
+            thread.wake.stop();
+        }
+        for thread in &mut self.threads {
+            if let Some(handle) = thread.handle.take() {
+                let _ = handle.join();
+            }
+        }
+    }
+}
+
+fn open(state: &State, opener: &dyn Sockets) -> Result<Opened, Error> {
+    let spec = state.spec();
+    let queues = Queues::open(&spec.device, &state.options, opener)?;
+    let mut sockets = vec![DualStack::default(); usize::from(state.options.workers)];
+    for listen in &spec.listen {
+        let opened = Socket::open(*listen, &state.options, opener)?;
+        for (sockets, opened) in sockets.iter_mut().zip(opened) {
+            sockets.set(Family::of(&listen.ip()), Some(opened));
+        }
+    }
+    Ok(Opened { queues, sockets })
+}

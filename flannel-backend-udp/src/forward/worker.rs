@@ -1,0 +1,212 @@
+//! One thread of a worker: waits, forwards a batch in each direction, waits.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use flannel_core::Family;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::clock::Clock;
+use super::inbound::Inbound;
+use super::io::{Failure, Io, View};
+use super::outbound::{Outbound, Progress};
+use super::slot::Reader;
+use crate::counters::Shard;
+
+/// Batches in a row before the other direction and the control plane are looked at again.
+const ROUNDS: usize = 8;
+
+/// Which way a thread forwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Both,
+    Outbound,
+    Inbound,
+}
+
+impl Direction {
+    const fn is_outbound(self) -> bool {
+        !matches!(self, Self::Inbound)
+    }
+
+    const fn is_inbound(self) -> bool {
+        !matches!(self, Self::Outbound)
+    }
+}
+
+/// Ends a thread's wait.
+#[derive(Debug)]
+pub(crate) struct Wake {
+    event: EventFd,
+    stop: AtomicBool,
+}
+
+impl Wake {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        Ok(Self {
+            event: EventFd::from_value_and_flags(0, flags)?,
+            stop: AtomicBool::new(false),
+        })
+    }
+
+    /// The thread looks what has changed.
+    pub(crate) fn nudge(&self) {
+        // It fails only when the number is as large as it can be, and then the thread wakes too.
+        let _ = self.event.write(1);
+    }
+
+    /// The thread ends at the next boundary between two batches.
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.nudge();
+    }
+}
+
+/// What a thread works with.
+#[derive(Debug)]
+pub(crate) struct Thread {
+    pub(crate) direction: Direction,
+    pub(crate) io: Reader<Io>,
+    pub(crate) view: Reader<View>,
+    pub(crate) wake: Arc<Wake>,
+    pub(crate) shard: Arc<Shard>,
+    pub(crate) icmp_rate: u32,
+    pub(crate) clock: Clock,
+    #[cfg(test)]
+    pub(crate) fault: Arc<AtomicBool>,
+}
+
+impl Thread {
+    /// Forwards until it is stopped or cannot go on.
+    pub(crate) fn run(mut self) -> Result<(), Failure> {
+        let mut outbound = self
+            .direction
+            .is_outbound()
+            .then(|| Outbound::new(self.icmp_rate));
+        let mut inbound = self
+            .direction
+            .is_inbound()
+            .then(|| Inbound::new(self.io.value()));
+        if let Some(outbound) = &mut outbound {
+            outbound.set_io(self.io.value());
+        }
+        loop {
+            if self.wake.stop.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            if self.io.refresh() {
+                if let Some(outbound) = &mut outbound {
+                    outbound.set_io(self.io.value());
+                }
+                if let Some(inbound) = &mut inbound {
+                    inbound.set_io(self.io.value());
+                }
+            }
+            let mut ready = self.wait()?;
+            for _ in 0..ROUNDS {
+                if !ready.any() {
+                    break;
+                }
+                if self.view.refresh() {
+                    if let Some(outbound) = &mut outbound {
+                        outbound.forget_peers();
+                    }
+                    if let Some(inbound) = &mut inbound {
+                        inbound.forget_peers();
+                    }
+                }
+                self.forward(&mut ready, outbound.as_mut(), inbound.as_mut())?;
+            }
+        }
+    }
+
+    fn forward(
+        &self,
+        ready: &mut Ready,
+        outbound: Option<&mut Outbound>,
+        inbound: Option<&mut Inbound>,
+    ) -> Result<(), Failure> {
+        let (io, view) = (self.io.value(), self.view.value());
+        if let (true, Some(outbound)) = (ready.queue, outbound) {
+            let now = self.clock.now();
+            ready.queue = outbound.run(io, view, &self.shard, now)? == Progress::More;
+        }
+        let Some(inbound) = inbound else {
+            return Ok(());
+        };
+        for (family, ready) in [(Family::V4, &mut ready.v4), (Family::V6, &mut ready.v6)] {
+            if let (true, Some(socket)) = (*ready, io.socket(family)) {
+                *ready = inbound.run(socket, io, view, &self.shard)? == Progress::More;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until there is something to do.
+    fn wait(&self) -> Result<Ready, Failure> {
+        let io = self.io.value();
+        let event = || PollFd::new(self.wake.event.as_fd(), PollFlags::POLLIN);
+        let mut fds = [event(), event(), event(), event()];
+        let mut count = 1;
+        let mut places = [None; 3];
+        if self.direction.is_outbound() {
+            fds[count] = PollFd::new(io.queue(), PollFlags::POLLIN);
+            places[0] = Some(count);
+            count += 1;
+        }
+        if self.direction.is_inbound() {
+            for (place, family) in [(1, Family::V4), (2, Family::V6)] {
+                if let Some(socket) = io.socket(family) {
+                    fds[count] = PollFd::new(socket.fd.as_fd(), PollFlags::POLLIN);
+                    places[place] = Some(count);
+                    count += 1;
+                }
+            }
+        }
+        match poll(&mut fds[..count], PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(Failure::socket(&error.into())),
+        }
+        let state = |place: Option<usize>| {
+            place
+                .and_then(|place| fds[place].revents())
+                .unwrap_or(PollFlags::empty())
+        };
+        if !state(Some(0)).is_empty() {
+            let _ = self.wake.event.read();
+            #[cfg(test)]
+            assert!(
+                !self.fault.swap(false, Ordering::AcqRel),
+                "a fault of a test"
+            );
+        }
+        if state(places[0]).contains(PollFlags::POLLERR) {
+            return Err(Failure::device(&std::io::Error::from_raw_os_error(
+                libc::EBADFD,
+            )));
+        }
+        Ok(Ready {
+            queue: !state(places[0]).is_empty(),
+            v4: !state(places[1]).is_empty(),
+            v6: !state(places[2]).is_empty(),
+        })
+    }
+}
+
+/// Where something waits.
+#[derive(Debug, Clone, Copy)]
+struct Ready {
+    queue: bool,
+    v4: bool,
+    v6: bool,
+}
+
+impl Ready {
+    const fn any(self) -> bool {
+        self.queue || self.v4 || self.v6
+    }
+}

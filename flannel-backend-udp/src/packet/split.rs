@@ -1,0 +1,187 @@
+//! From one large packet of the kernel to the packets that are sent: what a network card does for
+//! a kernel that leaves segmentation to it.
+
+use flannel_core::Family;
+
+use super::checksum::Sum;
+use super::ip::{self, Fragment, Ip};
+use super::vnet::{Kind, Unfinished, Vnet};
+use super::{Malformed, be16, be32, put16, put32};
+
+pub(super) const FIN: u8 = 0x01;
+pub(super) const PSH: u8 = 0x08;
+pub(super) const ACK: u8 = 0x10;
+const CWR: u8 = 0x80;
+/// IP with options or extensions, and TCP with options.
+const MAX_HEADERS: usize = 256;
+
+/// Finishes the checksum of a packet that is not cut.
+///
+/// # Errors
+///
+/// [`Malformed::Offload`]: the place of the checksum is not in the packet.
+pub fn complete(packet: &mut [u8], unfinished: Unfinished) -> Result<(), Malformed> {
+    let start = usize::from(unfinished.start);
+    let place = start + usize::from(unfinished.offset);
+    if place + 2 > packet.len() {
+        return Err(Malformed::Offload);
+    }
+    let sum = Sum::new().add(&packet[start..]).checksum();
+    // UDP says "no checksum" with 0, and has 0xffff for the sum that is 0. TCP does not mind.
+    put16(packet, place, if sum == 0 { 0xffff } else { sum });
+    Ok(())
+}
+
+/// The segments of one packet, written one after the other.
+#[derive(Debug, Clone, Copy)]
+pub struct Splitter<'a> {
+    packet: &'a [u8],
+    ip: Ip,
+    kind: Kind,
+    /// Bytes before the payload.
+    headers: usize,
+    /// Bytes of payload per segment.
+    size: usize,
+    /// Segments written so far.
+    next: usize,
+    count: usize,
+}
+
+impl<'a> Splitter<'a> {
+    /// Prepares to cut a packet.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed::Offload`]: the header asks for something that does not fit the packet.
+    pub fn new(vnet: &Vnet, ip: &Ip, packet: &'a [u8]) -> Result<Self, Malformed> {
+        let segments = vnet.segments.ok_or(Malformed::Offload)?;
+        let packet = packet.get(..ip.total).ok_or(Malformed::TotalLength)?;
+        let (protocol, family) = match segments.kind {
+            Kind::Tcp4 => (ip::TCP, Family::V4),
+            Kind::Tcp6 => (ip::TCP, Family::V6),
+            Kind::Udp => (ip::UDP, ip.family()),
+        };
+        if ip.protocol != protocol || ip.family() != family || ip.fragment != Fragment::Whole {
+            return Err(Malformed::Offload);
+        }
+        let transport = match segments.kind {
+            Kind::Udp => 8,
+            Kind::Tcp4 | Kind::Tcp6 => {
+                let offset = packet.get(ip.header + 12).ok_or(Malformed::Short)?;
+                let len = usize::from(offset >> 4) * 4;
+                if len < 20 {
+                    return Err(Malformed::HeaderLength);
+                }
+                len
+            }
+        };
+        let headers = ip.header + transport;
+        let size = usize::from(segments.size);
+        if headers > packet.len() || headers > MAX_HEADERS || size == 0 {
+            return Err(Malformed::Offload);
+        }
+        if headers + size > usize::from(u16::MAX) {
+            return Err(Malformed::Offload);
+        }
+        let payload = packet.len() - headers;
+        Ok(Self {
+            packet,
+            ip: *ip,
+            kind: segments.kind,
+            headers,
+            size,
+            next: 0,
+            count: payload.div_ceil(size).max(1),
+        })
+    }
+
+    /// How many segments there are; at least 1.
+    pub const fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Bytes of the largest segment.
+    pub const fn largest(&self) -> usize {
+        let payload = self.packet.len() - self.headers;
+        self.headers
+            + if payload < self.size {
+                payload
+            } else {
+                self.size
+            }
+    }
+
+    /// Bytes of all segments together.
+    pub const fn total(&self) -> usize {
+        self.packet.len() - self.headers + self.count * self.headers
+    }
+
+    /// Writes the next segment to the beginning of `out` and returns its length; `None` when all
+    /// are written or there is no room.
+    pub fn write_next(&mut self, out: &mut [u8]) -> Option<usize> {
+        if self.next == self.count {
+            return None;
+        }
+        let from = self.headers + self.next * self.size;
+        let to = (from + self.size).min(self.packet.len());
+        let payload = self.packet.get(from..to)?;
+        let len = self.headers + payload.len();
+        let out = out.get_mut(..len)?;
+        let (head, body) = out.split_at_mut(self.headers);
+        head.copy_from_slice(&self.packet[..self.headers]);
+        body.copy_from_slice(payload);
+        self.write_ip(head, len);
+        let (first, last) = (self.next == 0, self.next + 1 == self.count);
+        match self.kind {
+            Kind::Udp => self.write_udp(head, body),
+            Kind::Tcp4 | Kind::Tcp6 => self.write_tcp(head, body, first, last),
+        }
+        self.next += 1;
+        Some(len)
+    }
+
+    fn write_ip(&self, head: &mut [u8], len: usize) {
+        match self.ip.family() {
+            Family::V4 => {
+                put16(head, 2, len as u16);
+                let id = be16(head, 4).wrapping_add(self.next as u16);
+                put16(head, 4, id);
+                put16(head, 10, 0);
+                let sum = Sum::new().add(&head[..self.ip.header]).checksum();
+                put16(head, 10, sum);
+            }
+            Family::V6 => put16(head, 4, (len - 40) as u16),
+        }
+    }
+
+    fn write_udp(&self, head: &mut [u8], body: &[u8]) {
+        let at = self.ip.header;
+        let len = 8 + body.len();
+        put16(head, at + 4, len as u16);
+        put16(head, at + 6, 0);
+        let sum = Sum::pseudo(&self.ip, head, ip::UDP, len)
+            .add(&head[at..])
+            .add(body)
+            .checksum();
+        put16(head, at + 6, if sum == 0 { 0xffff } else { sum });
+    }
+
+    fn write_tcp(&self, head: &mut [u8], body: &[u8], first: bool, last: bool) {
+        let at = self.ip.header;
+        let seq = be32(head, at + 4).wrapping_add((self.next * self.size) as u32);
+        put32(head, at + 4, seq);
+        if !first {
+            head[at + 13] &= !CWR;
+        }
+        if !last {
+            head[at + 13] &= !(FIN | PSH);
+        }
+        put16(head, at + 16, 0);
+        let len = head.len() - at + body.len();
+        let sum = Sum::pseudo(&self.ip, head, ip::TCP, len)
+            .add(&head[at..])
+            .add(body)
+            .checksum();
+        put16(head, at + 16, sum);
+    }
+}

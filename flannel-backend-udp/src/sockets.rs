@@ -1,0 +1,103 @@
+//! Where TUN queues and sockets come from.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::thread;
+
+use flannel_core::IfName;
+use nix::sched::{CloneFlags, setns};
+
+use crate::sys;
+
+/// Opens what a forwarder works on. What is opened belongs to a network namespace for good, so
+/// this decides in which one an overlay lives.
+///
+/// A forwarder asks on a thread of its own, at its start and whenever something was lost.
+pub trait Sockets: fmt::Debug + Send + Sync {
+    /// A queue of a TUN device that is there, persistent and has several queues; non-blocking.
+    /// With `vnet` each packet has a [header](crate::packet::vnet).
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` where there is no such device: none may be made.
+    fn tun_queue(&self, device: &IfName, vnet: bool) -> io::Result<OwnedFd>;
+
+    /// A UDP socket, bound, non-blocking, which never lets a datagram be fragmented.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    fn udp(&self, listen: SocketAddr, options: &UdpOptions) -> io::Result<OwnedFd>;
+
+    /// The most bytes of an outer packet on the way to a peer, as far as the kernel knows.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    fn path_mtu(&self, to: SocketAddr) -> io::Result<u32>;
+}
+
+/// What a socket is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UdpOptions {
+    /// Bytes of its buffers, in each direction.
+    pub buffer: u32,
+    /// Datagrams may come up together.
+    pub merge: bool,
+    /// Several sockets of this user may have its address.
+    pub shared: bool,
+}
+
+/// The sockets of one network namespace.
+#[derive(Debug)]
+pub struct InNamespace {
+    namespace: Option<OwnedFd>,
+}
+
+impl InNamespace {
+    /// The namespace of the thread that starts the forwarder. Needs `CAP_NET_ADMIN` there.
+    pub const fn current() -> Self {
+        Self { namespace: None }
+    }
+
+    /// The namespace of a descriptor. Entering it, on threads that are made for it and end with
+    /// the call, needs `CAP_SYS_ADMIN`.
+    pub const fn fd(namespace: OwnedFd) -> Self {
+        Self {
+            namespace: Some(namespace),
+        }
+    }
+
+    fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        let Some(namespace) = &self.namespace else {
+            return work();
+        };
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name("flannel-udp-ns".to_owned());
+            let inside = thread.spawn_scoped(scope, || {
+                setns(namespace, CloneFlags::CLONE_NEWNET)?;
+                work()
+            })?;
+            inside
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+        })
+    }
+}
+
+impl Sockets for InNamespace {
+    fn tun_queue(&self, device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
+        self.run(|| sys::attach(device, vnet))
+    }
+
+    fn udp(&self, listen: SocketAddr, options: &UdpOptions) -> io::Result<OwnedFd> {
+        self.run(|| sys::open_udp(listen, options))
+    }
+
+    fn path_mtu(&self, to: SocketAddr) -> io::Result<u32> {
+        self.run(|| sys::path_mtu(to))
+    }
+}

@@ -1,0 +1,127 @@
+//! Queues of a TUN device.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
+
+use flannel_core::IfName;
+
+/// `struct ifreq`, of which the flags are used.
+#[repr(C)]
+struct Request {
+    name: [u8; libc::IFNAMSIZ],
+    flags: libc::c_short,
+    rest: [u8; 22],
+}
+
+/// How often an attach is tried that finds the device busy: an old queue is on its way out.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Attaches to a queue of a TUN device in this thread's namespace. The device must be there and
+/// persistent: none is made.
+pub(crate) fn attach(device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
+    let mut tries = 0;
+    loop {
+        match try_attach(device, vnet) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && tries < TRIES => {
+                tries += 1;
+                std::thread::sleep(PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn try_attach(device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
+    let file: OwnedFd = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open("/dev/net/tun")?
+        .into();
+    let mut flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
+    if vnet {
+        flags |= libc::IFF_VNET_HDR;
+    }
+    let mut request = Request::new(device, flags);
+    // SAFETY: TUNSETIFF reads and writes a `struct ifreq`, which `Request` has the size of.
+    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut request = Request::new(device, 0);
+    // SAFETY: TUNGETIFF writes a `struct ifreq`.
+    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Where there was no device the kernel has made one just now, which goes with the file.
+    if i32::from(request.flags) & libc::IFF_PERSIST == 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("{device} is no persistent TUN device"),
+        ));
+    }
+    if !vnet {
+        // An earlier reader may have asked for large packets, which without headers nobody could
+        // take apart.
+        set_flags(file.as_fd(), 0);
+    }
+    Ok(file)
+}
+
+fn set_flags(queue: BorrowedFd<'_>, flags: libc::c_uint) -> bool {
+    let flags = flags as libc::c_ulong;
+    // SAFETY: TUNSETOFFLOAD takes its argument as a number.
+    unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETOFFLOAD as _, flags) == 0 }
+}
+
+impl Request {
+    fn new(device: &IfName, flags: libc::c_int) -> Self {
+        let mut name = [0; libc::IFNAMSIZ];
+        for (to, from) in name.iter_mut().zip(device.as_str().bytes()) {
+            *to = from;
+        }
+        Self {
+            name,
+            flags: flags as libc::c_short,
+            rest: [0; 22],
+        }
+    }
+}
+
+/// What a queue gives and takes in large packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Offload {
+    pub(crate) tcp: bool,
+    pub(crate) udp: bool,
+}
+
+/// Asks for as much as the kernel has.
+pub(crate) fn set_offload(queue: BorrowedFd<'_>) -> Offload {
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    if set_flags(queue, tcp | udp) {
+        return Offload {
+            tcp: true,
+            udp: true,
+        };
+    }
+    Offload {
+        tcp: set_flags(queue, tcp),
+        udp: false,
+    }
+}
+
+/// Whether a queue is of a device that is there. When a device goes its queues stay behind, of
+/// nothing.
+pub(crate) fn is_attached(queue: BorrowedFd<'_>) -> bool {
+    let mut request = Request {
+        name: [0; libc::IFNAMSIZ],
+        flags: 0,
+        rest: [0; 22],
+    };
+    // SAFETY: TUNGETIFF writes a `struct ifreq`, which `Request` has the size of.
+    unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) >= 0 }
+}

@@ -1,0 +1,114 @@
+//! UDP sockets.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::sockets::UdpOptions;
+
+/// Opens a socket in this thread's namespace.
+pub(crate) fn open_udp(listen: SocketAddr, options: &UdpOptions) -> io::Result<OwnedFd> {
+    let socket = Socket::new(
+        Domain::for_address(listen),
+        Type::DGRAM.nonblocking().cloexec(),
+        Some(Protocol::UDP),
+    )?;
+    let fd = socket.as_fd();
+    // A datagram is never cut on its way without a word: what is too long for the path is an error
+    // here, which the sender of the inner packet is told.
+    if listen.is_ipv6() {
+        socket.set_only_v6(true)?;
+        let discover = libc::IPV6_PMTUDISC_DO;
+        set(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, discover)?;
+    } else {
+        let discover = libc::IP_PMTUDISC_DO;
+        set(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discover)?;
+    }
+    // An address that is still being looked for a duplicate of, or comes a moment later, is none to
+    // fail for.
+    let free = match listen.is_ipv6() {
+        true => socket.set_freebind_v6(true),
+        false => socket.set_freebind_v4(true),
+    };
+    // Where it cannot be, only an address that is there already can be bound to.
+    drop(free);
+    socket.set_reuse_port(options.shared)?;
+    let size = libc::c_int::try_from(options.buffer).unwrap_or(libc::c_int::MAX);
+    // The forced forms need CAP_NET_ADMIN and know no limit; the others give what the host allows.
+    if set(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, size).is_err() {
+        set(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, size)?;
+    }
+    if set(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, size).is_err() {
+        set(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, size)?;
+    }
+    if options.merge {
+        // Without it each message is one datagram; the receiver does not care.
+        let _ = set(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
+    }
+    socket.bind(&listen.into())?;
+    Ok(socket.into())
+}
+
+/// Whether a socket sends many datagrams as one message, and gives many as one.
+pub(crate) fn can_segment(socket: BorrowedFd<'_>) -> (bool, bool) {
+    let has = |name| read(socket, libc::SOL_UDP, name);
+    (
+        has(libc::UDP_SEGMENT).is_ok(),
+        has(libc::UDP_GRO).is_ok_and(|on| on != 0),
+    )
+}
+
+/// The most bytes of a packet on the way to an address, as far as the kernel of this thread's
+/// namespace knows.
+pub(crate) fn path_mtu(to: SocketAddr) -> io::Result<u32> {
+    let socket = Socket::new(Domain::for_address(to), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.connect(&to.into())?;
+    let mtu = match to.is_ipv6() {
+        true => read(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU)?,
+        false => read(socket.as_fd(), libc::IPPROTO_IP, libc::IP_MTU)?,
+    };
+    u32::try_from(mtu).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+fn set(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    // SAFETY: the option is an `int`, which lives during the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn read(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io::Result<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the option is an `int`; the kernel writes at most `len` bytes of it.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    };
+    match result {
+        0 => Ok(value),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -13,12 +13,59 @@
 //! What comes from an address that is no peer's, carries a source that is not that peer's, or is
 //! not for this node, is dropped and counted.
 //!
+//! # One example
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//!
+//! use flannel_backend_udp::table::TableBuilder;
+//! use flannel_backend_udp::{Forwarder, InNamespace, Options, TunnelSpec};
+//! use flannel_core::DualStack;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let spec = TunnelSpec {
+//!     device: "flannel0".parse()?,
+//!     listen: vec!["192.0.2.1:8285".parse()?],
+//!     own: DualStack::of_subnets(["10.42.1.0/24".parse()?]),
+//!     mtu: DualStack::both(1472, 1472),
+//! };
+//! let sockets = Arc::new(InNamespace::current());
+//! let watch = Arc::new(|report: &_| eprintln!("{report:?}"));
+//! let forwarder = Forwarder::start(spec, Options::default(), sockets, watch)?;
+//!
+//! let mut peers = TableBuilder::new();
+//! peers.insert("10.42.2.0/24".parse()?, "192.0.2.2:8285".parse()?);
+//! forwarder.set_table(peers.build());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Decisions
+//!
+//! - **Whose a datagram is** its source says, address and port: flannel sends from the port that it
+//!   listens on. A peer behind a NAT that changes the port is a stranger.
+//! - **TTL**: the nodes' kernels take theirs, as on any route; the forwarder takes one more, where
+//!   it sends, and none where it receives. So a traceroute shows it, and a packet whose TTL is used
+//!   up is answered with its own address.
+//! - **No fragments outside**: sockets set the outer "don't fragment" (`IP_PMTUDISC_DO`). A packet
+//!   too long for the path, because the path is narrower than the MTU says, is dropped and its
+//!   sender told ("fragmentation needed", "packet too big") with the size that the kernel knows.
+//! - **Order**: packets of one flow leave and arrive in the order in which they came.
+//! - **A holder that is killed** (`kill -9`) loses every packet until another forwarder has
+//!   attached to the device: a persistent TUN device without a reader drops what is sent to it. What
+//!   is to outlive its process is [handed over](Forwarder::hand_over), and then nothing is lost.
+//!
 //! # Where the code is
 //!
 //! - [`packet`]: what is done to packets, as pure functions over bytes;
 //! - [`table`]: which peer has which subnet;
 //! - [`Forwarder`]: threads, sockets and queues;
 //! - `sys`: the system calls, the only place with unsafe code.
+//!
+//! # What this crate does not do
+//!
+//! It makes no device, address or route: `flannel-netlink` does. It encrypts nothing, and whoever can
+//! send with a peer's address and port can send as that peer.
 #![deny(unsafe_code)]
 
 mod backend;
@@ -28,6 +75,7 @@ mod config;
 mod counters;
 mod forward;
 mod forwarders;
+mod handover;
 mod kernel;
 mod network;
 pub mod packet;
@@ -41,6 +89,7 @@ pub use config::{DEFAULT_PORT, UdpConfig};
 pub use counters::{PeerCounters, PeerTotals, Totals};
 pub use forward::{Capabilities, Error, Failure, Forwarder, Health, Report, Watch};
 pub use forwarders::Forwarders;
+pub use handover::HandoverError;
 pub use kernel::{PacketPath, Peers, Running, WithTunnels};
 pub use sockets::{InNamespace, Sockets, UdpOptions};
 pub use spec::{Options, Threads, TunnelSpec};

@@ -32,6 +32,17 @@ pub trait Sockets: fmt::Debug + Send + Sync {
     /// What the system said.
     fn udp(&self, listen: SocketAddr, options: &UdpOptions) -> io::Result<OwnedFd>;
 
+    /// A socket that ICMP errors over IPv4 are sent by: raw, with headers of our own, non-blocking.
+    /// What has an address of this node as its source the kernel takes from nobody but itself, so
+    /// not from the device. Without such a socket errors bear the address that the packet was for.
+    ///
+    /// # Errors
+    ///
+    /// What the system said; needs `CAP_NET_RAW`.
+    fn raw(&self) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// The most bytes of an outer packet on the way to a peer, as far as the kernel knows.
     ///
     /// # Errors
@@ -95,6 +106,10 @@ impl Sockets for InNamespace {
 
     fn udp(&self, listen: SocketAddr, options: &UdpOptions) -> io::Result<OwnedFd> {
         self.run(|| sys::open_udp(listen, options))
+    }
+
+    fn raw(&self) -> io::Result<OwnedFd> {
+        self.run(sys::open_raw)
     }
 
     fn path_mtu(&self, to: SocketAddr) -> io::Result<u32> {

@@ -16,7 +16,8 @@ pub struct TunnelSpec {
     /// This node's subnets: only what is for them is taken from peers. Their first addresses are
     /// the source of ICMP errors.
     pub own: DualStack<Subnet>,
-    /// The largest inner packet of each family, in bytes, header included.
+    /// The largest inner packet of each family, in bytes, header included. A larger one is dropped
+    /// and its sender told; none is fragmented here.
     pub mtu: DualStack<u32>,
 }
 

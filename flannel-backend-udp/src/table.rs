@@ -217,7 +217,7 @@ impl Bits for u32 {
     fn masked(self, len: u8) -> Self {
         match len {
             0 => 0,
-            len => self & (Self::MAX << (32 - u32::from(len.min(32)))),
+            len => self & (Self::MAX << (32 - Self::from(len.min(32)))),
         }
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Io {
     /// Packets on the queues have headers.
     pub(crate) vnet: bool,
     pub(crate) merge: Merge,
+    /// What ICMP errors over IPv4 are sent by.
+    pub(crate) raw: Option<Arc<OwnedFd>>,
     pub(crate) opener: Arc<dyn Sockets>,
 }
 

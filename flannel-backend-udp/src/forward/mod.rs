@@ -8,6 +8,8 @@ mod outbound;
 mod slot;
 mod state;
 mod supervisor;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::fmt;
@@ -18,8 +20,10 @@ use std::thread::JoinHandle;
 pub use self::io::Failure;
 pub use self::state::{Capabilities, Health};
 
+pub(crate) use self::io::Socket;
 use self::io::View;
-use self::open::Opened;
+pub(crate) use self::open::{Lent, Opened, Queues, listen_of};
+
 use self::state::State;
 use self::supervisor::{Command, Supervisor};
 use crate::counters::{PeerTotals, Totals};
@@ -252,6 +256,34 @@ impl Forwarder {
             .collect()
     }
 
+    /// Duplicates of everything that is open.
+    pub(crate) fn lend(&self) -> Result<Lent, Error> {
+        self.ask(Command::Lend)?.map_err(Error::Thread)
+    }
+
+    /// Ends the threads that forward, at a boundary between two batches; nothing is closed.
+    pub(crate) fn pause(&self) -> Result<(), Error> {
+        self.ask(Command::Pause)
+    }
+
+    /// Starts them again.
+    pub(crate) fn resume(&self) -> Result<(), Error> {
+        self.ask(Command::Resume)?
+    }
+
+    /// Begins to forward with what is open, and with a table.
+    pub(crate) fn adopt(
+        spec: TunnelSpec,
+        options: Options,
+        table: Table,
+        opened: Opened,
+        sockets: Arc<dyn Sockets>,
+        watch: Watch,
+    ) -> Result<Self, Error> {
+        let state = Arc::new(State::new(spec, options, Arc::new(table)));
+        Self::launch(state, sockets, watch, Some(opened))
+    }
+
     /// Ends all threads, at a boundary between two batches, and closes queues and sockets. What the
     /// device has then waits in it until it is full.
     pub fn stop(mut self) {
@@ -289,7 +321,7 @@ impl fmt::Debug for Forwarder {
     }
 }
 
-fn check(spec: &TunnelSpec, options: &Options) -> Result<(), Error> {
+pub(crate) fn check(spec: &TunnelSpec, options: &Options) -> Result<(), Error> {
     let wrong = |field, reason: &str| {
         Err(Error::Spec {
             field,

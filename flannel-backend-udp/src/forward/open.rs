@@ -29,6 +29,16 @@ pub(crate) struct Opened {
     pub(crate) sockets: Vec<DualStack<Arc<Socket>>>,
 }
 
+/// Duplicates of what is open, to be sent away.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    pub(crate) queues: Vec<OwnedFd>,
+    /// Of each worker, IPv4 before IPv6.
+    pub(crate) sockets: Vec<OwnedFd>,
+    /// The device was lost, so the queues are of no use.
+    pub(crate) is_detached: bool,
+}
+
 impl Queues {
     /// Attaches to a queue for each worker.
     pub(crate) fn open(

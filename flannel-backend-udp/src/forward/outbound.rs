@@ -1,17 +1,18 @@
 //! From the TUN device to the peers.
 
 use std::io;
-use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::net::{IpAddr, SocketAddrV4};
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use flannel_core::Family;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, SockaddrIn, sendto};
 use nix::unistd::read;
 
-use super::io::{Failure, Io, View, is_detached};
+use super::io::{Failure, Io, View};
 use crate::counters::Shard;
 use crate::packet::group::{Grouper, Message};
 use crate::packet::icmp::{self, Problem};
@@ -109,14 +110,11 @@ impl Outbound {
                     break;
                 }
                 Err(Errno::EINTR) => {}
+                // This one packet it could not describe.
+                Err(Errno::EINVAL) => shard.tun_malformed.add(1),
                 Err(error) => {
                     self.flush(io, view, shard, now);
-                    let error = io::Error::from(error);
-                    if is_detached(&error) {
-                        return Err(Failure::device(&error));
-                    }
-                    shard.tun_malformed.add(1);
-                    return Ok(Progress::Dry);
+                    return Err(Failure::device(&error.into()));
                 }
             }
         }
@@ -425,8 +423,12 @@ impl Icmp {
         shard: &Shard,
         now: Duration,
     ) {
-        let Some(source) = view.own.get(ip.family()).map(|own| own.address()) else {
-            return;
+        let own = view.own.get(ip.family()).map(|own| own.address());
+        let (source, raw) = match (own, &io.raw) {
+            (Some(source @ IpAddr::V4(_)), Some(raw)) => (source, Some(raw)),
+            (Some(source @ IpAddr::V6(_)), _) => (source, None),
+            // An own address from the device would be a lie to the kernel.
+            _ => (ip.dst, None),
         };
         let Some(len) = icmp::error(problem, ip, packet, source, &mut self.buffer) else {
             return;
@@ -435,10 +437,19 @@ impl Icmp {
             shard.icmp_suppressed.add(1);
             return;
         }
-        let steer = flow::symmetric_hash(ip, packet);
-        match io.write_plain(steer, &self.buffer[..len]) {
-            Ok(()) => shard.icmp_sent.add(1),
-            Err(_) => shard.write_failed.add(1),
+        let error = &self.buffer[..len];
+        let sent = match (raw, ip.src) {
+            (Some(raw), IpAddr::V4(to)) => {
+                let to = SockaddrIn::from(SocketAddrV4::new(to, 0));
+                sendto(raw.as_raw_fd(), error, &to, MsgFlags::MSG_DONTWAIT).is_ok()
+            }
+            _ => io
+                .write_plain(flow::symmetric_hash(ip, packet), error)
+                .is_ok(),
+        };
+        match sent {
+            true => shard.icmp_sent.add(1),
+            false => shard.write_failed.add(1),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The thread that starts the others, and starts them again.
 
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
@@ -10,7 +11,7 @@ use flannel_core::{DualStack, Family};
 
 use super::clock::Clock;
 use super::io::{Failure, Io, Socket};
-use super::open::{Opened, Queues, listen_of};
+use super::open::{Lent, Opened, Queues, listen_of};
 use super::slot::Slot;
 use super::state::{Capabilities, State, lock};
 use super::worker::{Thread, Wake};
@@ -34,6 +35,9 @@ pub(crate) enum Command {
         thread: usize,
         outcome: Result<(), Failure>,
     },
+    Lend(SyncSender<std::io::Result<Lent>>),
+    Pause(SyncSender<()>),
+    Resume(SyncSender<Result<(), Error>>),
     Stop,
 }
 
@@ -45,11 +49,14 @@ pub(crate) struct Supervisor {
     queues: Queues,
     /// Of each worker.
     sockets: Vec<DualStack<Arc<Socket>>>,
+    raw: Option<Arc<OwnedFd>>,
     /// Of each worker.
     ios: Vec<Arc<Slot<Io>>>,
     threads: Vec<Running>,
     /// The device is gone: the queues are of no use.
     is_detached: bool,
+    /// No thread is to run: the forwarder is being handed over.
+    is_paused: bool,
     clock: Clock,
     failures: u32,
     last_failure: Duration,
@@ -78,9 +85,11 @@ impl Supervisor {
         let mut this = Self {
             queues: opened.queues,
             sockets: opened.sockets,
+            raw: opener.raw().ok().map(Arc::new),
             ios: Vec::new(),
             threads: Vec::new(),
             is_detached: false,
+            is_paused: false,
             clock: Clock::new(),
             failures: 0,
             last_failure: Duration::ZERO,
@@ -124,6 +133,19 @@ impl Supervisor {
                     let result = self.recover();
                     let _ = reply.send(result);
                 }
+                Ok(Command::Lend(reply)) => {
+                    let _ = reply.send(self.lend());
+                }
+                Ok(Command::Pause(reply)) => {
+                    self.is_paused = true;
+                    self.stop_threads();
+                    let _ = reply.send(());
+                }
+                Ok(Command::Resume(reply)) => {
+                    self.is_paused = false;
+                    let result = self.recover();
+                    let _ = reply.send(result);
+                }
                 Ok(Command::Ended { thread, outcome }) => self.ended(thread, outcome),
                 Err(RecvTimeoutError::Timeout) => {
                     let _ = self.recover();
@@ -141,7 +163,7 @@ impl Supervisor {
             self.queues = Queues::open(&spec.device, &self.state.options, &*self.opener)?;
             self.is_detached = false;
         }
-        let mut sockets = self.sockets.clone();
+        let mut changed = Vec::new();
         for family in [Family::V4, Family::V6] {
             let (old, new) = (
                 listen_of(&before.listen, family),
@@ -151,18 +173,19 @@ impl Supervisor {
                 continue;
             }
             let opened = match new {
-                Some(new) => self
-                    .open_instead(family, new)?
-                    .into_iter()
-                    .map(Some)
-                    .collect(),
-                None => vec![None; sockets.len()],
+                Some(new) => {
+                    let opened = self.open_instead(family, new)?;
+                    opened.into_iter().map(Some).collect()
+                }
+                None => vec![None; self.sockets.len()],
             };
-            for (sockets, opened) in sockets.iter_mut().zip(opened) {
+            changed.push((family, opened));
+        }
+        for (family, opened) in changed {
+            for (sockets, opened) in self.sockets.iter_mut().zip(opened) {
                 sockets.set(family, opened);
             }
         }
-        self.sockets = sockets;
         self.install();
         self.state.set_spec(spec);
         // A thread may be waiting for a device of the old name.
@@ -216,6 +239,18 @@ impl Supervisor {
         opened
     }
 
+    fn lend(&self) -> std::io::Result<Lent> {
+        let queues = self.queues.fds.iter().map(|queue| queue.try_clone());
+        let sockets = self.sockets.iter().flat_map(|sockets| sockets.values());
+        Ok(Lent {
+            queues: queues.collect::<Result<_, _>>()?,
+            sockets: sockets
+                .map(|socket| socket.fd.try_clone())
+                .collect::<Result<_, _>>()?,
+            is_detached: self.is_detached,
+        })
+    }
+
     /// Gives the threads what there is now.
     fn install(&mut self) {
         let merge = Merge {
@@ -230,6 +265,7 @@ impl Supervisor {
                 sockets: sockets.clone(),
                 vnet: self.queues.vnet,
                 merge,
+                raw: self.raw.clone(),
                 opener: Arc::clone(&self.opener),
             };
             match self.ios.get(index) {
@@ -286,6 +322,11 @@ impl Supervisor {
                 capabilities.udp_gro,
                 "no UDP_GRO (Linux 5.0 has it): each datagram comes alone",
             ),
+            (
+                self.raw.is_some(),
+                "no raw socket (CAP_NET_RAW): ICMP errors over IPv4 bear the address that the \
+                 packet was for",
+            ),
         ];
         let missing = missing.into_iter().filter(|(has, _)| !has);
         capabilities.notes = missing.map(|(_, note)| note.to_owned()).collect();
@@ -329,6 +370,9 @@ impl Supervisor {
     /// Gets back what was lost, and starts the threads that are missing.
     fn recover(&mut self) -> Result<(), Error> {
         self.retry = None;
+        if self.is_paused {
+            return Ok(());
+        }
         let result = self.try_recover();
         match &result {
             Ok(()) => {

@@ -19,14 +19,14 @@ impl Sum {
         let addresses = packet.get(ip.addresses()).unwrap_or_default();
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         Self::new()
-            .add(addresses)
-            .add(&len.to_be_bytes())
-            .add(&[0, protocol])
+            .with(addresses)
+            .with(&len.to_be_bytes())
+            .with(&[0, protocol])
     }
 
     /// Adds bytes. What was added before must have been of even length.
     #[must_use]
-    pub fn add(self, bytes: &[u8]) -> Self {
+    pub fn with(self, bytes: &[u8]) -> Self {
         // Eight lanes of 64 bits hold 2^32 words each, so nothing can overflow, and the loop is of
         // the kind that compilers make vectors of.
         let mut lanes = [0u64; 8];

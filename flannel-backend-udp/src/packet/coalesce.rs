@@ -360,7 +360,7 @@ impl Entry {
         if family_is_v4 {
             put16(head, 2, self.total as u16);
             put16(head, 10, 0);
-            let sum = Sum::new().add(&head[..at]).checksum();
+            let sum = Sum::new().with(&head[..at]).checksum();
             put16(head, 10, sum);
         } else {
             put16(head, 4, (self.total - 40) as u16);
@@ -380,9 +380,9 @@ impl Entry {
         let addresses = if family_is_v4 { 12..20 } else { 8..40 };
         let len = self.total - at as u32;
         let partial = Sum::new()
-            .add(&head[addresses])
-            .add(&len.to_be_bytes())
-            .add(&[0, protocol])
+            .with(&head[addresses])
+            .with(&len.to_be_bytes())
+            .with(&[0, protocol])
             .partial();
         put16(head, at + place, partial);
         let vnet = Vnet {
@@ -434,6 +434,6 @@ fn same_flow(ip: &Ip, kind: Kind, first: &[u8], packet: &[u8], entry: &Entry) ->
 fn transport_is_valid(ip: &Ip, packet: &[u8]) -> bool {
     let transport = &packet[ip.header..];
     Sum::pseudo(ip, packet, ip.protocol, transport.len())
-        .add(transport)
+        .with(transport)
         .is_valid()
 }

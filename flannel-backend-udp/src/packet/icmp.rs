@@ -57,13 +57,13 @@ pub fn error(
             out[9] = ip::ICMP;
             out[12..16].copy_from_slice(&from.octets());
             out[16..20].copy_from_slice(&to.octets());
-            let sum = Sum::new().add(&out[..20]).checksum();
+            let sum = Sum::new().with(&out[..20]).checksum();
             put16(out, 10, sum);
             out[20] = kind;
             out[21] = code;
             put32(out, 24, mtu);
             out[28..].copy_from_slice(quoted);
-            let sum = Sum::new().add(&out[20..]).checksum();
+            let sum = Sum::new().with(&out[20..]).checksum();
             put16(out, 22, sum);
             Some(len)
         }
@@ -88,7 +88,7 @@ pub fn error(
             out[48..].copy_from_slice(quoted);
             let own = Ip::parse(out).ok()?;
             let sum = Sum::pseudo(&own, out, ip::ICMPV6, len - 40)
-                .add(&out[40..])
+                .with(&out[40..])
                 .checksum();
             put16(out, 42, sum);
             Some(len)

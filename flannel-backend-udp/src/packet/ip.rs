@@ -182,7 +182,7 @@ pub fn header_is_valid(ip: &Ip, packet: &[u8]) -> bool {
     match ip.src {
         IpAddr::V4(_) => packet
             .get(..ip.header)
-            .is_some_and(|header| Sum::new().add(header).is_valid()),
+            .is_some_and(|header| Sum::new().with(header).is_valid()),
         IpAddr::V6(_) => true,
     }
 }

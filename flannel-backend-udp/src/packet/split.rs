@@ -26,7 +26,7 @@ pub fn complete(packet: &mut [u8], unfinished: Unfinished) -> Result<(), Malform
     if place + 2 > packet.len() {
         return Err(Malformed::Offload);
     }
-    let sum = Sum::new().add(&packet[start..]).checksum();
+    let sum = Sum::new().with(&packet[start..]).checksum();
     // UDP says "no checksum" with 0, and has 0xffff for the sum that is 0. TCP does not mind.
     put16(packet, place, if sum == 0 { 0xffff } else { sum });
     Ok(())
@@ -147,7 +147,7 @@ impl<'a> Splitter<'a> {
                 let id = be16(head, 4).wrapping_add(self.next as u16);
                 put16(head, 4, id);
                 put16(head, 10, 0);
-                let sum = Sum::new().add(&head[..self.ip.header]).checksum();
+                let sum = Sum::new().with(&head[..self.ip.header]).checksum();
                 put16(head, 10, sum);
             }
             Family::V6 => put16(head, 4, (len - 40) as u16),
@@ -160,8 +160,8 @@ impl<'a> Splitter<'a> {
         put16(head, at + 4, len as u16);
         put16(head, at + 6, 0);
         let sum = Sum::pseudo(&self.ip, head, ip::UDP, len)
-            .add(&head[at..])
-            .add(body)
+            .with(&head[at..])
+            .with(body)
             .checksum();
         put16(head, at + 6, if sum == 0 { 0xffff } else { sum });
     }
@@ -179,8 +179,8 @@ impl<'a> Splitter<'a> {
         put16(head, at + 16, 0);
         let len = head.len() - at + body.len();
         let sum = Sum::pseudo(&self.ip, head, ip::TCP, len)
-            .add(&head[at..])
-            .add(body)
+            .with(&head[at..])
+            .with(body)
             .checksum();
         put16(head, at + 16, sum);
     }

@@ -5,6 +5,7 @@
 )]
 
 mod address;
+pub(crate) mod descriptors;
 mod receive;
 mod send;
 mod tun;
@@ -13,4 +14,4 @@ mod udp;
 pub(crate) use receive::{Datagrams, ReceiveBatch};
 pub(crate) use send::SendBatch;
 pub(crate) use tun::{Offload, attach, is_attached, set_offload};
-pub(crate) use udp::{can_segment, open_udp, path_mtu};
+pub(crate) use udp::{can_segment, open_raw, open_udp, path_mtu};

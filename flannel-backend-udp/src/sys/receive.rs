@@ -118,8 +118,10 @@ impl ReceiveBatch {
             let header = &self.headers[index];
             let len = (header.msg_len as usize).min(SIZE);
             let control = &self.controls[index];
-            let has_control = header.msg_hdr.msg_controllen as usize
-                >= size_of::<libc::cmsghdr>() + 4
+            // Its type differs between C libraries.
+            #[allow(clippy::unnecessary_cast, reason = "not everywhere")]
+            let control_len = header.msg_hdr.msg_controllen as usize;
+            let has_control = control_len >= size_of::<libc::cmsghdr>() + 4
                 && control.header.cmsg_level == libc::SOL_UDP
                 && control.header.cmsg_type == libc::UDP_GRO;
             let segment = if has_control { control.segment } else { 0 };

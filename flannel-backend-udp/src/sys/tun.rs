@@ -51,11 +51,7 @@ fn try_attach(device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
     if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    let mut request = Request::new(device, 0);
-    // SAFETY: TUNGETIFF writes a `struct ifreq`.
-    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let request = attached(file.as_fd())?;
     // Where there was no device the kernel has made one just now, which goes with the file.
     if i32::from(request.flags) & libc::IFF_PERSIST == 0 {
         return Err(io::Error::new(
@@ -69,6 +65,27 @@ fn try_attach(device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
         set_flags(file.as_fd(), 0);
     }
     Ok(file)
+}
+
+/// The device that a queue is of, and whether its packets have headers.
+pub(super) fn identity(queue: BorrowedFd<'_>) -> io::Result<(String, bool)> {
+    let request = attached(queue)?;
+    let name = request.name.iter().take_while(|byte| **byte != 0);
+    let name = name.map(|byte| char::from(*byte)).collect();
+    Ok((name, i32::from(request.flags) & libc::IFF_VNET_HDR != 0))
+}
+
+fn attached(queue: BorrowedFd<'_>) -> io::Result<Request> {
+    let mut request = Request {
+        name: [0; libc::IFNAMSIZ],
+        flags: 0,
+        rest: [0; 22],
+    };
+    // SAFETY: TUNGETIFF writes a `struct ifreq`, which `Request` has the size of.
+    if unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(request)
 }
 
 fn set_flags(queue: BorrowedFd<'_>, flags: libc::c_uint) -> bool {
@@ -117,11 +134,5 @@ pub(crate) fn set_offload(queue: BorrowedFd<'_>) -> Offload {
 /// Whether a queue is of a device that is there. When a device goes its queues stay behind, of
 /// nothing.
 pub(crate) fn is_attached(queue: BorrowedFd<'_>) -> bool {
-    let mut request = Request {
-        name: [0; libc::IFNAMSIZ],
-        flags: 0,
-        rest: [0; 22],
-    };
-    // SAFETY: TUNGETIFF writes a `struct ifreq`, which `Request` has the size of.
-    unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) >= 0 }
+    attached(queue).is_ok()
 }

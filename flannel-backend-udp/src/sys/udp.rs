@@ -1,4 +1,4 @@
-//! UDP sockets.
+//! Sockets: of UDP, and a raw one.
 
 use std::io;
 use std::net::SocketAddr;
@@ -58,6 +58,14 @@ pub(crate) fn can_segment(socket: BorrowedFd<'_>) -> (bool, bool) {
         has(libc::UDP_SEGMENT).is_ok(),
         has(libc::UDP_GRO).is_ok_and(|on| on != 0),
     )
+}
+
+/// Opens a raw socket that only sends, in this thread's namespace.
+pub(crate) fn open_raw() -> io::Result<OwnedFd> {
+    let kind = Type::RAW.nonblocking().cloexec();
+    // With this protocol each packet brings its header, and none is received.
+    let protocol = Protocol::from(libc::IPPROTO_RAW);
+    Ok(Socket::new(Domain::IPV4, kind, Some(protocol))?.into())
 }
 
 /// The most bytes of a packet on the way to an address, as far as the kernel of this thread's

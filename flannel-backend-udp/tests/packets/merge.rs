@@ -172,17 +172,17 @@ proptest! {
 
     #[test]
     fn sums_are_those_of_the_rfc(bytes in prop::collection::vec(any::<u8>(), 0..5000), old: u16, at: prop::sample::Index) {
-        let sum = Sum::new().add(&bytes);
+        let sum = Sum::new().with(&bytes);
         prop_assert_eq!(sum.partial() % 0xffff, slow_sum(&[&bytes]) % 0xffff);
         prop_assert_eq!(sum.checksum(), !sum.partial());
         let cut = at.index(bytes.len() / 2 + 1) * 2;
         let (a, b) = bytes.split_at(cut.min(bytes.len()));
-        prop_assert_eq!(Sum::new().add(a).add(b).checksum(), sum.checksum());
+        prop_assert_eq!(Sum::new().with(a).with(b).checksum(), sum.checksum());
         // A header in which one word changes.
         let mut header = [old.to_be_bytes(), [1, 2], [3, 4]].concat();
-        let before = Sum::new().add(&header).checksum();
+        let before = Sum::new().with(&header).checksum();
         header[..2].copy_from_slice(&(at.index(65_536) as u16).to_be_bytes());
-        let after = Sum::new().add(&header).checksum();
+        let after = Sum::new().with(&header).checksum();
         prop_assert_eq!(replace(before, old, at.index(65_536) as u16), after);
     }
 

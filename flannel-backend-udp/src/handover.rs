@@ -1,0 +1,309 @@
+//! A forwarder goes from one process to another without losing a packet.
+//!
+//! The old process offers its descriptors, its spec and its table through a Unix socket. The new one
+//! looks at all of it and says that it is ready; the old one stops between two batches and says so;
+//! the new one begins. In between packets wait: outbound in the device, inbound in the sockets'
+//! buffers. Whichever process fails, the other goes on: the old one takes up its work again unless
+//! the new one has said that it runs, and the new one begins when the old one is gone.
+//!
+//! ```text
+//! old                                    new
+//!  | -- head, descriptors, body ---------> |   looks at them
+//!  | <------------------------------ READY |
+//!  |    stops its threads                  |
+//!  | -- GO ------------------------------> |   starts its threads
+//!  | <---------------------------- RUNNING |
+//!  |    closes its descriptors             |
+//! ```
+//!
+//! A process that is killed outright hands over nothing. A persistent TUN device without a reader
+//! drops what is sent to it, and so is everything lost until another forwarder is started on it;
+//! that takes some milliseconds, because the device, its addresses and its routes have stayed.
+#![forbid(unsafe_code)]
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flannel_core::{DualStack, Family, Subnet};
+use serde::{Deserialize, Serialize};
+
+use crate::forward::{Error, Forwarder, Opened, Queues, Socket, Watch, check, listen_of};
+use crate::sockets::Sockets;
+use crate::spec::{Options, TunnelSpec};
+use crate::sys::descriptors;
+use crate::table::TableBuilder;
+
+/// What a head begins with.
+const MAGIC: [u8; 6] = *b"FLNUDP";
+/// The version of all this.
+const VERSION: u16 = 1;
+/// Magic, version, number of descriptors, four unused bytes, length of the body.
+const HEAD: usize = 16;
+/// More than a million peers.
+const MAX_BODY: u32 = 128 << 20;
+/// How long one side waits for the other.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const READY: u8 = 1;
+const GO: u8 = 2;
+const RUNNING: u8 = 3;
+
+/// Why a forwarder did not go from one process to another.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HandoverError {
+    /// The stream failed, or the other side took too long.
+    #[error("the other process did not {what}")]
+    Stream {
+        /// What it should have done.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The other process speaks another version.
+    #[error(
+        "the other process offers version {theirs} of the handover, and this is version {VERSION}"
+    )]
+    Version {
+        /// Its version.
+        theirs: u16,
+    },
+    /// What was offered is not what it says it is.
+    #[error("what was offered is wrong: {reason}")]
+    Offer {
+        /// What is wrong.
+        reason: String,
+    },
+    /// The device is gone, so there is nothing to hand over.
+    #[error("the TUN device is gone: start a forwarder anew")]
+    Detached,
+    /// The forwarder itself failed.
+    #[error("the forwarder failed")]
+    Forwarder(#[source] Error),
+}
+
+/// All but the descriptors.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    spec: TunnelSpec,
+    options: Options,
+    peers: Vec<(Subnet, SocketAddr)>,
+}
+
+impl Forwarder {
+    /// Hands everything over to the process at the other end, which calls
+    /// [`take_over`](Self::take_over), and ends. No packet is lost.
+    ///
+    /// # Errors
+    ///
+    /// The forwarder is given back, running as before, with the reason.
+    pub fn hand_over(self, stream: &UnixStream) -> Result<(), (Self, HandoverError)> {
+        match self.try_hand_over(stream) {
+            Ok(()) => {
+                self.stop();
+                Ok(())
+            }
+            Err(error) => {
+                // What runs is not started a second time.
+                let _ = self.resume();
+                Err((self, error))
+            }
+        }
+    }
+
+    fn try_hand_over(&self, mut stream: &UnixStream) -> Result<(), HandoverError> {
+        set_patience(stream)?;
+        let lent = self.lend().map_err(HandoverError::Forwarder)?;
+        if lent.is_detached {
+            return Err(HandoverError::Detached);
+        }
+        let body = Body {
+            spec: self.spec(),
+            options: self.options().clone(),
+            peers: self.table().routes().to_vec(),
+        };
+        let body = serde_json::to_vec(&body).map_err(|error| HandoverError::Offer {
+            reason: error.to_string(),
+        })?;
+        let fds: Vec<_> = lent.queues.iter().chain(&lent.sockets).collect();
+        let fds: Vec<_> = fds.into_iter().map(AsFd::as_fd).collect();
+        let head = Head {
+            version: VERSION,
+            descriptors: fds.len() as u16,
+            body: body.len() as u32,
+        };
+        descriptors::send(stream, &head.encode(), &fds).map_err(failed("take the descriptors"))?;
+        stream
+            .write_all(&body)
+            .map_err(failed("take the description"))?;
+        expect(stream, READY, "say that it is ready")?;
+        self.pause().map_err(HandoverError::Forwarder)?;
+        stream
+            .write_all(&[GO])
+            .map_err(failed("hear that it may begin"))?;
+        expect(stream, RUNNING, "say that it runs")
+    }
+
+    /// Takes over from the process at the other end, which calls [`hand_over`](Self::hand_over).
+    /// Counters begin at 0.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is taken over then, and the other process goes on.
+    pub fn take_over(
+        mut stream: &UnixStream,
+        sockets: Arc<dyn Sockets>,
+        watch: Watch,
+    ) -> Result<Self, HandoverError> {
+        set_patience(stream)?;
+        let mut head = [0; HEAD];
+        let fds = descriptors::receive(stream, &mut head).map_err(failed("offer anything"))?;
+        let head = Head::decode(&head)?;
+        let mut body = Vec::new();
+        // Memory grows with what comes, not with what is announced.
+        let mut rest = Read::take(stream, head.body.into());
+        rest.read_to_end(&mut body)
+            .map_err(failed("describe its offer"))?;
+        if body.len() != head.body as usize {
+            return Err(wrong("the description ends early"));
+        }
+        let body: Body =
+            serde_json::from_slice(&body).map_err(|error| wrong(&error.to_string()))?;
+        if fds.len() != usize::from(head.descriptors) {
+            return Err(wrong("descriptors are missing"));
+        }
+        let opened = judge(&body, fds)?;
+        let mut peers = TableBuilder::new();
+        for (subnet, endpoint) in body.peers {
+            peers.insert(subnet, endpoint);
+        }
+        let table = peers.build();
+        stream
+            .write_all(&[READY])
+            .map_err(failed("hear that this one is ready"))?;
+        match expect(stream, GO, "stop") {
+            Ok(()) => {}
+            // It is gone, and what it held is here.
+            Err(HandoverError::Stream { source, .. })
+                if source.kind() == io::ErrorKind::UnexpectedEof => {}
+            Err(error) => return Err(error),
+        }
+        let this = Self::adopt(body.spec, body.options, table, opened, sockets, watch)
+            .map_err(HandoverError::Forwarder)?;
+        // If nobody hears it any more, nobody is there to forward in our place.
+        let _ = stream.write_all(&[RUNNING]);
+        Ok(this)
+    }
+}
+
+/// Whether the descriptors are those that the description speaks of.
+fn judge(body: &Body, fds: Vec<OwnedFd>) -> Result<Opened, HandoverError> {
+    check(&body.spec, &body.options).map_err(HandoverError::Forwarder)?;
+    let workers = usize::from(body.options.workers);
+    let mut fds = fds.into_iter();
+    let queues: Vec<OwnedFd> = fds.by_ref().take(workers).collect();
+    let vnet = body.options.offload;
+    let are_queues = queues
+        .iter()
+        .all(|queue| descriptors::is_queue_of(queue.as_fd(), &body.spec.device, vnet));
+    if queues.len() != workers || !are_queues {
+        return Err(wrong("a descriptor is no queue of the device"));
+    }
+    let mut sockets = Vec::new();
+    for _ in 0..workers {
+        let mut of_worker = DualStack::default();
+        for family in [Family::V4, Family::V6] {
+            let Some(listen) = listen_of(&body.spec.listen, family) else {
+                continue;
+            };
+            let socket = fds.next().ok_or_else(|| wrong("a socket is missing"))?;
+            if !descriptors::is_socket_on(socket.as_fd(), listen) {
+                return Err(wrong(
+                    "a descriptor is no socket on the address it should be",
+                ));
+            }
+            of_worker.set(family, Some(Arc::new(Socket::new(socket, &body.options))));
+        }
+        sockets.push(of_worker);
+    }
+    if fds.next().is_some() {
+        return Err(wrong(
+            "there are more descriptors than the description speaks of",
+        ));
+    }
+    Ok(Opened {
+        queues: Queues::new(queues, vnet),
+        sockets,
+    })
+}
+
+/// What stands before everything.
+#[derive(Debug)]
+struct Head {
+    version: u16,
+    descriptors: u16,
+    body: u32,
+}
+
+impl Head {
+    fn encode(&self) -> [u8; HEAD] {
+        let mut bytes = [0; HEAD];
+        bytes[..6].copy_from_slice(&MAGIC);
+        bytes[6..8].copy_from_slice(&self.version.to_be_bytes());
+        bytes[8..10].copy_from_slice(&self.descriptors.to_be_bytes());
+        bytes[12..].copy_from_slice(&self.body.to_be_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8; HEAD]) -> Result<Self, HandoverError> {
+        if bytes[..6] != MAGIC {
+            return Err(wrong("it does not begin as a handover does"));
+        }
+        let this = Self {
+            version: u16::from_be_bytes([bytes[6], bytes[7]]),
+            descriptors: u16::from_be_bytes([bytes[8], bytes[9]]),
+            body: u32::from_be_bytes([bytes[12], bytes[13], bytes[14], bytes[15]]),
+        };
+        if this.version != VERSION {
+            return Err(HandoverError::Version {
+                theirs: this.version,
+            });
+        }
+        if usize::from(this.descriptors) > descriptors::MAX || this.body > MAX_BODY {
+            return Err(wrong("it is larger than any forwarder"));
+        }
+        Ok(this)
+    }
+}
+
+fn set_patience(stream: &UnixStream) -> Result<(), HandoverError> {
+    stream
+        .set_nonblocking(false)
+        .and_then(|()| stream.set_read_timeout(Some(PATIENCE)))
+        .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
+        .map_err(failed("wait"))
+}
+
+fn expect(mut stream: &UnixStream, word: u8, what: &'static str) -> Result<(), HandoverError> {
+    let mut heard = [0];
+    stream.read_exact(&mut heard).map_err(failed(what))?;
+    match heard[0] == word {
+        true => Ok(()),
+        false => Err(wrong("a word out of turn")),
+    }
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> HandoverError {
+    move |source| HandoverError::Stream { what, source }
+}
+
+fn wrong(reason: &str) -> HandoverError {
+    HandoverError::Offer {
+        reason: reason.to_owned(),
+    }
+}

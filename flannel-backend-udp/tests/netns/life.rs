@@ -1,0 +1,260 @@
+//! What a forwarder lives through.
+
+use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use flannel_backend_udp::table::TableBuilder;
+use flannel_backend_udp::{Error, Forwarder, HandoverError, Options, Report, Threads, TunnelSpec};
+use flannel_core::Family;
+use flannel_testkit::prober::{self, Prober};
+
+use crate::bed::{Bed, DEVICE, ip, output, remember, subnets, wait_until};
+
+#[test]
+fn a_device_that_is_made_anew_is_found() {
+    let Some(bed) = Bed::new("udp-anew", 2, Family::V4) else {
+        return;
+    };
+    let (watch, reports) = remember();
+    let first = bed.start_watched(0, Options::default(), watch);
+    let _second = bed.start(1, Options::default());
+    bed.assert_reachable();
+    ip(bed.ns(0), &["link", "delete", DEVICE]);
+    wait_until("it is missed", || !first.health().is_running);
+    // Nothing is made in its place.
+    wait_until("it is waited for", || {
+        let reports = reports.lock().expect("no panic");
+        reports
+            .iter()
+            .any(|report| matches!(report, Report::Waiting { .. }))
+    });
+    assert!(!output(bed.ns(0), "ip", &["link", "show", DEVICE]).0);
+    bed.add_device(0);
+    wait_until("it is found", || first.health().is_running);
+    bed.assert_reachable();
+    assert!(first.health().restarts > 0);
+    let reports = reports.lock().expect("no panic");
+    assert!(matches!(reports[0], Report::Failed { .. }), "{reports:?}");
+    assert_eq!(reports.last(), Some(&Report::Recovered));
+}
+
+#[test]
+fn a_device_that_goes_down_comes_up_again() {
+    let Some(bed) = Bed::new("udp-down", 2, Family::V4) else {
+        return;
+    };
+    let first = bed.start(0, Options::default());
+    let _second = bed.start(1, Options::default());
+    bed.assert_reachable();
+    ip(bed.ns(0), &["link", "delete", DEVICE]);
+    bed.add_device(0);
+    wait_until("it is found", || {
+        first.health().restarts > 0 && first.health().is_running
+    });
+    bed.assert_reachable();
+    ip(bed.ns(0), &["link", "set", DEVICE, "down"]);
+    ip(bed.ns(0), &["link", "set", DEVICE, "up"]);
+    for subnet in subnets(1).values() {
+        ip(
+            bed.ns(0),
+            &["route", "replace", &subnet.to_string(), "dev", DEVICE],
+        );
+    }
+    bed.assert_reachable();
+}
+
+#[test]
+fn another_address_of_the_underlay_needs_no_restart() {
+    let Some(bed) = Bed::new("udp-rebind", 2, Family::V4) else {
+        return;
+    };
+    let forwarders = [0, 1].map(|node| bed.start(node, Options::default()));
+    bed.assert_reachable();
+    bed.ns(0)
+        .add_address("eth0", [192, 0, 2, 200].into(), 24)
+        .expect("an address");
+    // By way of all addresses: the new socket and the old one cannot be there at once.
+    for listen in ["0.0.0.0:8285", "192.0.2.200:8285"] {
+        let listen: SocketAddr = listen.parse().expect("an address");
+        let spec = TunnelSpec {
+            listen: vec![listen],
+            ..bed.spec(0)
+        };
+        forwarders[0].alter(spec.clone()).expect("another address");
+        assert_eq!(forwarders[0].spec(), spec);
+        if listen.ip().is_unspecified() {
+            bed.assert_reachable();
+        }
+    }
+    let mut peers = TableBuilder::new();
+    for subnet in subnets(0).values() {
+        peers.insert(*subnet, "192.0.2.200:8285".parse().expect("an address"));
+    }
+    forwarders[1].set_table(peers.build());
+    bed.assert_reachable();
+    // An address that is not there: the old one stays.
+    let wrong = TunnelSpec {
+        listen: vec!["192.0.2.201:8285".parse().expect("an address")],
+        ..bed.spec(0)
+    };
+    let refused = forwarders[0].alter(wrong);
+    assert!(matches!(refused, Err(Error::Socket { .. })), "{refused:?}");
+    bed.assert_reachable();
+    assert_eq!(forwarders[0].health().restarts, 0);
+}
+
+#[test]
+fn no_packet_is_lost_when_a_forwarder_is_handed_over() {
+    let Some(bed) = Bed::new("udp-handover", 2, Family::V4) else {
+        return;
+    };
+    for threads in [Threads::One, Threads::PerDirection] {
+        let options = Options {
+            threads,
+            ..Options::default()
+        };
+        let mut forwarder = bed.start(0, options.clone());
+        let _other = bed.start(1, options);
+        bed.assert_reachable();
+        let flow = prober::Options {
+            packets: 6_000,
+            rate: 3_000,
+            ..prober::Options::default()
+        };
+        let ends = [0, 1].map(|node| (&bed.pods[node].ns, bed.pod_ip(node, Family::V4)));
+        let prober = Prober::start(ends[0], ends[1], flow).expect("a prober");
+        for round in 1..=4 {
+            assert!(prober.wait_received(round * 1_000, Duration::from_secs(10)));
+            let (old, new) = UnixStream::pair().expect("a pair");
+            let sockets = bed.sockets(0);
+            let taking = thread::spawn(move || {
+                Forwarder::take_over(&new, sockets, Arc::new(|_| {})).expect("taken over")
+            });
+            if let Err((_, error)) = forwarder.hand_over(&old) {
+                panic!("not handed over: {error}");
+            }
+            forwarder = taking.join().expect("no panic");
+            assert_eq!(forwarder.spec(), bed.spec(0));
+            assert_eq!(forwarder.peers().len(), 1);
+        }
+        let report = prober.finish();
+        assert_eq!(report.lost(), 0, "{report}");
+        assert_eq!(
+            (report.forth.reordered, report.back.reordered),
+            (0, 0),
+            "{report}"
+        );
+    }
+}
+
+#[test]
+fn a_handover_that_fails_leaves_the_old_one_running() {
+    let Some(bed) = Bed::new("udp-failed", 2, Family::V4) else {
+        return;
+    };
+    let mut forwarder = bed.start(0, Options::default());
+    let _other = bed.start(1, Options::default());
+    bed.assert_reachable();
+    for answer in [&[][..], &[1], &[2], &[1, 9]] {
+        use std::io::{Read, Write};
+        let (old, mut new) = UnixStream::pair().expect("a pair");
+        let answering = thread::spawn(move || {
+            let mut head = [0; 16];
+            new.read_exact(&mut head).expect("a head");
+            let mut body =
+                vec![0; u32::from_be_bytes(head[12..].try_into().expect("four")) as usize];
+            new.read_exact(&mut body).expect("a body");
+            new.write_all(answer).expect("answered");
+        });
+        let Err((back, _)) = forwarder.hand_over(&old) else {
+            panic!("nobody took it");
+        };
+        forwarder = back;
+        answering.join().expect("no panic");
+        assert!(forwarder.health().is_running);
+        bed.assert_reachable();
+    }
+}
+
+#[test]
+fn an_offer_is_looked_at_before_it_is_taken() {
+    use std::io::Write;
+    let head = |version: u16, fds: u16, len: u32| {
+        let mut head = b"FLNUDP".to_vec();
+        head.extend(version.to_be_bytes());
+        head.extend(fds.to_be_bytes());
+        head.extend([0, 0]);
+        head.extend(len.to_be_bytes());
+        head
+    };
+    let offers = [
+        b"something else, long enough".to_vec(),
+        head(2, 0, 0),
+        head(1, 0, 0),
+        head(1, 65, 0),
+        head(1, 0, u32::MAX),
+        [head(1, 0, 2), b"{}".to_vec()].concat(),
+        head(1, 0, 1_000_000),
+        b"FLN".to_vec(),
+    ];
+    for offer in offers {
+        let (mut old, new) = UnixStream::pair().expect("a pair");
+        old.write_all(&offer).expect("written");
+        drop(old);
+        let sockets = Arc::new(flannel_backend_udp::InNamespace::current());
+        let taken = Forwarder::take_over(&new, sockets, Arc::new(|_| {}));
+        let error = taken.expect_err("it is nonsense");
+        let is_version = matches!(error, HandoverError::Version { theirs: 2 });
+        assert_eq!(is_version, offer.get(7) == Some(&2), "{error:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused_at_once() {
+    let Some(bed) = Bed::new("udp-cannot", 2, Family::V4) else {
+        return;
+    };
+    let start = |spec, options| {
+        Forwarder::start(spec, options, bed.sockets(0), Arc::new(|_| {})).expect_err("it cannot be")
+    };
+    let missing = TunnelSpec {
+        device: "absent0".parse().expect("a name"),
+        ..bed.spec(0)
+    };
+    let error = start(missing, Options::default());
+    assert!(matches!(error, Error::Device { .. }), "{error:?}");
+    assert!(!output(bed.ns(0), "ip", &["link", "show", "absent0"]).0);
+    let twice = TunnelSpec {
+        listen: vec![bed.endpoint(0), bed.endpoint(1)],
+        ..bed.spec(0)
+    };
+    assert!(matches!(
+        start(twice, Options::default()),
+        Error::Spec {
+            field: "listen",
+            ..
+        }
+    ));
+    let foreign = TunnelSpec {
+        listen: vec![bed.endpoint(1)],
+        ..bed.spec(0)
+    };
+    assert!(matches!(
+        start(foreign, Options::default()),
+        Error::Socket { .. }
+    ));
+    let none = Options {
+        workers: 0,
+        ..Options::default()
+    };
+    assert!(matches!(
+        start(bed.spec(0), none),
+        Error::Spec {
+            field: "workers",
+            ..
+        }
+    ));
+}

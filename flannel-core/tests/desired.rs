@@ -1,7 +1,7 @@
 //! The laws of [`Compiler`], over a small network made for the purpose.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use flannel_core::reconcile::desired::{Compiler, Desired, Rejections, Wanted};
@@ -10,7 +10,7 @@ use flannel_core::{
     Address, BackendType, DualStack, Event, Family, Fdb, IfName, Lease, LeaseAttrs, LeaseKey,
     LeaseSet, Link, LinkKind, MAIN_TABLE, MacAddr, Neighbour, Network, NetworkConfig, Nexthop,
     NodeId, Object, ObjectKey, Offload, OverlayName, Own, PoolMode, PublicIp, Rejection, Revision,
-    Rng, Route, RouteProtocol, RouteTarget, Snapshot, Subnet, Sysctl,
+    Rng, Route, RouteProtocol, RouteTarget, Snapshot, Subnet, Sysctl, Tunnel, TunnelPeer,
 };
 use flannel_testkit::permute::Permutation;
 use flannel_testkit::strategies::leases;
@@ -142,6 +142,7 @@ impl Network for Toy {
             mac: mac(40),
             remote: Ipv4Addr::new(192, 0, 2, 40).into(),
         }));
+        objects.push(Object::Tunnel(tunnel(dev("toy"))));
         objects
     }
 
@@ -151,6 +152,16 @@ impl Network for Toy {
         subnets: &DualStack<Subnet>,
     ) -> DualStack<Result<Vec<Object>, Rejection>> {
         subnets.map(|family, subnet| self.path(peer, family, *subnet))
+    }
+}
+
+/// The node's own packet path.
+fn tunnel(dev: IfName) -> Tunnel {
+    Tunnel {
+        dev,
+        listen: DualStack::v4(SocketAddr::from(([192, 0, 2, 1], 8285))),
+        own: DualStack::v4(net("10.5.0.0/24")),
+        mtu: DualStack::v4(1400),
     }
 }
 
@@ -342,6 +353,13 @@ proptest! {
                         && found.is_unicast()
                         && *found != mac(0)
                 }
+                Object::TunnelPeer(o) => {
+                    let ends = set.peers()[peer].lease.attrs.public_ip;
+                    o.dev == dev("toy")
+                        && subnets.get(o.subnet.family()).is_some_and(|s| s.contains(&o.subnet))
+                        && ends.ips().any(|ip| ip == o.endpoint.ip())
+                        && o.endpoint.port() != 0
+                }
                 Object::Nexthop(o) => {
                     o.id == nexthop_id(&OverlayName::default(), o.gateway, o.dev, o.onlink)
                         && o.protocol != RouteProtocol::UNSPEC
@@ -366,6 +384,49 @@ proptest! {
     }
 }
 
+/// Of the node's own packet path a peer may have its own subnet at its own public address, and that
+/// alone.
+#[test]
+fn a_peer_of_a_packet_path_has_its_own_subnet_at_its_own_address() {
+    for (on, subnet, endpoint, fits) in [
+        ("toy", "10.5.3.0/24", "198.51.100.3:8285", true),
+        ("toy", "10.5.3.128/25", "198.51.100.3:8285", true),
+        ("toy6", "10.5.3.0/24", "198.51.100.3:8285", false),
+        ("eth0", "10.5.3.0/24", "198.51.100.3:8285", false),
+        ("toy", "10.5.4.0/24", "198.51.100.3:8285", false),
+        ("toy", "10.5.0.0/16", "198.51.100.3:8285", false),
+        ("toy", "0.0.0.0/0", "198.51.100.3:8285", false),
+        ("toy", "10.5.3.0/24", "198.51.100.7:8285", false),
+        ("toy", "10.5.3.0/24", "192.0.2.1:8285", false),
+        ("toy", "10.5.3.0/24", "[2001:db8:1::3]:8285", false),
+        ("toy", "10.5.3.0/24", "198.51.100.3:0", false),
+    ] {
+        let wanted = Object::TunnelPeer(TunnelPeer {
+            dev: dev(on),
+            subnet: net(subnet),
+            endpoint: endpoint.parse().expect("an endpoint"),
+        });
+        let toy = Toy {
+            extra: vec![wanted.clone()],
+            ..Toy::new(false)
+        };
+        let mut peer = peer(3, 5, 3);
+        peer.subnet.v6 = None;
+        let mut set = empty();
+        set.apply(Event::Snapshot(Snapshot {
+            leases: vec![peer],
+            unreadable: Vec::new(),
+            revision: Revision(50),
+        }));
+        let compiler = scratch(&toy, &set);
+        let found = compiler.desired().objects.get(&wanted.key());
+        assert_eq!(found.is_some(), fits, "{wanted}");
+        let rejected = compiler.rejected().values().flatten();
+        let refused = rejected.filter(|(_, r)| matches!(r, Rejection::Unsafe { .. }));
+        assert_eq!(refused.count(), usize::from(!fits), "{wanted}");
+    }
+}
+
 /// Objects near the bounds of what a peer may cause, on both sides.
 fn any_object() -> impl Strategy<Value = Object> {
     let name = prop::sample::select(vec![dev("toy"), dev("toy6"), dev("eth0")]);
@@ -386,7 +447,13 @@ fn any_object() -> impl Strategy<Value = Object> {
         net("fd00:5:0:3::/64"),
         net("10.5.0.0/32"),
     ]);
-    (0..9_u8, name, macs, dsts, any::<bool>()).prop_map(move |(kind, dev, mac, dst, odd)| {
+    let ends = prop::sample::select(vec![
+        SocketAddr::from(([198, 51, 100, 3], 8285)),
+        SocketAddr::from(([198, 51, 100, 7], 8285)),
+        SocketAddr::from(([198, 51, 100, 3], 0)),
+    ]);
+    let all = (0..13_u8, name, macs, dsts, any::<bool>(), ends);
+    all.prop_map(move |(kind, dev, mac, dst, odd, endpoint)| {
         let id = nexthop_id(&OverlayName::default(), gateway, dev, false) ^ u32::from(odd);
         let route = |target| {
             Object::Route(Route {
@@ -444,7 +511,13 @@ fn any_object() -> impl Strategy<Value = Object> {
             } else {
                 RouteTarget::Device(dev)
             }),
-            _ => route(RouteTarget::Nexthop(id)),
+            8 => route(RouteTarget::Nexthop(id)),
+            9 => Object::Tunnel(tunnel(dev)),
+            _ => Object::TunnelPeer(TunnelPeer {
+                dev,
+                subnet: dst,
+                endpoint,
+            }),
         }
     })
 }

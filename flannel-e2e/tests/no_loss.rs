@@ -1,8 +1,10 @@
 //! Not one packet is lost over anything that leaves the data path as it should be.
 #![allow(missing_docs, reason = "tests")]
 
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use flannel_backend_udp::PacketPath;
 use flannel_backend_vxlan::VxlanData;
 use flannel_core::{
     Address, Family, Fdb, Lease, Link, LinkKind, MAIN_TABLE, MacAddr, Neighbour, Object, Op, Route,
@@ -99,6 +101,36 @@ async fn stop_and_start(test: &str, config: &'static str) {
     })
     .await;
     assert_eq!(cluster.nodes[0].ours().await, before);
+    assert_eq!(cluster.nodes[0].overlay().status().repairs, 0);
+}
+
+/// What carries packets goes from one holder to the next, as to the process that comes after.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_packet_is_lost_over_a_handover_of_what_carries_them() {
+    let _alone = alone().await;
+    let Some(mut cluster) = Cluster::start("handover", Setup::new(2, DUAL_UDP)).await else {
+        return;
+    };
+    let pods = cluster.pods.clone();
+    no_loss("handover", &paths(&pods), async || {
+        for _ in 0..3 {
+            let overlay = cluster.nodes[0].take_overlay();
+            overlay.stop().await.expect("running");
+            let heirs = flannel_e2e::paths(&cluster.nodes[0].host);
+            let (mine, theirs) = UnixStream::pair().expect("a pair");
+            let (old, new) = (cluster.nodes[0].paths.clone(), heirs.clone());
+            let giving = tokio::task::spawn_blocking(move || old.hand_over(dev("flannel0"), &mine));
+            let taking = tokio::task::spawn_blocking(move || new.take_over(&theirs));
+            giving.await.expect("no panic").expect("it is handed over");
+            let device = taking.await.expect("no panic").expect("it is taken over");
+            assert_eq!(device, dev("flannel0"));
+            assert_eq!(cluster.nodes[0].paths.running(), []);
+            cluster.nodes[0].paths = heirs;
+            cluster.restart(0).await;
+            cluster.nodes[0].converged().await;
+        }
+    })
+    .await;
     assert_eq!(cluster.nodes[0].overlay().status().repairs, 0);
 }
 

@@ -5,7 +5,10 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use flannel_core::{Family, Kernel, Lease, Scope};
-use flannel_e2e::{Cluster, DUAL, DUAL_GW, LIMIT, Setup, V4, V4_GW, V6, V6_GW, route_key, until};
+use flannel_e2e::{
+    Cluster, DUAL, DUAL_GW, DUAL_UDP, LIMIT, Setup, V4, V4_GW, V4_UDP, V6, V6_GW, V6_UDP,
+    route_key, until,
+};
 use flannel_testkit::netns::{Host, Ns};
 
 const WAIT: Duration = Duration::from_secs(2);
@@ -104,6 +107,13 @@ async fn every_pod_reaches_every_other_with_full_packets_without_a_tunnel() {
     every_pod_reaches_every_other("reach-gw-v4", V4_GW, 1500).await;
     every_pod_reaches_every_other("reach-gw-v6", V6_GW, 1500).await;
     every_pod_reaches_every_other("reach-gw-dual", DUAL_GW, 1500).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_pod_reaches_every_other_with_full_packets_in_datagrams() {
+    every_pod_reaches_every_other("reach-udp-v4", V4_UDP, 1472).await;
+    every_pod_reaches_every_other("reach-udp-v6", V6_UDP, 1452).await;
+    every_pod_reaches_every_other("reach-udp-dual", DUAL_UDP, 1452).await;
 }
 
 /// The second node's overlay is stopped, its data path stays; its lease is taken out of the store.

@@ -14,7 +14,7 @@ use common::*;
 use flannel_core::kernel::Error;
 use flannel_core::{
     Address, Family, Fdb, Kernel, Link, LinkKind, MacAddr, Nexthop, Object, ObjectKey, Offload, Op,
-    Route, RouteProtocol, RouteTarget, Sysctl,
+    Route, RouteProtocol, RouteTarget, Sysctl, Tun,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
@@ -704,5 +704,36 @@ fn settings_are_changed_and_never_made() {
             };
             assert!(fits.contains(is), "{object}: {is}");
         }
+    });
+}
+
+/// Anybody who can open `/dev/net/tun` may attach to a device that is nobody's.
+#[test]
+fn a_tun_device_belongs_to_the_user_of_the_process() {
+    netns(async |net| {
+        let features = net.kernel.features().await.expect("features");
+        if !features.tun {
+            flannel_testkit::skip("a TUN device's owner", "there is no /dev/net/tun");
+            return;
+        }
+        let link = Link {
+            name: dev("fl.owned"),
+            kind: LinkKind::Tun(Tun::FOR_TUNNEL),
+            mtu: None,
+            mac: None,
+            up: true,
+            alias: None,
+        };
+        let made = net.kernel.apply(&[Op::Create(Object::Link(link))]).await;
+        for result in made {
+            result.expect("it can be made");
+        }
+        let Some(shown) = run("ip -details link show dev fl.owned") else {
+            return;
+        };
+        let uid = nix::unistd::geteuid();
+        let name = run("id -un").unwrap_or_default();
+        let is_ours = [format!(" user {uid} "), format!(" user {} ", name.trim())];
+        assert!(is_ours.iter().any(|owner| shown.contains(owner)), "{shown}");
     });
 }

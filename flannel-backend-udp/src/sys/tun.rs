@@ -134,11 +134,5 @@ pub(crate) fn set_offload(queue: BorrowedFd<'_>) -> Offload {
 /// Whether a queue is of a device that is there. When a device goes its queues stay behind, of
 /// nothing.
 pub(crate) fn is_attached(queue: BorrowedFd<'_>) -> bool {
-    let mut request = Request {
-        name: [0; libc::IFNAMSIZ],
-        flags: 0,
-        rest: [0; 22],
-    };
-    // SAFETY: TUNGETIFF writes a `struct ifreq`, which `Request` has the size of.
-    unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETIFF as _, &raw mut request) >= 0 }
+    attached(queue).is_ok()
 }

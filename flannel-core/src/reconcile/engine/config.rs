@@ -169,8 +169,10 @@ impl Engine {
             previous: self.lease.lease().or(self.saved.lease.as_ref()),
         };
         match backend.attrs(&cx) {
-            // What else it lacks, the host may get.
-            Err(error @ backend::Error::Config(_)) => Err(error),
+            // What else it lacks, the host may get; the kernel stays what it is.
+            Err(error @ (backend::Error::Config(_) | backend::Error::Unsupported { .. })) => {
+                Err(error)
+            }
             _ => Ok(()),
         }
     }

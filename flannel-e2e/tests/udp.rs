@@ -1,0 +1,140 @@
+//! The UDP backend on a real kernel, where it differs from the others: what carries the packets is a
+//! program of its own.
+#![allow(missing_docs, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flannel_backend_udp::PacketPath;
+use flannel_core::{Kernel, Object, ObjectKey, Op, PublicIp, Scope};
+use flannel_e2e::{Cluster, DUAL_UDP, LIMIT, Node, Setup, dev, until, within};
+
+/// So long between two readings without a hint that whatever is repaired in time is hinted at.
+const NEVER: Duration = Duration::from_secs(3600);
+
+fn every(config: &'static str, nodes: usize, resync: Duration) -> Setup {
+    Setup {
+        tune: Arc::new(move |builder| builder.resync_every(resync)),
+        ..Setup::new(nodes, config)
+    }
+}
+
+async fn index_of_device(node: &Node) -> Option<u32> {
+    let observed = node
+        .hand
+        .observe(&Scope::default())
+        .await
+        .expect("readable");
+    let link = observed
+        .links
+        .iter()
+        .find(|link| link.name == dev("flannel0"));
+    link.map(|link| link.index)
+}
+
+/// Deleted by somebody, the device is made again with all on it, and a new forwarder takes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_is_deleted_again_and_again_is_healed() {
+    let Some(cluster) = Cluster::start("tun-gone", every(DUAL_UDP, 3, NEVER)).await else {
+        return;
+    };
+    let node = &cluster.nodes[0];
+    let right = node.ours().await;
+    let before = node.paths.running();
+    let link = right
+        .get(&ObjectKey::Link(dev("flannel0")))
+        .expect("it is there");
+    for _ in 0..5 {
+        let index = index_of_device(node).await;
+        node.break_by(&[Op::Delete(link.clone())]).await;
+        node.repaired("the device is made again", &right).await;
+        node.converged().await;
+        assert_ne!(index_of_device(node).await, index);
+        assert_eq!(node.paths.running(), before);
+        cluster.assert_reachable("the device is another");
+    }
+    let (totals, _) = node.paths.counters(dev("flannel0")).expect("it runs");
+    assert!(totals.iter().any(|(_, count)| count > 0), "{totals:?}");
+}
+
+/// Nobody hints at the end of a forwarder that ends without a word: the timer finds it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forwarder_that_is_gone_is_started_again() {
+    let often = Duration::from_millis(500);
+    let Some(cluster) = Cluster::start("path-gone", every(DUAL_UDP, 2, often)).await else {
+        return;
+    };
+    let node = &cluster.nodes[0];
+    let before = node.paths.running();
+    let device = index_of_device(node).await;
+    for _ in 0..3 {
+        node.paths.close(dev("flannel0")).await;
+        until("it runs again", LIMIT, async || {
+            node.paths.running() == before
+        })
+        .await;
+        cluster.assert_reachable("with another forwarder");
+    }
+    assert_eq!(index_of_device(node).await, device, "the device has stayed");
+    assert!(node.overlay().status().repairs >= 3);
+}
+
+/// The node's address on the underlay changes: its own sockets follow, and its peers' endpoints.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_address_is_followed_on_the_same_device() {
+    let Some(mut cluster) = Cluster::start("udp-moved", every(DUAL_UDP, 3, NEVER)).await else {
+        return;
+    };
+    let device = index_of_device(&cluster.nodes[0]).await;
+    let subnets = cluster.underlay.segments[0].subnets;
+    let mut moved = PublicIp::default();
+    for subnet in subnets.values() {
+        moved.set_ip(subnet.nth(101).expect("it is large"));
+    }
+    let node = &cluster.nodes[0];
+    for (family, subnet) in subnets.iter() {
+        let old = node.host.ips.ip(family).expect("both families");
+        let removed = node.host.ns.remove_address("eth0", old, subnet.len());
+        removed.expect("it is there");
+    }
+    cluster.nodes[0].host.ips = moved;
+    let node = &cluster.nodes[0];
+    node.configure_underlay(&cluster.underlay);
+    let published = node.overlay().wait_for(|status| {
+        let lease = status.lease.as_ref();
+        lease.is_some_and(|lease| lease.public_ip == moved)
+    });
+    within("it is published", LIMIT, published)
+        .await
+        .expect("running");
+    cluster
+        .reachable_within("the address is another", LIMIT)
+        .await;
+    cluster.settle().await;
+    let moved: BTreeSet<IpAddr> = moved.ips().collect();
+    let own = node.paths.running().remove(0).tunnel.listen;
+    let own: BTreeSet<IpAddr> = own.values().map(std::net::SocketAddr::ip).collect();
+    assert_eq!(own, moved);
+    for other in &cluster.nodes[1..] {
+        let peers = other.paths.running().remove(0).peers;
+        let ends: BTreeSet<IpAddr> = peers.values().map(std::net::SocketAddr::ip).collect();
+        assert!(moved.is_subset(&ends), "{ends:?}");
+    }
+    assert_eq!(index_of_device(node).await, device, "the device has stayed");
+}
+
+/// A node that leaves takes device, addresses, routes and forwarder along.
+#[tokio::test(flavor = "multi_thread")]
+async fn teardown_leaves_no_device_and_no_forwarder() {
+    let Some(mut cluster) = Cluster::start("udp-torn", every(DUAL_UDP, 2, NEVER)).await else {
+        return;
+    };
+    let torn = cluster.nodes[0].take_overlay().teardown().await;
+    torn.expect("it can be removed");
+    let node = &cluster.nodes[0];
+    assert_eq!(node.ours().await.into_values().collect::<Vec<Object>>(), []);
+    assert_eq!(index_of_device(node).await, None);
+    assert_eq!(node.paths.running(), []);
+}

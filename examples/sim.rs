@@ -19,7 +19,7 @@ use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
-use flannel::{HostGwBackend, VxlanBackend};
+use flannel::{HostGwBackend, UdpBackend, VxlanBackend};
 use flannel_testkit::sim::{Failure, Progress, Report, Sim};
 use serde::Serialize;
 
@@ -67,6 +67,7 @@ struct Flags {
 enum Backend {
     Vxlan,
     HostGw,
+    Udp,
     Both,
 }
 
@@ -75,6 +76,7 @@ impl Backend {
         match self {
             Self::Vxlan => Sim::new(VxlanBackend::new),
             Self::HostGw => Sim::new(HostGwBackend::new).of_host_gw(),
+            Self::Udp => Sim::new(UdpBackend::new).of_udp(),
             Self::Both => Sim::new(VxlanBackend::new)
                 .with(HostGwBackend::new)
                 .of_both(),

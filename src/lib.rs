@@ -105,6 +105,7 @@
 //! |---|---|---|
 //! | `host-gw` | yes | [`HostGwBackend`]: flannel's host-gw, plain routes without a tunnel |
 //! | `netlink` | yes | [`NetlinkKernel`]: the Linux kernel over netlink |
+//! | `udp` | yes | [`UdpBackend`]: flannel's UDP, with [`Forwarders`] that carry the packets and [`WithTunnels`], which a kernel goes into to have them |
 //! | `vxlan` | yes | [`VxlanBackend`]: flannel's VXLAN |
 //! | `etcd` | no | `EtcdManager`: leases on etcd v3. Building it needs `protoc` and its well-known types: on Debian `apt-get install protobuf-compiler libprotobuf-dev` |
 //! | `kube` | no | `KubeManager`: leases on the Nodes of a Kubernetes cluster |
@@ -145,7 +146,8 @@ pub use flannel_core::{
     Address, AddressInfo, Change, ChangeStream, External, Fdb, Features, Gateways, Hop, IfName,
     Interface, Link, LinkInfo, LinkKind, MAIN_TABLE, MacAddr, MacError, Neighbour, Nexthop,
     NodeContext, Note, Object, ObjectKey, Objects, Observed, Offload, Op, Reach, Route,
-    RouteProtocol, RouteTarget, Scope, Sysctl, Underlay, UnderlayOptions, Vxlan,
+    RouteProtocol, RouteTarget, Scope, Sysctl, Tun, Tunnel, TunnelPeer, Underlay, UnderlayOptions,
+    Vxlan,
 };
 
 // Time and chance as parameters.
@@ -156,6 +158,11 @@ pub use flannel_netlink::{BootClock, NetlinkKernel, NetlinkOptions};
 
 #[cfg(feature = "host-gw")]
 pub use flannel_backend_hostgw::HostGwBackend;
+
+#[cfg(feature = "udp")]
+pub use flannel_backend_udp::{
+    self as udp, Forwarders, InNamespace, PacketPath, UdpBackend, UdpConfig, WithTunnels,
+};
 
 #[cfg(feature = "vxlan")]
 pub use flannel_backend_vxlan::{ChecksumOffload, VxlanBackend, VxlanConfig, VxlanData};

@@ -1,10 +1,11 @@
 //! The nodes: namespaces, overlays, pods.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use flannel::{
-    DualStack, HostGwBackend, MemoryManager, NetlinkKernel, NetworkConfig, NodeId, Overlay,
-    PoolMode, Status, Subnet, VxlanBackend,
+    DualStack, Forwarders, HostGwBackend, InNamespace, MemoryManager, NetlinkKernel, NetworkConfig,
+    NodeId, Overlay, PoolMode, Status, Subnet, UdpBackend, VxlanBackend, WithTunnels, udp,
 };
 use flannel_testkit::netns::{Host, Lab, Ns};
 use flannel_testkit::prober::{Options, Pinged, Prober, Report as Probed, ping_matrix};
@@ -15,6 +16,8 @@ use crate::{Backend, Error, Families, Flags};
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) ns: Ns,
+    /// What carries its packets with the UDP backend: it outlives the overlay.
+    paths: Forwarders,
     pub(crate) overlay: Overlay,
     pub(crate) subnets: DualStack<Subnet>,
     pub(crate) mtu: u32,
@@ -36,7 +39,11 @@ impl Cluster {
         for (i, host) in underlay.nodes.into_iter().enumerate() {
             let (name, manager, flags) =
                 (format!("node-{}", i + 1), manager.clone(), flags.clone());
-            starting.push(tokio::spawn(start_node(name, host.ns, manager, flags)));
+            let sockets = InNamespace::fd(host.ns.fd().try_clone_to_owned()?);
+            let paths = Forwarders::new(udp::Options::default(), Arc::new(sockets));
+            starting.push(tokio::spawn(start_node(
+                name, host.ns, paths, manager, flags,
+            )));
         }
         let mut nodes = Vec::new();
         for node in starting {
@@ -84,7 +91,8 @@ impl Cluster {
         if flowing {
             let node = self.nodes.remove(0);
             node.overlay.stop().await?;
-            let again = start_node(node.name, node.ns, self.manager.clone(), flags.clone()).await?;
+            let manager = self.manager.clone();
+            let again = start_node(node.name, node.ns, node.paths, manager, flags.clone()).await?;
             self.nodes.insert(0, again);
         }
         Ok(tokio::task::block_in_place(|| prober.finish()))
@@ -101,16 +109,21 @@ impl Cluster {
 async fn start_node(
     name: String,
     ns: Ns,
+    paths: Forwarders,
     manager: MemoryManager,
     flags: Flags,
 ) -> Result<Node, Error> {
     let kernel = NetlinkKernel::in_namespace_fd(ns.fd().try_clone_to_owned()?)?;
-    let builder = Overlay::builder(NodeId::new(&name)?)
-        .manager(manager)
-        .kernel(kernel);
+    let builder = Overlay::builder(NodeId::new(&name)?).manager(manager);
     let builder = match flags.backend {
-        Backend::Vxlan => builder.backend(VxlanBackend::new()),
-        Backend::HostGw => builder.backend(HostGwBackend::new()),
+        Backend::Vxlan => builder.kernel(kernel).backend(VxlanBackend::new()),
+        Backend::HostGw => builder.kernel(kernel).backend(HostGwBackend::new()),
+        Backend::Udp => {
+            let path = Arc::new(paths.clone());
+            builder
+                .kernel(WithTunnels::new(kernel, path.clone()))
+                .backend(UdpBackend::new().with_notes_of(path))
+        }
     };
     let overlay = builder.start().await?;
     overlay.ready().await?;
@@ -127,6 +140,7 @@ async fn start_node(
     Ok(Node {
         name,
         ns,
+        paths,
         overlay,
         subnets,
         mtu,

@@ -65,6 +65,7 @@ struct Flags {
 enum Backend {
     Vxlan,
     HostGw,
+    Udp,
 }
 
 impl Backend {
@@ -72,6 +73,7 @@ impl Backend {
         match self {
             Self::Vxlan => "vxlan",
             Self::HostGw => "host-gw",
+            Self::Udp => "udp",
         }
     }
 }

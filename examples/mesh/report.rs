@@ -231,6 +231,10 @@ pub(crate) fn how_to_look(backend: Backend, namespaces: &[String]) {
         println!("        ip netns exec mesh-node-1 ip -d link show type vxlan");
         println!("        ip netns exec mesh-node-1 bridge fdb show dev flannel.1");
     }
+    if backend == Backend::Udp {
+        println!("        ip netns exec mesh-node-1 ip -d link show type tun");
+        println!("        (packets were carried by this program: from now on they are not)");
+    }
     println!(
         "remove: for ns in {}; do ip netns del $ns; done",
         namespaces.join(" ")

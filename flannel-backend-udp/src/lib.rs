@@ -60,6 +60,9 @@
 //! - [`packet`]: what is done to packets, as pure functions over bytes;
 //! - [`table`]: which peer has which subnet;
 //! - [`Forwarder`]: threads, sockets and queues;
+//! - [`UdpBackend`]: which objects a lease becomes, as every backend says it;
+//! - [`WithTunnels`]: a kernel that has packet paths, around one that has not: [`Forwarders`] are
+//!   its packet paths;
 //! - `sys`: the system calls, the only place with unsafe code.
 //!
 //! # What this crate does not do
@@ -68,19 +71,28 @@
 //! send with a peer's address and port can send as that peer.
 #![deny(unsafe_code)]
 
+mod backend;
 #[cfg(feature = "baseline")]
 pub mod baseline;
+mod config;
 mod counters;
 mod forward;
+mod forwarders;
 mod handover;
+mod kernel;
+mod network;
 pub mod packet;
 mod sockets;
 mod spec;
 mod sys;
 pub mod table;
 
+pub use backend::UdpBackend;
+pub use config::{DEFAULT_PORT, UdpConfig};
 pub use counters::{PeerCounters, PeerTotals, Totals};
 pub use forward::{Capabilities, Error, Failure, Forwarder, Health, Report, Watch};
+pub use forwarders::Forwarders;
 pub use handover::HandoverError;
+pub use kernel::{PacketPath, Peers, Running, WithTunnels};
 pub use sockets::{InNamespace, Sockets, UdpOptions};
 pub use spec::{Options, Threads, TunnelSpec};

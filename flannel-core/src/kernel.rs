@@ -217,6 +217,11 @@ pub struct Features {
     pub sysctls: bool,
     /// Offloads can be read and set (ethtool over netlink, Linux 5.6).
     pub offloads: bool,
+    /// TUN devices can be made (`/dev/net/tun` is there and may be opened).
+    pub tun: bool,
+    /// Packet paths run here: objects of kind tunnel can be made. No system kernel has them by
+    /// itself; whoever wraps one and adds them says so.
+    pub tunnels: bool,
     /// IPv4 packets are forwarded between devices (`net.ipv4.ip_forward`); `None`: not known.
     pub forwarding_v4: Option<bool>,
     /// The same for IPv6 (`net.ipv6.conf.all.forwarding`).
@@ -235,6 +240,8 @@ impl Features {
             ipv6: true,
             sysctls: true,
             offloads: true,
+            tun: true,
+            tunnels: true,
             forwarding_v4: Some(true),
             forwarding_v6: Some(true),
             release: "fake".to_owned(),

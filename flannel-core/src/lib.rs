@@ -53,7 +53,8 @@ pub use memory::{MemoryManager, MemoryState};
 pub use node::{NameError, NodeId, OverlayName};
 pub use object::{
     Address, Fdb, IfName, Link, LinkKind, MAIN_TABLE, MacAddr, MacError, Neighbour, Nexthop,
-    Object, ObjectKey, Objects, Offload, Route, RouteProtocol, RouteTarget, Sysctl, Vxlan,
+    Object, ObjectKey, Objects, Offload, Route, RouteProtocol, RouteTarget, Sysctl, Tun, Tunnel,
+    TunnelPeer, Vxlan,
 };
 pub use overlay::{Check, Error, Overlay, OverlayBuilder, Preflight};
 pub use state::{FileState, SavedState, StateStore};

@@ -30,3 +30,9 @@ const fn ip_header(family: Family) -> u32 {
 pub const fn vxlan_overhead(underlay: Family) -> u32 {
     14 + 8 + 8 + ip_header(underlay)
 }
+
+/// What a UDP datagram adds to the IP packet in it: UDP (8) and the outer IP header: 28 bytes over
+/// IPv4, 48 over IPv6.
+pub const fn udp_overhead(underlay: Family) -> u32 {
+    8 + ip_header(underlay)
+}

@@ -4,6 +4,8 @@
 //! not. The order of [`ObjectKey`]'s variants *is* the order in which objects are made; they are
 //! removed in the reverse order. [`Object::needs`] names only keys of a lower rank.
 
+mod tunnel;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -15,6 +17,8 @@ use crate::family::Family;
 use crate::lease::BackendType;
 use crate::node::NameError;
 use crate::subnet::Subnet;
+
+pub use tunnel::{Tun, Tunnel, TunnelPeer};
 
 /// The name of a network device: 1 to 15 bytes, no `/`, no white space, not `.` or `..`
 /// (`dev_valid_name` of the Linux kernel, less what is not printable ASCII).
@@ -237,8 +241,9 @@ pub enum LinkKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         peer: Option<IfName>,
     },
-    /// A TUN device.
-    Tun,
+    /// A TUN device. One whose maker's kernel does not tell more (before Linux 4.17) counts as
+    /// [`Tun::FOR_TUNNEL`].
+    Tun(Tun),
     /// The loopback device.
     Loopback,
     /// Hardware, or a kind that we have no word for; the kernel's own name of it, if it has one.
@@ -248,7 +253,11 @@ pub enum LinkKind {
 impl LinkKind {
     /// The backend whose overlay devices are of this kind, if there is one.
     pub fn backend(&self) -> Option<BackendType> {
-        matches!(self, Self::Vxlan(_)).then(BackendType::vxlan)
+        match self {
+            Self::Vxlan(_) => Some(BackendType::vxlan()),
+            Self::Tun(_) => Some(BackendType::udp()),
+            _ => None,
+        }
     }
 }
 
@@ -411,6 +420,11 @@ pub enum Object {
     Offload(Offload),
     /// An address.
     Address(Address),
+    /// The node's own packet path.
+    Tunnel(Tunnel),
+    /// A peer of it.
+    #[serde(rename = "tunnel-peer")]
+    TunnelPeer(TunnelPeer),
     /// A forwarding entry.
     Fdb(Fdb),
     /// A neighbour entry.
@@ -454,6 +468,16 @@ pub enum ObjectKey {
         ip: IpAddr,
         /// The length of its on-link prefix.
         prefix_len: u8,
+    },
+    /// A packet path by device.
+    Tunnel(IfName),
+    /// A peer of it by device and subnet.
+    #[serde(rename = "tunnel-peer")]
+    TunnelPeer {
+        /// The device.
+        dev: IfName,
+        /// The peer's subnet.
+        subnet: Subnet,
     },
     /// A forwarding entry by device and hardware address.
     Fdb {
@@ -502,6 +526,11 @@ impl Object {
                 ip: o.ip,
                 prefix_len: o.prefix_len,
             },
+            Self::Tunnel(o) => ObjectKey::Tunnel(o.dev),
+            Self::TunnelPeer(o) => ObjectKey::TunnelPeer {
+                dev: o.dev,
+                subnet: o.subnet,
+            },
             Self::Fdb(o) => ObjectKey::Fdb {
                 dev: o.dev,
                 mac: o.mac,
@@ -537,7 +566,9 @@ impl Object {
             Self::Sysctl(Sysctl { dev, .. })
             | Self::Offload(Offload { dev, .. })
             | Self::Address(Address { dev, .. })
+            | Self::Tunnel(Tunnel { dev, .. })
             | Self::Fdb(Fdb { dev, .. }) => vec![ObjectKey::Link(*dev)],
+            Self::TunnelPeer(o) => vec![ObjectKey::Link(o.dev), ObjectKey::Tunnel(o.dev)],
             Self::Neighbour(o) => {
                 vec![
                     ObjectKey::Link(o.dev),
@@ -563,7 +594,14 @@ impl Object {
                     },
                 ],
                 RouteTarget::Nexthop(id) => vec![ObjectKey::Nexthop(*id)],
-                RouteTarget::Device(dev) => vec![ObjectKey::Link(*dev)],
+                // Into a packet path that does not know the subnet, packets would be lost.
+                RouteTarget::Device(dev) => vec![
+                    ObjectKey::Link(*dev),
+                    ObjectKey::TunnelPeer {
+                        dev: *dev,
+                        subnet: o.dst,
+                    },
+                ],
                 RouteTarget::Blackhole | RouteTarget::Other(_) => Vec::new(),
             },
         }
@@ -576,6 +614,8 @@ impl Object {
             Self::Sysctl(Sysctl { dev, .. })
             | Self::Offload(Offload { dev, .. })
             | Self::Address(Address { dev, .. })
+            | Self::Tunnel(Tunnel { dev, .. })
+            | Self::TunnelPeer(TunnelPeer { dev, .. })
             | Self::Fdb(Fdb { dev, .. })
             | Self::Neighbour(Neighbour { dev, .. })
             | Self::Nexthop(Nexthop { dev, .. })
@@ -596,6 +636,8 @@ impl ObjectKey {
             Self::Sysctl { .. } => "sysctl",
             Self::Offload { .. } => "offload",
             Self::Address { .. } => "address",
+            Self::Tunnel(_) => "tunnel",
+            Self::TunnelPeer { .. } => "tunnel-peer",
             Self::Fdb { .. } => "fdb",
             Self::Neighbour { .. } => "neighbour",
             Self::Nexthop(_) => "nexthop",
@@ -611,10 +653,12 @@ impl ObjectKey {
             Self::Sysctl { .. } => 1,
             Self::Offload { .. } => 2,
             Self::Address { .. } => 3,
-            Self::Fdb { .. } => 4,
-            Self::Neighbour { .. } => 5,
-            Self::Nexthop(_) => 6,
-            Self::Route { .. } => 7,
+            Self::Tunnel(_) => 4,
+            Self::TunnelPeer { .. } => 5,
+            Self::Fdb { .. } => 6,
+            Self::Neighbour { .. } => 7,
+            Self::Nexthop(_) => 8,
+            Self::Route { .. } => 9,
         }
     }
 }
@@ -630,6 +674,8 @@ impl fmt::Display for ObjectKey {
                 ip,
                 prefix_len,
             } => write!(f, "address {ip}/{prefix_len} dev {dev}"),
+            Self::Tunnel(dev) => write!(f, "tunnel {dev}"),
+            Self::TunnelPeer { dev, subnet } => write!(f, "tunnel-peer {subnet} dev {dev}"),
             Self::Fdb { dev, mac } => write!(f, "fdb {mac} dev {dev}"),
             Self::Neighbour { dev, ip } => write!(f, "neighbour {ip} dev {dev}"),
             Self::Nexthop(id) => write!(f, "nexthop {id}"),
@@ -671,7 +717,7 @@ impl fmt::Display for Object {
                     }
                     LinkKind::Bridge => f.write_str(" type bridge")?,
                     LinkKind::Veth { .. } => f.write_str(" type veth")?,
-                    LinkKind::Tun => f.write_str(" type tun")?,
+                    LinkKind::Tun(tun) => write!(f, " type {tun}")?,
                     LinkKind::Loopback => f.write_str(" type loopback")?,
                     LinkKind::Other(kind) if kind.is_empty() => {}
                     LinkKind::Other(kind) => write!(f, " type {kind}")?,
@@ -691,6 +737,8 @@ impl fmt::Display for Object {
             Self::Sysctl(o) => write!(f, "{} = {}", self.key(), o.value),
             Self::Offload(o) => write!(f, "{} {}", self.key(), if o.on { "on" } else { "off" }),
             Self::Address(_) => fmt::Display::fmt(&self.key(), f),
+            Self::Tunnel(o) => fmt::Display::fmt(o, f),
+            Self::TunnelPeer(o) => fmt::Display::fmt(o, f),
             Self::Fdb(o) => write!(f, "fdb {} dst {} dev {}", o.mac, o.remote, o.dev),
             Self::Neighbour(o) => write!(f, "neighbour {} lladdr {} dev {}", o.ip, o.mac, o.dev),
             Self::Nexthop(o) => {

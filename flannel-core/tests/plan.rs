@@ -82,7 +82,8 @@ proptest! {
     ) {
         let (kernel, ownership, _) = world.build();
         let desired = world.after.desired();
-        let kinds = ["link", "address", "fdb", "neighbour", "nexthop", "route"];
+        let kinds =
+            ["link", "address", "tunnel", "tunnel-peer", "fdb", "neighbour", "nexthop", "route"];
         let failures = [Failure::Busy, Failure::Exists, Failure::NotFound, Failure::TimedOut];
         let dev = world.after.dev(Family::V4);
         let dev_is_foreign = world.foreign.iter().any(|o| o.key() == ObjectKey::Link(dev));
@@ -250,13 +251,13 @@ proptest! {
     #[test]
     fn while_devices_are_held_none_that_is_unwanted_is_removed(world in world()) {
         let (kernel, ownership, _) = world.build();
-        let held_backends = [BackendType::vxlan()].into();
+        let held_backends = [BackendType::vxlan(), BackendType::udp()].into();
         let desired = Desired { held_backends, ..world.after.desired() };
         let plan = converge(&kernel, &desired, &ownership);
         let wants = |dev| desired.objects.contains_key(&ObjectKey::Link(dev));
         for step in plan.steps.iter().filter(|step| step.why == Why::Orphan) {
             let object = step.op.object();
-            if let Object::Link(_) | Object::Address(_) = object {
+            if let Object::Link(_) | Object::Address(_) | Object::Tunnel(_) = object {
                 prop_assert!(object.dev().is_some_and(wants), "removes {}", object);
             }
         }
@@ -265,7 +266,10 @@ proptest! {
         let rest = converge(&kernel, &free, &ownership);
         for step in &rest.steps {
             prop_assert!(step.why == Why::Orphan, "{:?}", step);
-            prop_assert!(matches!(step.op.object(), Object::Link(_) | Object::Address(_)));
+            prop_assert!(matches!(
+                step.op.object(),
+                Object::Link(_) | Object::Address(_) | Object::Tunnel(_) | Object::TunnelPeer(_)
+            ));
         }
     }
 
@@ -304,7 +308,7 @@ proptest! {
                 apply(&kernel, &step);
             }
             let hop = hop(&kernel.objects(), dst).1;
-            prop_assert!(matches!(hop, Hop::Direct(_) | Hop::Tunnel(..)), "{:?}", hop);
+            prop_assert!(matches!(hop, Hop::Direct(_) | Hop::Tunnel(..) | Hop::Datagrams(_)), "{:?}", hop);
         }
     }
 
@@ -363,7 +367,7 @@ proptest! {
 
     #[test]
     fn what_go_flannel_left_is_adopted_untouched(spec in node_spec(), stale in 20..30_u8) {
-        let spec = NodeSpec { named_after_vni: true, ..spec };
+        let spec = NodeSpec { named_after_vni: true, udp: false, ..spec };
         let kernel = FakeKernel::new();
         let insert = |object: Object| match object {
             Object::Sysctl(_) => kernel.external(&Op::Change(object)),
@@ -542,6 +546,7 @@ fn one_peer() -> NodeSpec {
         mac: 1,
         learning: false,
         ipv6: true,
+        udp: false,
         nexthops: true,
         peers: BTreeMap::from([(2, (2, false))]),
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_backend_hostgw::HostGwBackend;
+use flannel_backend_udp::{Forwarders, InNamespace, Options, UdpBackend, WithTunnels};
 use flannel_backend_vxlan::VxlanBackend;
 use flannel_core::{
     DualStack, Family, IfName, Kernel, MemoryManager, NodeId, Object, ObjectKey, Objects, Op,
@@ -52,6 +53,22 @@ pub const V6_GW: &str = r#"{
     "Backend": { "Type": "host-gw" }
 }"#;
 
+/// An overlay of both families in UDP datagrams.
+pub const DUAL_UDP: &str = r#"{
+    "Network": "10.42.0.0/16",
+    "EnableIPv6": true, "IPv6Network": "fd00:42::/48",
+    "Backend": { "Type": "udp" }
+}"#;
+
+/// An IPv4 overlay in UDP datagrams, as the config of who names no backend has it.
+pub const V4_UDP: &str = r#"{ "Network": "10.42.0.0/16" }"#;
+
+/// An overlay of IPv6 alone in UDP datagrams.
+pub const V6_UDP: &str = r#"{
+    "EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:42::/48",
+    "Backend": { "Type": "udp" }
+}"#;
+
 /// Start may take longer than a repair: namespaces are made, and other tests run.
 const START: Duration = Duration::from_secs(30);
 
@@ -61,7 +78,7 @@ pub struct Setup {
     pub layout: Vec<usize>,
     /// The network config.
     pub config: &'static str,
-    /// The backend for VXLAN; host-gw has no options.
+    /// The backend for VXLAN; the others have no options.
     pub backend: VxlanBackend,
     /// What is different about the nodes' overlays.
     pub tune: Arc<dyn Fn(OverlayBuilder) -> OverlayBuilder + Send + Sync>,
@@ -112,6 +129,8 @@ pub struct Node {
     pub id: NodeId,
     /// Its namespace and underlay addresses.
     pub host: Host,
+    /// What carries its packets with the UDP backend. It outlives the overlay.
+    pub paths: Forwarders,
     /// A way to its kernel that the overlay knows nothing of.
     pub hand: NetlinkKernel,
     /// The subnets leased.
@@ -125,6 +144,13 @@ pub struct Node {
 fn kernel(host: &Host) -> NetlinkKernel {
     let fd = host.ns.fd().try_clone_to_owned();
     NetlinkKernel::in_namespace_fd(fd.expect("a descriptor")).expect("a kernel")
+}
+
+/// Forwarders in a host's namespace.
+pub fn paths(host: &Host) -> Forwarders {
+    let fd = host.ns.fd().try_clone_to_owned();
+    let sockets = InNamespace::fd(fd.expect("a descriptor"));
+    Forwarders::new(Options::default(), Arc::new(sockets))
 }
 
 impl Cluster {
@@ -161,11 +187,13 @@ impl Cluster {
     async fn add_node(&mut self, i: usize) {
         let host = self.underlay.nodes[i].clone();
         let id = NodeId::new(format!("node-{}", i + 1)).expect("a node id");
-        let overlay = self.start_overlay(i, &id, &host).await;
+        let paths = paths(&host);
+        let overlay = self.start_overlay(i, &id, &host, &paths).await;
         let status = overlay.status();
         let lease = status.lease.as_ref().expect("it is ready");
         let node = Node {
             hand: kernel(&host),
+            paths,
             subnets: lease.subnet,
             mtu: status.mtu.expect("it is ready"),
             overlay: Some(overlay),
@@ -178,12 +206,20 @@ impl Cluster {
         self.nodes.push(node);
     }
 
-    async fn start_overlay(&self, i: usize, id: &NodeId, host: &Host) -> Overlay {
+    async fn start_overlay(
+        &self,
+        i: usize,
+        id: &NodeId,
+        host: &Host,
+        paths: &Forwarders,
+    ) -> Overlay {
+        let paths = Arc::new(paths.clone());
         let builder = Overlay::builder(id.clone())
             .manager(self.views[i].clone())
             .backend(self.setup.backend.clone())
             .backend(HostGwBackend::new())
-            .kernel(kernel(host));
+            .backend(UdpBackend::new().with_notes_of(paths.clone()))
+            .kernel(WithTunnels::new(kernel(host), paths));
         let overlay = (self.setup.tune)(builder).start().await.expect("all parts");
         within("the overlay is ready", START, overlay.ready())
             .await
@@ -195,7 +231,9 @@ impl Cluster {
     pub async fn restart(&mut self, i: usize) {
         let node = &self.nodes[i];
         assert!(node.overlay.is_none(), "it runs");
-        let overlay = self.start_overlay(i, &node.id, &node.host).await;
+        let overlay = self
+            .start_overlay(i, &node.id, &node.host, &node.paths)
+            .await;
         self.nodes[i].overlay = Some(overlay);
     }
 

@@ -7,18 +7,19 @@ mod bed;
 
 use std::time::Duration;
 
-use bed::{Bed, CONFIG, SOON, alone};
+use bed::{CONFIG, SOON, Store, on_etcd};
 use flannel_core::{Condition, ConditionStatus, ConditionType, OverlayEvent, Status};
-use flannel_e2e::{DUAL, Node, within};
+use flannel_e2e::{Bed, DUAL, Node, alone, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_config_that_changes_in_etcd_is_applied() {
     let _alone = alone().await;
-    let Some(mut bed) = Bed::new("etcd-config").await else {
+    let Some(mut bed) = on_etcd("etcd-config").await else {
         return;
     };
     let other = DUAL.replace("\"vxlan\"", "\"vxlan\", \"VNI\": 7");
-    bed.client
+    bed.store
+        .client
         .put(CONFIG, other, None)
         .await
         .expect("an answer");
@@ -42,7 +43,7 @@ fn config_condition(status: &Status) -> Condition {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_config_that_cannot_be_used_loses_no_packet_and_is_told() {
     let _alone = alone().await;
-    let Some(mut bed) = Bed::new("etcd-config-bad").await else {
+    let Some(mut bed) = on_etcd("etcd-config-bad").await else {
         return;
     };
     let elsewhere = DUAL.replace("10.42.", "10.99.");
@@ -58,7 +59,7 @@ async fn a_config_that_cannot_be_used_loses_no_packet_and_is_told() {
     assert!(unusable.iter().all(|(text, _)| text != DUAL));
     bed.unharmed("unusable configs", async |bed| {
         for (text, reason) in &unusable {
-            let put = bed.client.put(CONFIG, text.as_str(), None).await;
+            let put = bed.store.client.put(CONFIG, text.as_str(), None).await;
             put.expect("an answer");
             bed.all(reason, |status| config_condition(status).reason == *reason)
                 .await;
@@ -69,7 +70,11 @@ async fn a_config_that_cannot_be_used_loses_no_packet_and_is_told() {
                 assert!(says, "{condition:?}");
             }
         }
-        bed.client.put(CONFIG, DUAL, None).await.expect("an answer");
+        bed.store
+            .client
+            .put(CONFIG, DUAL, None)
+            .await
+            .expect("an answer");
         bed.all("the old one is back", |status| {
             status.is_true(ConditionType::Config)
         })
@@ -86,7 +91,10 @@ fn record(node: &Node) -> String {
 }
 
 /// Waits until a node has lost its lease and has one again; which subnets that has is told.
-async fn loses_and_gets(bed: &mut Bed, n: usize) -> flannel_core::DualStack<flannel_core::Subnet> {
+async fn loses_and_gets(
+    bed: &mut Bed<Store>,
+    n: usize,
+) -> flannel_core::DualStack<flannel_core::Subnet> {
     let events = &mut bed.events[n];
     let lost = async {
         while !matches!(
@@ -108,11 +116,11 @@ async fn loses_and_gets(bed: &mut Bed, n: usize) -> flannel_core::DualStack<flan
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_is_deleted_by_hand_is_told_and_asked_for_again() {
     let _alone = alone().await;
-    let Some(mut bed) = Bed::new("etcd-deleted").await else {
+    let Some(mut bed) = on_etcd("etcd-deleted").await else {
         return;
     };
     let key = record(&bed.cluster.nodes[0]);
-    bed.client.delete(key, None).await.expect("an answer");
+    bed.store.client.delete(key, None).await.expect("an answer");
     let again = loses_and_gets(&mut bed, 0).await;
     assert_eq!(again, bed.cluster.nodes[0].subnets, "it was free");
     bed.cluster.settle().await;
@@ -123,7 +131,7 @@ async fn a_record_that_is_deleted_by_hand_is_told_and_asked_for_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn go_flannel_that_takes_a_subnet_of_ours_has_it_within_5_s_and_we_move() {
     let _alone = alone().await;
-    let Some(mut bed) = Bed::new("etcd-go").await else {
+    let Some(mut bed) = on_etcd("etcd-go").await else {
         return;
     };
     let subnets = bed.cluster.nodes[0].subnets;
@@ -138,11 +146,16 @@ async fn go_flannel_that_takes_a_subnet_of_ours_has_it_within_5_s_and_we_move() 
     let value = format!(
         r#"{{"PublicIP":"198.51.100.7","PublicIPv6":"2001:db8:7::7","BackendType":"vxlan","BackendData":{data},"BackendV6Data":{data}}}"#
     );
-    let put = bed.client.put(taken.as_str(), value.as_str(), None).await;
+    let put = bed
+        .store
+        .client
+        .put(taken.as_str(), value.as_str(), None)
+        .await;
     put.expect("an answer");
     let moved = loses_and_gets(&mut bed, 0).await;
     assert_ne!(moved.v4, Some(v4));
     let theirs = bed
+        .store
         .client
         .get(taken.as_str(), None)
         .await

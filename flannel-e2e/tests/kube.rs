@@ -5,118 +5,51 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use flannel_core::{ConditionType, DualStack, Family, OverlayEvent, Status};
-use flannel_e2e::{Cluster, DUAL, Path, Setup, no_loss, until, within};
+use flannel_core::{DualStack, Status};
+use flannel_e2e::{Bed, DUAL, Setup, alone, both_families, no_loss, until, within};
 use flannel_subnet_kube::{Access, AnnotationPrefix, ConfigSource, KubeManager, KubeOptions};
-use flannel_testkit::netns::Host;
 use flannel_testkit::servers::{KubeApiServer, TcpSwitch};
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, MutexGuard, broadcast};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// One at a time: packets are counted, and every millisecond one goes.
-async fn alone() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::const_new(());
-    ONE.lock().await
-}
-
 /// A cluster whose nodes reach their API server, each with a client of its own, through a switch.
-struct Bed {
-    cluster: Cluster,
-    server: KubeApiServer,
-    switch: TcpSwitch,
-    events: Vec<broadcast::Receiver<OverlayEvent>>,
+async fn on_kube(test: &str) -> Option<Bed<KubeApiServer>> {
+    if !KubeApiServer::require(test) {
+        return None;
+    }
+    let server = KubeApiServer::start().expect("a server");
+    for n in 1..=2 {
+        let cidrs = [format!("10.42.{n}.0/24"), format!("fd00:42:0:{n}::/64")];
+        let cidrs = cidrs.each_ref().map(String::as_str);
+        server.add_node(&format!("node-{n}"), &cidrs).expect("made");
+    }
+    let switch = TcpSwitch::new(server.address()).await.expect("a port");
+    let token = server.folder().join("token");
+    std::fs::write(&token, server.admin_token()).expect("written");
+    let url = format!("https://{}", switch.address());
+    let access = Access::token(url, server.ca(), token);
+    let config = ConfigSource::Text(DUAL.to_owned());
+    let options = KubeOptions::new(access, config, AnnotationPrefix::default());
+    let options = options.probe_every(Duration::from_secs(1));
+    let setup = Setup {
+        tune: Arc::new(move |builder| {
+            let manager = KubeManager::new(options.clone());
+            builder.manager(manager.expect("sound settings"))
+        }),
+        ..Setup::new(2, DUAL)
+    };
+    Bed::start(test, setup, server, switch).await
 }
 
-impl Bed {
-    async fn new(test: &str) -> Option<Self> {
-        if !KubeApiServer::require(test) {
-            return None;
-        }
-        let server = KubeApiServer::start().expect("a server");
-        for n in 1..=2 {
-            let cidrs = [format!("10.42.{n}.0/24"), format!("fd00:42:0:{n}::/64")];
-            let cidrs = cidrs.each_ref().map(String::as_str);
-            server.add_node(&format!("node-{n}"), &cidrs).expect("made");
-        }
-        let switch = TcpSwitch::new(server.address()).await.expect("a port");
-        let token = server.folder().join("token");
-        std::fs::write(&token, server.admin_token()).expect("written");
-        let url = format!("https://{}", switch.address());
-        let access = Access::token(url, server.ca(), token);
-        let config = ConfigSource::Text(DUAL.to_owned());
-        let options = KubeOptions::new(access, config, AnnotationPrefix::default());
-        let options = options.probe_every(Duration::from_secs(1));
-        let setup = Setup {
-            tune: Arc::new(move |builder| {
-                let manager = KubeManager::new(options.clone());
-                builder.manager(manager.expect("sound settings"))
-            }),
-            ..Setup::new(2, DUAL)
-        };
-        let cluster = Cluster::start(test, setup).await?;
-        cluster.assert_reachable("before");
-        let events = cluster.nodes.iter().map(|node| node.overlay().events());
-        Some(Self {
-            events: events.collect(),
-            cluster,
-            server,
-            switch,
-        })
-    }
-
-    async fn all(&self, what: &str, is: impl Fn(&Status) -> bool + Copy) {
-        for node in &self.cluster.nodes {
-            let status = node.overlay().wait_for(is);
-            within(what, SOON, status).await.expect("running");
-        }
-    }
-
-    async fn noticed(&self) {
-        let is = |status: &Status| !status.is_true(ConditionType::Store);
-        self.all("the fault is noticed", is).await;
-    }
-
-    async fn healed(&self) {
-        let is = |status: &Status| status.is_true(ConditionType::Store);
-        self.all("the store is back", is).await;
-    }
-
-    /// Does something while packets run: none is lost, and no step is taken in any kernel.
-    async fn unharmed(&mut self, what: &str, mut during: impl AsyncFnMut(&mut Self)) {
-        let pods = self.cluster.pods.clone();
-        let mut before = Vec::new();
-        for node in &self.cluster.nodes {
-            before.push(node.ours().await);
-        }
-        no_loss(what, &paths(&pods), async || during(self).await).await;
-        for (node, before) in self.cluster.nodes.iter().zip(before) {
-            node.converged().await;
-            assert_eq!(node.ours().await, before, "{what}");
-        }
-        for events in &mut self.events {
-            while let Ok(event) = events.try_recv() {
-                let is_step = matches!(event, OverlayEvent::Step { .. });
-                assert!(!is_step, "{what}: {event:?}");
-            }
-        }
-    }
-
-    /// A node that is nothing but its record is heard of by all, and its end.
-    async fn hear_of_another(&self, server: &KubeApiServer) {
-        add_record(server, "another", 200, 1);
-        self.all("another node is heard of", |status| status.peers == 2)
-            .await;
-        server.remove_node("another").expect("removed");
-        self.all("its end is heard of", |status| status.peers == 1)
-            .await;
-    }
-}
-
-/// Between the pods, in both families.
-fn paths(pods: &[Host]) -> [Path<'_>; 2] {
-    Family::ALL.map(|family| (&pods[0], &pods[1], family))
+/// A node that is nothing but its record is heard of by all, and its end.
+async fn hear_of_another(bed: &Bed<KubeApiServer>, server: &KubeApiServer) {
+    add_record(server, "another", 200, 1);
+    bed.all("another node is heard of", |status| status.peers == 2)
+        .await;
+    server.remove_node("another").expect("removed");
+    bed.all("its end is heard of", |status| status.peers == 1)
+        .await;
 }
 
 /// The annotations of a node with this VTEP.
@@ -145,43 +78,43 @@ fn add_record(server: &KubeApiServer, name: &str, subnet: u8, mac: u32) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_api_server_that_is_killed_for_a_minute_loses_no_packet() {
     let _alone = alone().await;
-    let Some(mut bed) = Bed::new("kube-killed").await else {
+    let Some(mut bed) = on_kube("kube-killed").await else {
         return;
     };
     bed.unharmed("kill -9 for a minute", async |bed| {
-        bed.server.kill();
+        bed.store.kill();
         let minute = tokio::time::sleep(Duration::from_secs(60));
         bed.noticed().await;
         minute.await;
-        bed.server.restart().expect("it starts again");
+        bed.store.restart().expect("it starts again");
         bed.healed().await;
     })
     .await;
-    bed.hear_of_another(&bed.server).await;
+    hear_of_another(&bed, &bed.store).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_to_another_api_server_loses_no_packet() {
     let _alone = alone().await;
-    let Some(mut bed) = Bed::new("kube-failover").await else {
+    let Some(mut bed) = on_kube("kube-failover").await else {
         return;
     };
-    let second = KubeApiServer::beside(&bed.server).expect("another server");
+    let second = KubeApiServer::beside(&bed.store).expect("another server");
     bed.unharmed("failover", async |bed| {
         bed.switch.turn(Some(second.address()));
-        bed.server.kill();
+        bed.store.kill();
         bed.healed().await;
-        bed.server.restart().expect("it starts again");
-        bed.switch.turn(Some(bed.server.address()));
+        bed.store.restart().expect("it starts again");
+        bed.switch.turn(Some(bed.store.address()));
         bed.healed().await;
-        bed.server.freeze();
+        bed.store.freeze();
         bed.noticed().await;
         bed.switch.turn(Some(second.address()));
         bed.healed().await;
     })
     .await;
-    bed.hear_of_another(&second).await;
-    bed.server.thaw();
+    hear_of_another(&bed, &second).await;
+    bed.store.thaw();
 }
 
 /// How many nodes come and go.
@@ -222,7 +155,7 @@ fn churn(server: &KubeApiServer) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_nodes_that_come_and_go_lose_no_packet_of_two_others() {
     let _alone = alone().await;
-    let Some(bed) = Bed::new("kube-churn").await else {
+    let Some(bed) = on_kube("kube-churn").await else {
         return;
     };
     let pods = bed.cluster.pods.clone();
@@ -230,8 +163,8 @@ async fn a_thousand_nodes_that_come_and_go_lose_no_packet_of_two_others() {
     for node in &bed.cluster.nodes {
         before.push(node.ours().await);
     }
-    no_loss("churn", &paths(&pods), async || {
-        tokio::task::block_in_place(|| churn(&bed.server));
+    no_loss("churn", &both_families(&pods), async || {
+        tokio::task::block_in_place(|| churn(&bed.store));
         bed.all("all are gone", |status| status.peers == 1).await;
     })
     .await;
@@ -244,16 +177,16 @@ async fn a_thousand_nodes_that_come_and_go_lose_no_packet_of_two_others() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_made_again_with_another_pod_cidr_and_spoilt_annotations_comes_back() {
     let _alone = alone().await;
-    let Some(bed) = Bed::new("kube-again").await else {
+    let Some(bed) = on_kube("kube-again").await else {
         return;
     };
     let key = "flannel.alpha.coreos.com/public-ip";
     let path = "/api/v1/nodes/node-2";
     for spoilt in [json!("198.18.0.1"), json!("nowhere"), Value::Null] {
         let patch = json!({"metadata": {"annotations": {key: spoilt}}});
-        bed.server.merge(path, &patch).expect("changed");
+        bed.store.merge(path, &patch).expect("changed");
         let restored = async || {
-            let node = bed.server.node("node-2").expect("an answer");
+            let node = bed.store.node("node-2").expect("an answer");
             let node = node.expect("the Node is there");
             let ip = bed.cluster.nodes[1].host.ips.v4.expect("both families");
             node["metadata"]["annotations"][key] == json!(ip.to_string())
@@ -262,9 +195,9 @@ async fn a_node_made_again_with_another_pod_cidr_and_spoilt_annotations_comes_ba
         bed.cluster.reachable_within("after it", SOON).await;
     }
 
-    bed.server.remove_node("node-2").expect("removed");
+    bed.store.remove_node("node-2").expect("removed");
     let cidrs = ["10.42.99.0/24", "fd00:42:0:99::/64"];
-    bed.server.add_node("node-2", &cidrs).expect("made");
+    bed.store.add_node("node-2", &cidrs).expect("made");
     let subnets = cidrs.map(|cidr| cidr.parse().expect("a subnet"));
     let moved = DualStack::of_subnets(subnets);
     let node = &bed.cluster.nodes[1];

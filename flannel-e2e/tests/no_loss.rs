@@ -9,8 +9,8 @@ use flannel_core::{
     RouteProtocol, RouteTarget, Vxlan,
 };
 use flannel_e2e::{
-    Cluster, DUAL, DUAL_GW, LIMIT, NodeProcess, Path, Peers, Setup, dev, no_loss, probe, route_key,
-    try_no_loss, until,
+    Cluster, DUAL, DUAL_GW, DUAL_UDP, LIMIT, NodeProcess, Path, Peers, Setup, dev, no_loss, probe,
+    route_key, try_no_loss, until,
 };
 use flannel_testkit::netns::Host;
 use tokio::sync::{Mutex, MutexGuard};
@@ -80,6 +80,7 @@ async fn no_packet_is_lost_over_stop_and_start() {
     let _alone = alone().await;
     stop_and_start("restart", DUAL).await;
     stop_and_start("restart-gw", DUAL_GW).await;
+    stop_and_start("restart-udp", DUAL_UDP).await;
 }
 
 async fn stop_and_start(test: &str, config: &'static str) {

@@ -11,7 +11,7 @@ use flannel_core::{
     Family, Fdb, Link, MAIN_TABLE, MacAddr, Neighbour, Nexthop, Object, ObjectKey, Objects,
     Offload, Op, Route, RouteProtocol, RouteTarget, Sysctl,
 };
-use flannel_e2e::{Cluster, DUAL, DUAL_GW, Node, Setup, dev, run_in};
+use flannel_e2e::{Cluster, DUAL, DUAL_GW, DUAL_UDP, Node, Setup, dev, run_in};
 
 /// So long between two readings without a hint that whatever is repaired in time is hinted at.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -62,6 +62,7 @@ async fn every_kind_of_object_that_is_deleted_comes_back() {
     let all = ["address", "fdb", "link", "neighbour", "nexthop", "route"];
     deleted("deleted", DUAL, &all).await;
     deleted("deleted-gw", DUAL_GW, &["nexthop", "route"]).await;
+    deleted("deleted-udp", DUAL_UDP, &["address", "link", "route"]).await;
 }
 
 async fn deleted(test: &str, config: &'static str, all: &[&str]) {
@@ -87,18 +88,22 @@ fn alterations(object: &Object) -> Vec<Object> {
     match object.clone() {
         Object::Link(link) => {
             let mtu = link.mtu.map(|mtu| mtu - 100);
-            let changed = [
+            let mut changed = vec![
                 Link {
                     mtu,
                     ..link.clone()
                 },
                 Link {
-                    mac: Some(other_mac),
+                    up: false,
                     ..link.clone()
                 },
-                Link { up: false, ..link },
             ];
-            changed.map(Object::Link).into()
+            // A TUN device has none.
+            changed.extend(link.mac.map(|_| Link {
+                mac: Some(other_mac),
+                ..link.clone()
+            }));
+            changed.into_iter().map(Object::Link).collect()
         }
         Object::Fdb(fdb) => {
             let remote: IpAddr = match fdb.remote {
@@ -138,6 +143,7 @@ fn alterations(object: &Object) -> Vec<Object> {
 async fn every_kind_of_object_that_is_altered_is_put_right() {
     altered("altered", DUAL).await;
     altered("altered-gw", DUAL_GW).await;
+    altered("altered-udp", DUAL_UDP).await;
 }
 
 async fn altered(test: &str, config: &'static str) {
@@ -173,6 +179,8 @@ async fn what_is_flushed_at_once_comes_back() {
     flushed("flushed", DUAL, &vxlan).await;
     let host_gw = [&["route"][..], &["nexthop"], &["route", "nexthop"]];
     flushed("flushed-gw", DUAL_GW, &host_gw).await;
+    let udp = [&["address"][..], &["route"], &["address", "route"]];
+    flushed("flushed-udp", DUAL_UDP, &udp).await;
 }
 
 async fn flushed(test: &str, config: &'static str, flushes: &[&[&str]]) {

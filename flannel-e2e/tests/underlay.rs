@@ -10,7 +10,9 @@ use flannel_core::{
     ConditionStatus, ConditionType, Family, Link, LinkKind, Object, ObjectKey, PublicIp, Route,
     RouteTarget, Subnet,
 };
-use flannel_e2e::{Cluster, DUAL, DUAL_GW, LIMIT, Node, Setup, dev, route_key, until, within};
+use flannel_e2e::{
+    Cluster, DUAL, DUAL_GW, DUAL_UDP, LIMIT, Node, Setup, dev, route_key, until, within,
+};
 
 /// So long between two readings without a hint that whatever is followed in time is hinted at.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -36,6 +38,7 @@ async fn condition(node: &Node, kind: ConditionType, wanted: ConditionStatus) {
 async fn an_interface_that_was_down_is_healed() {
     interface_down("eth0-down", DUAL).await;
     interface_down("eth0-down-gw", DUAL_GW).await;
+    interface_down("eth0-down-udp", DUAL_UDP).await;
 }
 
 async fn interface_down(test: &str, config: &'static str) {
@@ -57,6 +60,7 @@ async fn interface_down(test: &str, config: &'static str) {
 async fn addresses_that_went_and_came_back_are_healed() {
     bare_interface("eth0-bare", DUAL).await;
     bare_interface("eth0-bare-gw", DUAL_GW).await;
+    bare_interface("eth0-bare-udp", DUAL_UDP).await;
 }
 
 async fn bare_interface(test: &str, config: &'static str) {

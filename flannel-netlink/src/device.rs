@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{Link, LinkKind, Object};
+use flannel_core::{Link, LinkKind, Object, Tun};
 use netlink_packet_route::link::LinkMessage;
 use nix::errno::Errno;
 use rtnetlink::LinkUnspec;
@@ -15,7 +15,7 @@ use crate::link::{
     underlay,
 };
 use crate::names::Names;
-use crate::{CREATE, EXCL};
+use crate::{CREATE, EXCL, tun};
 
 /// Whether what is there is what was asked for. What was not asked is right as it is.
 pub(crate) fn satisfies(found: &Link, asked: &Link) -> Result<(), String> {
@@ -24,6 +24,7 @@ pub(crate) fn satisfies(found: &Link, asked: &Link) -> Result<(), String> {
     };
     match (&found.kind, &asked.kind) {
         (LinkKind::Veth { .. }, LinkKind::Veth { peer: None }) => {}
+        (LinkKind::Tun(is), LinkKind::Tun(wanted)) if is.is_like(*wanted) => {}
         (is, wanted) if is == wanted => {}
         (is, wanted) => return differs("kind", is, wanted),
     }
@@ -49,15 +50,15 @@ fn underlay_index(link: &Link, names: &Names) -> Result<Option<u32>> {
 /// Makes a device. If that fails half-way nothing stays behind.
 pub(crate) fn create(connection: &mut Connection, names: &Names, link: &Link) -> Result<()> {
     let failed = |failure: Failure| failure.meaning(None, || format!("link {}", link.name));
+    if let LinkKind::Tun(tun) = &link.kind {
+        return create_tun(connection, link, *tun);
+    }
     let message = creation(link, underlay_index(link, names)?)?;
     if let Err(failure) = connection.request(RTM_NEWLINK, CREATE | EXCL, &message) {
         if failure.errno() == Some(Errno::EEXIST)
-            && let Some(device) = get(connection, link.name).map_err(failed)?
-            && let Some(found) = object(connection, &device).map_err(failed)?
+            && let Some(answer) = in_place(connection, link)?
         {
-            return satisfies(&found, link).map_err(|why| Error::Exists {
-                message: format!("{}: its {why}", Object::Link(found.clone())),
-            });
+            return answer;
         }
         return Err(match failure.errno() {
             // Not the device itself but what it is bound to.
@@ -65,6 +66,47 @@ pub(crate) fn create(connection: &mut Connection, names: &Names, link: &Link) ->
             _ => failed(failure),
         });
     }
+    finish_or_remove(connection, link)
+}
+
+/// The answer to who would make what is there already; `None`: nothing is there.
+fn in_place(connection: &mut Connection, link: &Link) -> Result<Option<Result<()>>> {
+    let failed = |failure: Failure| failure.meaning(None, || format!("link {}", link.name));
+    let Some(device) = get(connection, link.name).map_err(failed)? else {
+        return Ok(None);
+    };
+    let found = object(connection, &device).map_err(failed)?;
+    Ok(found.map(|found| {
+        satisfies(&found, link).map_err(|why| Error::Exists {
+            message: format!("{}: its {why}", Object::Link(found.clone())),
+        })
+    }))
+}
+
+/// Makes a TUN device.
+fn create_tun(connection: &mut Connection, link: &Link, tun: Tun) -> Result<()> {
+    if link.mac.is_some() {
+        return Err(Error::Rejected {
+            message: format!("{}: a TUN device has no hardware address", link.name),
+        });
+    }
+    match tun::make(link.name, tun) {
+        Ok(held) => {
+            let finished = finish_or_remove(connection, link);
+            drop(held);
+            finished
+        }
+        Err(error @ Error::Exists { .. }) => match in_place(connection, link)? {
+            Some(answer) => answer,
+            None => Err(error),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+/// Finishes a device that was just made; if that fails, nothing stays behind.
+fn finish_or_remove(connection: &mut Connection, link: &Link) -> Result<()> {
+    let failed = |failure: Failure| failure.meaning(None, || format!("link {}", link.name));
     let device = get(connection, link.name)
         .map_err(failed)?
         .ok_or_else(|| no_device(link.name))?;
@@ -84,7 +126,7 @@ fn by_index(device: &Device) -> LinkMessage {
 /// Sets what can only be set on a device that is there, brings it up and reads it back.
 fn finish(connection: &mut Connection, device: &Device, link: &Link) -> Result<()> {
     let failed = |failure: Failure| failure.meaning(Some(link.name), || link.name.to_string());
-    if matches!(link.kind, LinkKind::Vxlan(_)) {
+    if matches!(link.kind, LinkKind::Vxlan(_) | LinkKind::Tun(_)) {
         // No IPv6 link-local address: nobody uses it, and its duplicate detection would send
         // packets into the overlay. The kernel refuses this while it makes the device. A kernel
         // without IPv6 has nothing to switch off.
@@ -100,8 +142,13 @@ fn finish(connection: &mut Connection, device: &Device, link: &Link) -> Result<(
             _ => {}
         }
     }
-    if link.alias.is_some() || link.up {
+    // Other kinds got theirs in the message that made them.
+    let mtu = link.mtu.filter(|_| matches!(link.kind, LinkKind::Tun(_)));
+    if link.alias.is_some() || link.up || mtu.is_some() {
         let mut builder = LinkUnspec::new_with_index(device.index);
+        if let Some(mtu) = mtu {
+            builder = builder.mtu(mtu);
+        }
         if let Some(alias) = &link.alias {
             builder = builder.alias(alias.clone());
         }
@@ -175,6 +222,7 @@ pub(crate) fn change(connection: &mut Connection, names: &Names, link: &Link) ->
             }
         }
         (LinkKind::Veth { .. }, LinkKind::Veth { peer: None }) => {}
+        (LinkKind::Tun(is), LinkKind::Tun(asked)) if is.is_like(*asked) => {}
         (is, asked) if is == asked => {}
         (LinkKind::Veth { .. }, LinkKind::Veth { .. }) => return fixed("the other end"),
         _ => return fixed("the kind"),

@@ -5,7 +5,7 @@ use nix::errno::Errno;
 
 use crate::error::Failure;
 use crate::worker::Worker;
-use crate::{CREATE, EXCL, link, nexthop, sysctl};
+use crate::{CREATE, EXCL, link, nexthop, sysctl, tun};
 
 /// Probes the namespace.
 pub(crate) fn probe(worker: &mut Worker) -> Result<Features, Failure> {
@@ -35,6 +35,8 @@ pub(crate) fn probe(worker: &mut Worker) -> Result<Features, Failure> {
     features.nexthops = nexthops;
     features.ipv6 = sysctl::flag("/proc/sys/net/ipv6/conf/all/disable_ipv6") == Some(false);
     features.sysctls = sysctl::writable();
+    features.tun = net_admin && tun::available();
+    features.tunnels = false;
     features.offloads = worker.ethtool.family()?.is_some();
     features.forwarding_v4 = sysctl::flag("/proc/sys/net/ipv4/ip_forward");
     features.forwarding_v6 = sysctl::flag("/proc/sys/net/ipv6/conf/all/forwarding");

@@ -12,7 +12,8 @@
 //! The kernel carries the requests out one after the other and says of each why it failed, in its
 //! own words where it has some; they come back as [`flannel_core::kernel::Error`]. An object that
 //! could not be made because something is in its place is read back: the very object is success. A
-//! device is made step by step and read back whole; if it is not as asked it is removed again.
+//! device is made step by step and read back whole; if it is not as asked it is removed again. TUN
+//! devices are made with `/dev/net/tun`, which needs the only unsafe code of this crate.
 //!
 //! [`Kernel::observe`] is one dump per kind. A dump that changes disturbed is repeated, and so is
 //! everything if an object turns up on a device that was made meanwhile. [`Kernel::changes`] reads
@@ -57,6 +58,7 @@
 //! | In a namespace that never had an IPv4 address every IPv4 gateway is refused (`invalid gateway`). | Addresses go first. |
 //! | Of a VXLAN device MTU, hardware address, alias, learning, local address (within its family) and underlay device change in place; VNI, port and GBP do not. | [`Error::Unsupported`] |
 //! | A new VXLAN device whose MTU does not fit into its underlay's gets a smaller one, without a word. | It is read back, removed and rejected. |
+//! | A TUN device without an owner lets anybody attach to it who can open `/dev/net/tun`. | It belongs to the user that the process runs as. |
 //! | Two entries for one MAC address on a VXLAN device are possible for multicast and the zero address only. | Such addresses are rejected. |
 //!
 //! # What this crate does not do
@@ -66,7 +68,6 @@
 //! somebody configured and that say no more than an object can (a forwarding entry with a port of
 //! its own is not shown, but nothing is put in its place). Devices whose names are not printable
 //! ASCII are left out with all that is on them.
-#![forbid(unsafe_code)]
 
 mod address;
 mod apply;
@@ -86,6 +87,7 @@ mod observe;
 mod offload;
 mod route;
 mod sysctl;
+mod tun;
 mod watch;
 mod wire;
 mod witness;

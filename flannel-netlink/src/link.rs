@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{IfName, Link, LinkInfo, LinkKind, MacAddr, Vxlan};
+use flannel_core::{IfName, Link, LinkInfo, LinkKind, MacAddr, Tun, Vxlan};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkExtentMask, LinkHeader,
@@ -19,6 +19,7 @@ use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan}
 use crate::connection::Connection;
 use crate::error::Failure;
 use crate::names::Names;
+use crate::tun;
 use crate::wire::{
     Attributes, Malformed, Message, field_u32, read_ip, read_mac, read_text, read_u8, read_u16,
     read_u32,
@@ -53,6 +54,8 @@ pub(crate) struct Device {
     link: Option<u32>,
     master: Option<u32>,
     vxlan: VxlanDevice,
+    /// What it is as a TUN device, if it is one.
+    tun: Option<Tun>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -90,6 +93,7 @@ pub(crate) fn decode(body: &[u8]) -> Result<Device, Malformed> {
         link: None,
         master: None,
         vxlan: VxlanDevice::default(),
+        tun: None,
     };
     let mut elsewhere = false;
     for attribute in Attributes::after(body, HEADER)? {
@@ -128,8 +132,10 @@ fn decode_info(info: &[u8], device: &mut Device) -> Result<(), Malformed> {
             _ => {}
         }
     }
-    if device.kind == "vxlan" {
-        device.vxlan = decode_vxlan(data)?;
+    match device.kind.as_str() {
+        "vxlan" => device.vxlan = decode_vxlan(data)?,
+        "tun" => device.tun = tun::decode(data)?,
+        _ => {}
     }
     Ok(())
 }
@@ -185,7 +191,10 @@ impl Device {
             "veth" => LinkKind::Veth {
                 peer: self.link.and_then(|index| names.get(index)),
             },
-            "tun" => LinkKind::Tun,
+            "tun" => match self.tun {
+                Some(tun) => LinkKind::Tun(tun),
+                None => LinkKind::Other("tap".to_owned()),
+            },
             other => LinkKind::Other(other.to_owned()),
         };
         Some(Link {

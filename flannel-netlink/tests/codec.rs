@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
     Family, Fdb, IfName, Link, LinkKind, MacAddr, Neighbour, Nexthop, Object, Op, Route,
-    RouteProtocol, RouteTarget,
+    RouteProtocol, RouteTarget, Tun,
 };
 use flannel_netlink::codec::{Batch, decode, decode_answer, decode_features, encode};
 use proptest::prelude::*;
@@ -258,7 +258,7 @@ fn what_the_kernel_would_misread_is_rejected() {
 #[test]
 fn a_device_kind_that_netlink_does_not_make_is_unsupported() {
     for kind in [
-        LinkKind::Tun,
+        LinkKind::Tun(Tun::FOR_TUNNEL),
         LinkKind::Loopback,
         LinkKind::Other("dummy".to_owned()),
     ] {

@@ -148,6 +148,15 @@ async fn underlay(net: &Net) {
     }
 }
 
+/// What is wanted, but for packet paths, which this kernel alone does not run.
+fn wish(spec: &NodeSpec) -> Desired {
+    let mut desired = spec.desired();
+    desired
+        .objects
+        .retain(|key, _| !matches!(key.kind(), "tunnel" | "tunnel-peer"));
+    desired
+}
+
 async fn one_case(
     kernel: &NetlinkKernel,
     before: &NodeSpec,
@@ -157,11 +166,11 @@ async fn one_case(
     let ownership = ownership(false);
     tear_down(kernel, &ownership).await?;
     let empty = observe(kernel, &Desired::default()).await.objects;
-    converge(kernel, &before.desired(), &ownership).await?;
+    converge(kernel, &wish(before), &ownership).await?;
     for mishap in mishaps {
-        befall(kernel, &before.desired(), mishap).await;
+        befall(kernel, &wish(before), mishap).await;
     }
-    converge(kernel, &after.desired(), &ownership).await?;
+    converge(kernel, &wish(after), &ownership).await?;
     tear_down(kernel, &ownership).await?;
     let left = observe(kernel, &Desired::default()).await.objects;
     prop_assert_eq!(

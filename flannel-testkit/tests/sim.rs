@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use flannel_backend_hostgw::HostGwBackend;
+use flannel_backend_udp::UdpBackend;
 use flannel_backend_vxlan::VxlanBackend;
 use flannel_testkit::sim::{KINDS, MemoryCluster, Sim};
 
@@ -43,6 +44,13 @@ fn so_do_clusters_on_the_manager_in_memory() {
 #[test]
 fn clusters_of_host_gw_keep_them_too() {
     let sim = Sim::new(HostGwBackend::new).of_host_gw();
+    let report = sim.seeds(0..30, 2, &|_| {});
+    assert!(report.failed.is_empty(), "{report}");
+}
+
+#[test]
+fn clusters_of_udp_keep_them_too() {
+    let sim = Sim::new(UdpBackend::new).of_udp();
     let report = sim.seeds(0..30, 2, &|_| {});
     assert!(report.failed.is_empty(), "{report}");
 }

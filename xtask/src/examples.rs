@@ -36,6 +36,13 @@ const RUNS: &[Run] = &[
         needs_tool: None,
     },
     Run {
+        name: "mesh",
+        args: &["--nodes", "3", "--backend", "udp", "--json"],
+        exit: 0,
+        needs_root: true,
+        needs_tool: None,
+    },
+    Run {
         name: "host",
         args: &[],
         exit: 0,

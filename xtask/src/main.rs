@@ -42,8 +42,8 @@ const TASKS: &[Task] = &[
         name: "test",
         args: "",
         about: "Everything that CI checks, in this order: setup, fmt, lint, features, doc, api,\n\
-                deps, deny, msrv, examples, sim (4,000 seeds, each twice), all tests, those of\n\
-                the documentation too; last a line that sums the tests up, as cargo does.\n\
+                deps, deny, msrv, examples, sim (4,000 seeds, each twice), mutants, all tests,\n\
+                those of the documentation too; last a line that sums the tests up, as cargo does.\n\
                 As root it runs the tests and examples that need network namespaces; else it\n\
                 skips and counts them. With CI=true a missing privilege or tool is a failure.",
         run: |_| test(),
@@ -208,6 +208,7 @@ fn test() -> Outcome {
         Stage::new("msrv", msrv::run),
         Stage::new("examples", || examples::run_all(Some(&skips))),
         Stage::new("sim", long::sim_stage),
+        Stage::new("mutants", || mutants::run(&[])),
         Stage::new("tests", || {
             let run = suite::run(&skips)?;
             let passed = run.passed();

@@ -207,6 +207,15 @@ impl Forwarder {
         self.state.capabilities()
     }
 
+    /// Whether its queues are, at this moment, of a device that is there.
+    pub fn is_attached(&self) -> bool {
+        let io = state::lock(&self.state.io).as_ref().map(|slot| slot.load());
+        io.is_some_and(|io| {
+            let mut queues = io.queues.iter();
+            queues.all(|queue| crate::sys::is_attached(std::os::fd::AsFd::as_fd(queue)))
+        })
+    }
+
     /// Whether everything runs.
     pub fn health(&self) -> Health {
         self.state

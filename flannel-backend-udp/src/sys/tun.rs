@@ -130,3 +130,9 @@ pub(crate) fn set_offload(queue: BorrowedFd<'_>) -> Offload {
         udp: false,
     }
 }
+
+/// Whether a queue is of a device that is there. When a device goes its queues stay behind, of
+/// nothing.
+pub(crate) fn is_attached(queue: BorrowedFd<'_>) -> bool {
+    attached(queue).is_ok()
+}

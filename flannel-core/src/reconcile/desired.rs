@@ -1,6 +1,7 @@
 //! [`Desired`]: what the kernel should have, compiled from a network and its peers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -79,7 +80,8 @@ pub type Rejections = Vec<(Option<Family>, Rejection)>;
 /// depends on the network and the peers only, not on how they came to be.
 ///
 /// A backend is not trusted with what peers may cause: forwarding entries and neighbours on the
-/// node's own devices, nexthops with an id of ours, and routes into the peer's admitted subnet.
+/// node's own devices, peers of the node's own packet path at the peer's public address, nexthops
+/// with an id of ours, and routes into the peer's admitted subnet.
 #[derive(Debug, Clone)]
 pub struct Compiler {
     overlay: OverlayName,
@@ -330,7 +332,8 @@ impl Compiler {
                 }
                 None => continue,
             };
-            match self.check_unit(objects, subnet, &compiled.units) {
+            let public_ip = peer.lease.attrs.public_ip(family);
+            match self.check_unit(objects, subnet, public_ip, &compiled.units) {
                 Ok(unit) => compiled.units.set(family, Some(unit)),
                 Err(rejection) => compiled.rejections.push((Some(family), rejection)),
             }
@@ -343,6 +346,7 @@ impl Compiler {
         &self,
         objects: Vec<Object>,
         subnet: &Subnet,
+        public_ip: Option<IpAddr>,
         other: &DualStack<Vec<Object>>,
     ) -> Result<Vec<Object>, Rejection> {
         let mut unit = Objects::new();
@@ -358,7 +362,7 @@ impl Compiler {
             unit.insert(key, object);
         }
         for (key, object) in &unit {
-            if let Err(reason) = self.check(key, object, subnet, &unit) {
+            if let Err(reason) = self.check(key, object, subnet, public_ip, &unit) {
                 return Err(refuse(key.clone(), reason));
             }
         }
@@ -371,6 +375,7 @@ impl Compiler {
         key: &ObjectKey,
         object: &Object,
         subnet: &Subnet,
+        public_ip: Option<IpAddr>,
         unit: &Objects,
     ) -> Result<(), &'static str> {
         let local = &self.local;
@@ -381,6 +386,18 @@ impl Compiler {
         match object {
             Object::Link(_) | Object::Sysctl(_) | Object::Offload(_) | Object::Address(_) => {
                 Err("a peer causes no device, address or setting")
+            }
+            Object::Tunnel(_) => Err("a peer causes no packet path"),
+            Object::TunnelPeer(o) => {
+                if !makes(ObjectKey::Tunnel(o.dev)) {
+                    Err("it is of a packet path that the node does not make")
+                } else if !subnet.contains(&o.subnet) {
+                    Err("it is not in the peer's subnet")
+                } else if Some(o.endpoint.ip()) != public_ip || o.endpoint.port() == 0 {
+                    Err("its endpoint is not at the peer's public address")
+                } else {
+                    Ok(())
+                }
             }
             Object::Fdb(Fdb { dev, mac, .. }) | Object::Neighbour(Neighbour { dev, mac, .. }) => {
                 if !makes(ObjectKey::Link(*dev)) {
@@ -437,6 +454,8 @@ impl Compiler {
             | Object::Sysctl(_)
             | Object::Offload(_)
             | Object::Address(_)
+            | Object::Tunnel(_)
+            | Object::TunnelPeer(_)
             | Object::Fdb(_)
             | Object::Neighbour(_) => {}
         }

@@ -47,7 +47,7 @@ impl Ownership {
     /// | --- | --- | --- |
     /// | device | its alias is that of the overlay | VXLAN without alias, named `flannel.<VNI>` or `flannel-v6.<VNI>` |
     /// | address | inside the networks, on our device | the same on Go flannel's device |
-    /// | setting, forwarding entry, neighbour | on our device | on Go flannel's device |
+    /// | setting, packet path with its peers, forwarding entry, neighbour | on our device | on Go flannel's device |
     /// | nexthop object | our protocol, and its id is [`nexthop_id`] of what it holds | never |
     /// | route | our protocol, inside the networks, not through a device or nexthop of another overlay | protocol `boot`, inside the networks, gateway on-link on our device or Go flannel's |
     ///
@@ -63,11 +63,14 @@ impl Ownership {
                     Owner::Foreign
                 }
             }
-            Object::Sysctl(_) | Object::Offload(_) | Object::Fdb(_) | Object::Neighbour(_) => {
-                object
-                    .dev()
-                    .map_or(Owner::Foreign, |dev| self.device_owner(dev, observed))
-            }
+            Object::Sysctl(_)
+            | Object::Offload(_)
+            | Object::Tunnel(_)
+            | Object::TunnelPeer(_)
+            | Object::Fdb(_)
+            | Object::Neighbour(_) => object
+                .dev()
+                .map_or(Owner::Foreign, |dev| self.device_owner(dev, observed)),
             Object::Nexthop(nexthop) => self.nexthop_owner(nexthop),
             Object::Route(route) => self.route_owner(route, observed),
         }

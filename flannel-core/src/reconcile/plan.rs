@@ -21,7 +21,8 @@ use serde::{Deserialize, Serialize};
 use crate::kernel::{Observed, Op};
 use crate::lease::LeaseKey;
 use crate::object::{
-    Address, IfName, Link, MAIN_TABLE, Nexthop, Object, ObjectKey, Route, RouteTarget,
+    Address, IfName, Link, MAIN_TABLE, Nexthop, Object, ObjectKey, Route, RouteTarget, Tunnel,
+    TunnelPeer,
 };
 use crate::subnet::Subnet;
 
@@ -252,11 +253,14 @@ impl<'a> Planner<'a> {
     }
 
     /// Whether an object is left although nobody wants it: settings go with their device, and
-    /// devices stay with their addresses while peers may still send to them.
+    /// devices stay with their addresses and packet paths while peers may still send to them.
     fn stays_unwanted(&self, found: &Object) -> bool {
         match found {
             Object::Sysctl(_) | Object::Offload(_) => true,
-            Object::Link(Link { name: dev, .. }) | Object::Address(Address { dev, .. }) => {
+            Object::Link(Link { name: dev, .. })
+            | Object::Address(Address { dev, .. })
+            | Object::Tunnel(Tunnel { dev, .. })
+            | Object::TunnelPeer(TunnelPeer { dev, .. }) => {
                 let key = ObjectKey::Link(*dev);
                 let backend = match self.observed.objects.get(&key) {
                     Some(Object::Link(link)) => link.kind.backend(),
@@ -353,6 +357,13 @@ impl<'a> Planner<'a> {
         };
         let (gateway, dev) = match route.target {
             RouteTarget::Gateway { gateway, dev, .. } => (gateway, dev),
+            RouteTarget::Device(dev) => {
+                let subnet = route.dst;
+                return match desired(ObjectKey::TunnelPeer { dev, subnet })? {
+                    Object::TunnelPeer(peer) => Some(peer.endpoint.ip()),
+                    _ => None,
+                };
+            }
             RouteTarget::Nexthop(id) => match desired(ObjectKey::Nexthop(id))? {
                 Object::Nexthop(nexthop) => (nexthop.gateway, nexthop.dev),
                 _ => return None,

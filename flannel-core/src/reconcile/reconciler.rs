@@ -433,13 +433,13 @@ impl Reconciler {
         let mut doubt = self.carry_out(makes).await;
         if !self.failures.is_empty() && !orphans.is_empty() {
             let used = self.used(desired);
-            orphans.retain(|step| {
-                let is_used = used.contains(&step.op.key());
-                if is_used {
-                    self.failures.remove(&step.op.key());
-                }
-                !is_used
-            });
+            let kept: BTreeSet<ObjectKey> = orphans
+                .iter()
+                .map(|step| step.op.key())
+                .filter(|key| used.contains(key) || self.stands_in(key, desired))
+                .collect();
+            self.failures.retain(|key, _| !kept.contains(key));
+            orphans.retain(|step| !kept.contains(&step.op.key()));
         }
         doubt |= self.carry_out(orphans).await;
         doubt
@@ -465,6 +465,24 @@ impl Reconciler {
             }
         }
         used
+    }
+
+    /// Whether an address stands in for one of its device and family that is wanted and not there.
+    /// Without any, the kernel drops the routes through the device.
+    fn stands_in(&self, key: &ObjectKey, desired: &Desired) -> bool {
+        let ObjectKey::Address { dev, ip, .. } = key else {
+            return false;
+        };
+        let is_missing = |key: &ObjectKey| {
+            self.observed
+                .as_ref()
+                .is_none_or(|observed| !observed.objects.contains_key(key))
+        };
+        desired.objects.keys().any(|key| {
+            matches!(key, ObjectKey::Address { dev: on, ip: wanted, .. }
+                if on == dev && wanted.is_ipv4() == ip.is_ipv4())
+                && is_missing(key)
+        })
     }
 
     async fn carry_out(&mut self, steps: Vec<Step>) -> bool {

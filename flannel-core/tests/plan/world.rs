@@ -2,7 +2,7 @@
 //! go.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
@@ -118,6 +118,7 @@ pub(crate) fn mixed(before: &NodeSpec, other: NodeSpec, keep: [bool; 4]) -> Node
         after.mac = before.mac;
         after.mtu = before.mtu;
         after.learning = before.learning;
+        after.udp = before.udp;
     }
     if families {
         after.ipv6 = before.ipv6;
@@ -218,6 +219,8 @@ pub(crate) enum Hop {
     Direct(IpAddr),
     /// Through the tunnel to a VTEP behind a public address.
     Tunnel(MacAddr, IpAddr),
+    /// Through the packet path in userspace.
+    Datagrams(SocketAddr),
     Broken(&'static str),
 }
 
@@ -239,6 +242,7 @@ pub(crate) fn hop(objects: &Objects, dst: Subnet) -> (Option<IfName>, Hop) {
             Some(Object::Nexthop(nexthop)) => (nexthop.gateway, nexthop.dev),
             _ => return (None, Hop::Broken("no nexthop")),
         },
+        RouteTarget::Device(dev) => return (Some(*dev), datagrams(objects, *dev, dst)),
         _ => return (None, Hop::Broken("a route to nowhere")),
     };
     if dev.as_str() == "eth0" {
@@ -253,6 +257,16 @@ pub(crate) fn hop(objects: &Objects, dst: Subnet) -> (Option<IfName>, Hop) {
     match objects.get(&ObjectKey::Fdb { dev, mac }) {
         Some(Object::Fdb(fdb)) => (Some(dev), Hop::Tunnel(mac, fdb.remote)),
         _ => (Some(dev), Hop::Broken("no forwarding entry")),
+    }
+}
+
+fn datagrams(objects: &Objects, dev: IfName, subnet: Subnet) -> Hop {
+    if !objects.contains_key(&ObjectKey::Tunnel(dev)) {
+        return Hop::Broken("no packet path");
+    }
+    match objects.get(&ObjectKey::TunnelPeer { dev, subnet }) {
+        Some(Object::TunnelPeer(peer)) => Hop::Datagrams(peer.endpoint),
+        _ => Hop::Broken("no peer of the packet path"),
     }
 }
 

@@ -28,6 +28,17 @@ pub(crate) struct Bed {
     pub(crate) overlay: Option<Overlay>,
 }
 
+/// Waits until the kernel has taken down the namespaces of the bed before: with 50,000 peers in them
+/// that takes it longer than any of our deadlines.
+fn kernel_is_free() {
+    for _ in 0..30 {
+        let lab = Lab::new("settling").unwrap_or_else(|error| panic!("{error}"));
+        if lab.namespace("probe").is_ok() {
+            return;
+        }
+    }
+}
+
 impl Bed {
     /// A node of VXLAN.
     pub(crate) fn new(name: &str, peers: u32) -> Self {
@@ -52,6 +63,7 @@ impl Bed {
             .build()
             .expect("a runtime");
         let lab = Lab::new(name).unwrap_or_else(|error| panic!("{error}"));
+        kernel_is_free();
         let underlay = lab.underlay(1).expect("an underlay");
         let host = underlay.nodes[0].clone();
         let manager = MemoryManager::new(config(text));

@@ -81,14 +81,15 @@ struct Run<'a> {
     timed_out: bool,
 }
 
-/// The rank of a kind, as [`ObjectKey::rank`] has it, without making the key.
+/// The order among the kinds that go into batches, as [`ObjectKey::rank`] has it, without making
+/// the key.
 const fn rank(object: &Object) -> u8 {
     match object {
-        Object::Address(_) => 3,
-        Object::Fdb(_) => 4,
-        Object::Neighbour(_) => 5,
-        Object::Nexthop(_) => 6,
-        Object::Route(_) => 7,
+        Object::Address(_) => 1,
+        Object::Fdb(_) => 2,
+        Object::Neighbour(_) => 3,
+        Object::Nexthop(_) => 4,
+        Object::Route(_) => 5,
         _ => 0,
     }
 }
@@ -213,6 +214,13 @@ impl Run<'_> {
                     self.worker.ethtool.write(asked)
                 })
             }
+            // A packet path is a program of its own: what runs it is put around this kernel.
+            other @ (Object::Tunnel(_) | Object::TunnelPeer(_)) => Err(Error::Unsupported {
+                what: format!(
+                    "{}: wrap it in `flannel_backend_udp::WithTunnels` to have packet paths",
+                    other.key()
+                ),
+            }),
             other => Err(Error::Unsupported {
                 what: format!("objects of the kind {}", other.key().kind()),
             }),

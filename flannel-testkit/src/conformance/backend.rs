@@ -446,6 +446,7 @@ pub async fn peer_objects_are_closed_under_needs(backend: &dyn Backend, input: &
         ObjectKey::Neighbour { dev, .. } | ObjectKey::Fdb { dev, .. } => {
             !local.contains(&ObjectKey::Link(*dev))
         }
+        ObjectKey::TunnelPeer { dev, .. } => !local.contains(&ObjectKey::Tunnel(*dev)),
         _ => false,
     };
     for object in network.local() {

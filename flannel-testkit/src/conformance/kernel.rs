@@ -11,6 +11,7 @@ mod disturbed;
 mod fixture;
 mod linux;
 mod refusals;
+mod tunnels;
 
 use std::pin::Pin;
 
@@ -20,6 +21,7 @@ pub use disturbed::*;
 pub use fixture::{KernelFixture, UNDERLAY_V4, UNDERLAY_V6, underlay};
 pub use linux::*;
 pub use refusals::*;
+pub use tunnels::*;
 
 /// The outcome of a promise; the text says what was found instead.
 pub type Outcome = Result<(), String>;
@@ -86,6 +88,17 @@ macro_rules! kernel_conformance {
             a_reading_among_changes_is_whole_or_an_error
             settings_alone_are_those_of_the_whole
             changes_of_a_device_are_hinted
+            a_tun_device_is_made_as_asked
+            a_tun_device_never_takes_a_name_that_is_taken
+            a_tun_device_changes_in_place
+            a_tun_device_has_no_address_of_its_own
+            a_packet_path_needs_a_tun_device
+            a_packet_path_and_its_peers_change_in_place
+            a_packet_path_goes_with_its_device
+            a_packet_path_stays_while_its_device_is_down
+            peers_go_with_their_packet_path
+            what_no_packet_path_can_be_is_rejected
+            what_needs_a_failed_packet_path_is_skipped
         }
     };
     (@as tests $run:path; $($name:ident)*) => {

@@ -232,6 +232,23 @@ impl Host {
         }
     }
 
+    /// Drops the peers of a packet path that is gone.
+    fn drop_peers(&mut self, dev: IfName) {
+        self.objects
+            .retain(|_, object| !matches!(object, Object::TunnelPeer(peer) if peer.dev == dev));
+    }
+
+    /// Ends the packet paths: the program that they ran in is gone.
+    pub(super) fn lose_tunnels(&mut self) {
+        let tunnels = self
+            .objects
+            .keys()
+            .filter(|key| matches!(key, ObjectKey::Tunnel(_)));
+        for key in tunnels.cloned().collect::<Vec<_>>() {
+            self.delete_key(&key);
+        }
+    }
+
     fn delete(&mut self, object: &Object) -> Result<()> {
         let object = normal(object);
         let key = object.key();
@@ -274,6 +291,7 @@ impl Host {
                 self.drop_routes(|route| route.target == RouteTarget::Nexthop(nexthop.id));
             }
             Object::Address(address) => self.disconnect(&address),
+            Object::Tunnel(tunnel) => self.drop_peers(tunnel.dev),
             _ => {}
         }
     }

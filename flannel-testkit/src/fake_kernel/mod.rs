@@ -8,6 +8,9 @@
 //! Linux (it unmakes a device that did not become what was asked for, and keeps VXLAN devices from
 //! giving themselves addresses), so does [`Kernel::apply`] here.
 //!
+//! It runs packet paths ([`Tunnel`](flannel_core::Tunnel)) as a kernel with a packet path around it
+//! does: they go with their device, and with the program ([`FakeKernel::lose_tunnels`]).
+//!
 //! It is simpler than Linux in what no overlay does: it has no secondary addresses, no carrier, and
 //! no settings with consequences but `addr_gen_mode`.
 
@@ -230,6 +233,13 @@ impl FakeKernel {
         state.tell();
     }
 
+    /// Ends the packet paths, as the end of the program does that they ran in. Hints at it.
+    pub fn lose_tunnels(&self) {
+        let mut state = self.state();
+        state.host.lose_tunnels();
+        state.tell();
+    }
+
     /// Deletes what is under a key, whosever it is. Nothing there: changes nothing.
     pub fn delete(&self, key: &ObjectKey) {
         let mut state = self.state();
@@ -446,6 +456,11 @@ impl State {
                 kind: LinkKind::Vxlan(_),
                 ..
             }) if !self.features.vxlan => "VXLAN devices",
+            Object::Link(Link {
+                kind: LinkKind::Tun(_),
+                ..
+            }) if !self.features.tun => "TUN devices",
+            Object::Tunnel(_) | Object::TunnelPeer(_) if !self.features.tunnels => "packet paths",
             Object::Nexthop(_) if !self.features.nexthops => "nexthop objects",
             Object::Sysctl(_) if !self.features.sysctls => "writing settings",
             Object::Offload(_) if !self.features.offloads => "setting offloads",

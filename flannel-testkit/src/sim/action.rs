@@ -278,6 +278,16 @@ impl Kind {
         Self::Route,
     ];
 
+    /// The words of [`flannel_core::ObjectKey::kind`] that it stands for: a packet path has a tunnel
+    /// and its peers where VXLAN has forwarding entries and neighbours.
+    pub const fn words(self) -> [&'static str; 2] {
+        match self {
+            Self::Fdb => [self.word(), "tunnel"],
+            Self::Neighbour => [self.word(), "tunnel-peer"],
+            _ => [self.word(), self.word()],
+        }
+    }
+
     /// The word of [`flannel_core::ObjectKey::kind`].
     pub const fn word(self) -> &'static str {
         match self {

@@ -525,8 +525,8 @@ fn check_op(op: &Op, objects: &Objects, ops: &[Op], networks: &[Subnet]) -> Resu
     }
     let is_inner = |ip| networks.iter().any(|network| network.contains_ip(ip));
     let is_of_others = |dev| {
-        let is_vxlan = |link: &flannel_core::Link| {
-            matches!(link.kind, LinkKind::Vxlan(_))
+        let is_overlays = |link: &flannel_core::Link| {
+            matches!(link.kind, LinkKind::Vxlan(_) | LinkKind::Tun(_))
                 && (link
                     .alias
                     .as_deref()
@@ -535,9 +535,9 @@ fn check_op(op: &Op, objects: &Objects, ops: &[Op], networks: &[Subnet]) -> Resu
         };
         let made = ops.iter().any(|op| {
             matches!(op, Op::Create(Object::Link(link)) | Op::Change(Object::Link(link))
-                if link.name == dev && is_vxlan(link))
+                if link.name == dev && is_overlays(link))
         });
-        !made && link(objects, dev).is_some_and(|link| !is_vxlan(link))
+        !made && link(objects, dev).is_some_and(|link| !is_overlays(link))
     };
     let complain = |bad: bool, why: &str| if bad { Err(why.to_owned()) } else { Ok(()) };
     match op.object() {
@@ -574,6 +574,28 @@ fn check_op(op: &Op, objects: &Objects, ops: &[Op], networks: &[Subnet]) -> Resu
                 "it is not a single address",
             )?;
             complain(is_of_others(address.dev), "it is on a device of others")
+        }
+        Object::Tunnel(tunnel) => {
+            let own = tunnel
+                .own
+                .values()
+                .all(|own| networks.iter().any(|network| network.contains(own)));
+            complain(!own, "a subnet of its own is not in the network")?;
+            complain(is_of_others(tunnel.dev), "it is on a device of others")
+        }
+        Object::TunnelPeer(peer) => {
+            let network = networks
+                .iter()
+                .find(|network| network.contains(&peer.subnet));
+            complain(
+                network.is_none_or(|network| peer.subnet.len() < network.len() + 2),
+                "its subnet is not one of the network",
+            )?;
+            complain(
+                is_inner(peer.endpoint.ip()) || !is_host(peer.endpoint.ip()),
+                "its endpoint is no host of the underlay",
+            )?;
+            complain(is_of_others(peer.dev), "it is on a device of others")
         }
         Object::Sysctl(setting) => complain(is_of_others(setting.dev), "it is of others"),
         Object::Offload(offload) => complain(is_of_others(offload.dev), "it is of others"),

@@ -117,7 +117,7 @@ impl World {
 
     fn nth_of_ours(&self, at: usize, kind: Option<Kind>, n: u8) -> Option<Object> {
         let mut all = ours(&self.nodes[at].kernel.objects());
-        all.retain(|object| kind.is_none_or(|kind| object.key().kind() == kind.word()));
+        all.retain(|object| kind.is_none_or(|kind| kind.words().contains(&object.key().kind())));
         let n = usize::from(n).checked_rem(all.len())?;
         Some(all.swap_remove(n))
     }

@@ -32,6 +32,7 @@ mod kinds;
 mod link;
 pub mod model;
 mod model_hostgw;
+mod model_udp;
 mod model_vxlan;
 mod node;
 pub mod path;
@@ -63,7 +64,7 @@ pub use report::{Failure, Progress, Report};
 pub use run::Run;
 pub use store_cluster::StoreCluster;
 
-use model::{ChangingModel, HostGwModel, Model, VxlanModel};
+use model::{ChangingModel, HostGwModel, Model, UdpModel, VxlanModel};
 
 /// Makes the store of a cluster.
 type Found = dyn Fn(&Founding) -> Arc<dyn Cluster> + Send + Sync;
@@ -153,6 +154,21 @@ const HOST_GW: [&str; 4] = [
         "IPv6SubnetLen":64,"Backend":{"Type":"host-gw"}}"#,
 ];
 
+/// The configs of clusters that run the UDP backend.
+const UDP: [&str; 6] = [
+    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
+        "IPv6SubnetLen":64,"Backend":{"Type":"udp"}}"#,
+    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"Backend":{"Type":"udp"}}"#,
+    r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:42::/60","IPv6SubnetLen":64,
+        "Backend":{"Type":"udp"}}"#,
+    r#"{"Network":"10.43.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
+        "IPv6SubnetLen":64,"Backend":{"Type":"udp"}}"#,
+    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
+        "IPv6SubnetLen":64,"Backend":{"Type":"udp","Port":9000}}"#,
+    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
+        "IPv6SubnetLen":64,"Backend":{"Type":"udp","MTU":1400}}"#,
+];
+
 /// Network configs out of flannel's JSON.
 fn configs(texts: &[&str]) -> Vec<NetworkConfig> {
     let config = |text: &&str| NetworkConfig::from_json(text, PoolMode::Allocated);
@@ -220,6 +236,13 @@ impl Sim {
     #[must_use]
     pub fn of_host_gw(self) -> Self {
         self.configs(configs(&HOST_GW)).model(HostGwModel)
+    }
+
+    /// The same with configs and model of the UDP backend. Whoever is killed loses its packet path;
+    /// whoever stops has handed it over.
+    #[must_use]
+    pub fn of_udp(self) -> Self {
+        self.configs(configs(&UDP)).model(UdpModel)
     }
 
     /// The same with configs of host-gw and of VXLAN, so that clusters change between them, and the

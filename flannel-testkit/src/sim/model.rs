@@ -3,7 +3,8 @@
 //!
 //! [`peers`] says who of the records may be used, by the rules of the documentation. What a backend
 //! makes of these is a [`Model`]'s to say; [`VxlanModel`] is the one of VXLAN, [`HostGwModel`] that
-//! of host-gw, [`ChangingModel`] that of nodes which have both.
+//! of host-gw, [`UdpModel`] that of UDP, [`ChangingModel`] that of nodes which have VXLAN and
+//! host-gw.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -15,6 +16,7 @@ use flannel_core::{
 };
 
 pub use super::model_hostgw::{ChangingModel, HostGwModel};
+pub use super::model_udp::UdpModel;
 pub use super::model_vxlan::VxlanModel;
 
 /// A node as a model sees it.

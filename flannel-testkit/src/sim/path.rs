@@ -13,7 +13,8 @@ use flannel_core::{
 pub struct Way {
     /// The device.
     pub dev: IfName,
-    /// The next node on the way, or the destination itself where it is on the link.
+    /// The next node on the way, or the destination itself where it is on the link; of a packet path
+    /// in userspace the node at its other end.
     pub gateway: IpAddr,
     /// Where the outer packet goes if the device is a tunnel, and to which hardware address the
     /// inner one is addressed.
@@ -78,6 +79,9 @@ fn through(objects: &Objects, route: &Route, to: IpAddr) -> Result<Way, String> 
     if !link.up {
         return Err(format!("device {dev} is down"));
     }
+    if let LinkKind::Tun(_) = link.kind {
+        return datagrams(objects, dev, route.dst);
+    }
     if !matches!(link.kind, LinkKind::Vxlan(_)) {
         return Ok(Way {
             dev,
@@ -96,6 +100,21 @@ fn through(objects: &Objects, route: &Route, to: IpAddr) -> Result<Way, String> 
             tunnel: Some((mac, fdb.remote)),
         }),
         _ => Err(format!("{mac} has no forwarding entry on {dev}")),
+    }
+}
+
+/// The way through a packet path in userspace, which knows a peer by its very subnet.
+fn datagrams(objects: &Objects, dev: IfName, subnet: Subnet) -> Result<Way, String> {
+    if !objects.contains_key(&ObjectKey::Tunnel(dev)) {
+        return Err(format!("no packet path runs on {dev}"));
+    }
+    match objects.get(&ObjectKey::TunnelPeer { dev, subnet }) {
+        Some(Object::TunnelPeer(peer)) => Ok(Way {
+            dev,
+            gateway: peer.endpoint.ip(),
+            tunnel: None,
+        }),
+        _ => Err(format!("the packet path on {dev} does not know {subnet}")),
     }
 }
 

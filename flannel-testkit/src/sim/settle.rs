@@ -5,7 +5,7 @@ use std::time::Duration;
 use flannel_core::reconcile::plan::difference;
 use flannel_core::{
     ConditionType, LeaseKey, Neighbour, Nexthop, Object, ObjectKey, Route, RouteTarget, Subnet,
-    wire,
+    TunnelPeer, wire,
 };
 
 use super::cluster::Tamper;
@@ -293,8 +293,9 @@ impl World {
             .iter()
             .filter_map(|record| wire::parse_subnet_key(record.key.as_str()).ok());
         match object {
-            Object::Route(route) => {
-                subnets.any(|subnets| subnets.values().any(|subnet| *subnet == route.dst))
+            Object::Route(Route { dst: of, .. })
+            | Object::TunnelPeer(TunnelPeer { subnet: of, .. }) => {
+                subnets.any(|subnets| subnets.values().any(|subnet| subnet == of))
             }
             Object::Nexthop(Nexthop { gateway: ip, .. })
             | Object::Neighbour(Neighbour { ip, .. }) => {
@@ -309,6 +310,7 @@ impl World {
     fn is_inner(&self, object: &Object) -> bool {
         let place = match object {
             Object::Route(route) => route.dst,
+            Object::TunnelPeer(peer) => peer.subnet,
             Object::Address(address) => Subnet::host(address.ip),
             Object::Neighbour(neighbour) => Subnet::host(neighbour.ip),
             Object::Nexthop(nexthop) => Subnet::host(nexthop.gateway),

@@ -270,6 +270,10 @@ impl World {
                 tokio::task::yield_now().await;
             }
         }
+        if killed {
+            // Who is killed hands nothing over.
+            self.nodes[at].kernel.lose_tunnels();
+        }
         killed
     }
 

@@ -2,14 +2,14 @@
 //! what is somebody else's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use flannel_core::reconcile::desired::{Desired, Wanted};
 use flannel_core::reconcile::ownership::{Ownership, nexthop_id};
 use flannel_core::{
-    Address, Family, Fdb, IfName, LeaseKey, Link, LinkKind, MAIN_TABLE, MacAddr, Neighbour,
-    Nexthop, Object, ObjectKey, OverlayName, Route, RouteProtocol, RouteTarget, Subnet, Sysctl,
-    Vxlan,
+    Address, DualStack, Family, Fdb, IfName, LeaseKey, Link, LinkKind, MAIN_TABLE, MacAddr,
+    Neighbour, Nexthop, Object, ObjectKey, OverlayName, Route, RouteProtocol, RouteTarget, Subnet,
+    Sysctl, Tun, Tunnel, TunnelPeer, Vxlan,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
@@ -195,6 +195,9 @@ pub fn any_object() -> impl Strategy<Value = Object> {
         });
     let kind = prop_oneof![
         4 => vxlan,
+        2 => any::<(bool, bool)>().prop_map(|(persistent, multi_queue)| {
+            LinkKind::Tun(Tun { persistent, multi_queue, vnet_header: true })
+        }),
         1 => Just(LinkKind::Bridge),
         1 => Just(LinkKind::Other(String::new())),
     ];
@@ -246,6 +249,18 @@ pub fn any_object() -> impl Strategy<Value = Object> {
                 prefix_len,
             })
         }),
+        (dev(), family(), 8285..8287_u16).prop_map(|(dev, family, port)| {
+            Object::Tunnel(tunnel_of(dev, [family], port, 1400))
+        }),
+        (dev(), small_ip(), 16..=32_u8, small_ip(), 8285..8287_u16).prop_map(
+            |(dev, ip, len, endpoint, port)| {
+                Object::TunnelPeer(TunnelPeer {
+                    dev,
+                    subnet: Subnet::new(ip, len).unwrap_or_else(|_| Subnet::host(ip)),
+                    endpoint: SocketAddr::new(endpoint, port),
+                })
+            }
+        ),
         (dev(), small_mac(), small_ip())
             .prop_map(|(dev, mac, remote)| { Object::Fdb(Fdb { dev, mac, remote }) }),
         (dev(), small_ip(), small_mac())
@@ -297,6 +312,9 @@ pub struct NodeSpec {
     pub mac: u8,
     /// Whether the devices learn forwarding entries.
     pub learning: bool,
+    /// Whether packets go through a packet path in userspace and not through VXLAN; the one device
+    /// of both families is `flannel0` then.
+    pub udp: bool,
     /// Whether there is IPv6 beside IPv4.
     pub ipv6: bool,
     /// Whether routes go through nexthop objects.
@@ -310,11 +328,11 @@ pub fn node_spec() -> impl Strategy<Value = NodeSpec> {
     (
         (1..3_u32, 8472..8474_u16, any::<bool>()),
         (1400..1402_u32, 1..3_u8, any::<bool>()),
-        any::<(bool, bool)>(),
+        (any::<bool>(), any::<bool>(), proptest::bool::weighted(0.3)),
         btree_map(2..12_u8, (2..9_u8, proptest::bool::weighted(0.2)), 0..6),
     )
         .prop_map(
-            |((vni, port, named_after_vni), (mtu, mac, learning), (ipv6, nexthops), peers)| {
+            |((vni, port, named_after_vni), (mtu, mac, learning), (ipv6, nexthops, udp), peers)| {
                 NodeSpec {
                     vni,
                     port,
@@ -322,6 +340,7 @@ pub fn node_spec() -> impl Strategy<Value = NodeSpec> {
                     mtu,
                     mac,
                     learning,
+                    udp,
                     ipv6,
                     nexthops,
                     peers,
@@ -347,6 +366,7 @@ impl NodeSpec {
     /// The name of the device of a family.
     pub fn dev(&self, family: Family) -> IfName {
         let name = match (family, self.named_after_vni) {
+            _ if self.udp => "flannel0".to_owned(),
             (Family::V4, true) => format!("flannel.{}", self.vni),
             (Family::V6, true) => format!("flannel-v6.{}", self.vni),
             (Family::V4, false) => "fl4".to_owned(),
@@ -387,18 +407,25 @@ impl NodeSpec {
 
     fn local(&self, family: Family) -> Vec<Object> {
         let dev = self.dev(family);
+        let mac = MacAddr([0x0e, 0xff, 0, 0, 0, self.mac]);
+        let vxlan = LinkKind::Vxlan(Vxlan {
+            vni: self.vni,
+            port: self.port,
+            underlay: IfName::new("eth0").ok(),
+            local: Some(public_ip(family, 1)),
+            learning: self.learning,
+            gbp: false,
+        });
+        let (kind, mac) = if self.udp {
+            (LinkKind::Tun(Tun::FOR_TUNNEL), None)
+        } else {
+            (vxlan, Some(mac))
+        };
         let link = Object::Link(Link {
             name: dev,
-            kind: LinkKind::Vxlan(Vxlan {
-                vni: self.vni,
-                port: self.port,
-                underlay: IfName::new("eth0").ok(),
-                local: Some(public_ip(family, 1)),
-                learning: self.learning,
-                gbp: false,
-            }),
+            kind,
             mtu: Some(self.mtu),
-            mac: Some(MacAddr([0x0e, 0xff, 0, 0, 0, self.mac])),
+            mac,
             up: true,
             alias: Some(OverlayName::default().link_alias()),
         });
@@ -414,7 +441,12 @@ impl NodeSpec {
             ip: own.address(),
             prefix_len: own.len(),
         });
-        vec![link, setting, address]
+        let mut objects = vec![link, setting, address];
+        if self.udp {
+            let tunnel = tunnel_of(dev, self.families(), self.port, self.mtu);
+            objects.push(Object::Tunnel(tunnel));
+        }
+        objects
     }
 
     /// What is needed to reach the node that has a slot.
@@ -440,6 +472,14 @@ impl NodeSpec {
                 dev: eth0,
                 onlink: false,
             })];
+        }
+        if self.udp {
+            let peer = Object::TunnelPeer(TunnelPeer {
+                dev,
+                subnet: dst,
+                endpoint: SocketAddr::new(remote, self.port),
+            });
+            return vec![peer, route(RouteTarget::Device(dev))];
         }
         let mut objects = vec![
             Object::Fdb(Fdb { dev, mac, remote }),
@@ -469,11 +509,12 @@ impl NodeSpec {
         objects
     }
 
-    /// What Go flannel leaves behind of the same overlay: no alias, protocol `boot`, no nexthops.
+    /// What Go flannel leaves behind of the same overlay over VXLAN: no alias, protocol `boot`, no nexthops.
     pub fn left_by_go_flannel(&self) -> Vec<Object> {
         let plain = Self {
             nexthops: false,
             named_after_vni: true,
+            udp: false,
             ..self.clone()
         };
         let wanted = plain.desired().objects.into_values();
@@ -491,6 +532,28 @@ impl NodeSpec {
             })
             .collect()
     }
+}
+
+/// A packet path of the node 1 of [`NodeSpec`].
+pub fn tunnel_of(
+    dev: IfName,
+    families: impl IntoIterator<Item = Family>,
+    port: u16,
+    mtu: u32,
+) -> Tunnel {
+    let mut tunnel = Tunnel {
+        dev,
+        listen: DualStack::default(),
+        own: DualStack::default(),
+        mtu: DualStack::default(),
+    };
+    for family in families {
+        let listen = SocketAddr::new(public_ip(family, 1), port);
+        tunnel.listen.set(family, Some(listen));
+        tunnel.own.set(family, Some(slot_subnet(family, 1)));
+        tunnel.mtu.set(family, Some(mtu));
+    }
+    tunnel
 }
 
 /// The subnet of a slot.
@@ -546,6 +609,16 @@ pub fn altered(object: &Object) -> Object {
             value: "2".to_owned(),
             ..o
         }),
+        Object::Tunnel(mut o) => {
+            for listen in [&mut o.listen.v4, &mut o.listen.v6].into_iter().flatten() {
+                listen.set_port(4444);
+            }
+            Object::Tunnel(o)
+        }
+        Object::TunnelPeer(mut o) => {
+            o.endpoint.set_ip(public_ip(o.subnet.family(), 200));
+            Object::TunnelPeer(o)
+        }
         Object::Fdb(o) => Object::Fdb(Fdb {
             remote: public_ip(Family::of(&o.remote), 200),
             ..o

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::net::IpAddr;
 
-use crate::family::Family;
+use crate::family::{DualStack, Family};
 use crate::object::{Link, LinkKind, Object, Vxlan};
 
 /// How an object that is there differs from what was asked for.
@@ -31,6 +31,14 @@ pub fn difference(asked: &Object, found: &Object) -> Option<Difference> {
             fields.compare("on", &asked.on, &found.on);
         }
         (Object::Address(_), Object::Address(_)) => {}
+        (Object::Tunnel(asked), Object::Tunnel(found)) => {
+            fields.per_family("listen", &asked.listen, &found.listen);
+            fields.per_family("own", &asked.own, &found.own);
+            fields.per_family("mtu", &asked.mtu, &found.mtu);
+        }
+        (Object::TunnelPeer(asked), Object::TunnelPeer(found)) => {
+            fields.compare("endpoint", &asked.endpoint, &found.endpoint);
+        }
         (Object::Fdb(asked), Object::Fdb(found)) => {
             fields.compare("remote", &asked.remote, &found.remote);
         }
@@ -71,6 +79,8 @@ fn link_difference(asked: &Link, found: &Link, fields: &mut Fields) {
             );
             fields.compare("learning", &asked.learning, &found.learning);
         }
+        (LinkKind::Tun(asked), LinkKind::Tun(found)) if asked.is_like(*found) => {}
+        (LinkKind::Tun(asked), LinkKind::Tun(found)) => fields.fixed("kind", asked, found),
         (LinkKind::Veth { peer: None }, LinkKind::Veth { .. }) => {}
         (asked, found) if asked == found => {}
         _ => fields.add(
@@ -106,7 +116,7 @@ fn kind_name(kind: &LinkKind) -> &str {
         LinkKind::Vxlan(_) => "vxlan",
         LinkKind::Bridge => "bridge",
         LinkKind::Veth { .. } => "veth",
-        LinkKind::Tun => "tun",
+        LinkKind::Tun(_) => "tun",
         LinkKind::Loopback => "loopback",
         LinkKind::Other(kind) => kind,
     }
@@ -131,6 +141,19 @@ impl Fields {
     fn fixed<T: PartialEq + Display + ?Sized>(&mut self, name: &str, asked: &T, found: &T) {
         if asked != found {
             self.add(name, asked, found, false);
+        }
+    }
+
+    /// Compares what there may be once per family.
+    fn per_family<T: PartialEq + Display>(
+        &mut self,
+        name: &str,
+        asked: &DualStack<T>,
+        found: &DualStack<T>,
+    ) {
+        for family in Family::ALL {
+            let (asked, found) = (named(asked.get(family)), named(found.get(family)));
+            self.compare(&format!("{name} of {family}"), &asked, &found);
         }
     }
 

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fmt::{Debug, Display};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use flannel_core::kernel::Error;
 use flannel_core::reconcile::plan::difference;
 use flannel_core::{
-    Address, Family, Fdb, Features, IfName, Kernel, Link, LinkKind, MAIN_TABLE, MacAddr, Neighbour,
-    Nexthop, Object, Objects, Observed, Offload, Op, Route, RouteProtocol, RouteTarget, Scope,
-    Subnet, Sysctl, Vxlan,
+    Address, DualStack, Family, Fdb, Features, IfName, Kernel, Link, LinkKind, MAIN_TABLE, MacAddr,
+    Neighbour, Nexthop, Object, Objects, Observed, Offload, Op, Route, RouteProtocol, RouteTarget,
+    Scope, Subnet, Sysctl, Tun, Tunnel, TunnelPeer, Vxlan,
 };
 
 use super::Outcome;
@@ -45,6 +45,8 @@ pub fn underlay() -> IfName {
 const DEV: &str = "fl.conf4";
 /// The same with an IPv6 underlay.
 const DEV6: &str = "fl.conf6";
+/// The TUN device.
+const TUN: &str = "fl.tun0";
 
 impl KernelFixture {
     /// Makes a bridge with addresses for an underlay, by the kernel under test, in a namespace
@@ -253,6 +255,67 @@ impl KernelFixture {
             .collect()
     }
 
+    /// The TUN device, up; none where the kernel makes none.
+    pub(super) fn tun(&self) -> Option<Link> {
+        let tun = Link {
+            mtu: Some(1400),
+            alias: Some("flannel:conformance".to_owned()),
+            ..link(name(TUN), LinkKind::Tun(Tun::FOR_TUNNEL))
+        };
+        self.features.tun.then_some(tun)
+    }
+
+    /// The packet path on that device.
+    pub(super) fn tunnel(&self) -> Tunnel {
+        let mut tunnel = Tunnel {
+            dev: name(TUN),
+            listen: DualStack::default(),
+            own: DualStack::default(),
+            mtu: DualStack::default(),
+        };
+        for family in self.families() {
+            let (local, own, mtu) = match family {
+                Family::V4 => (UNDERLAY_V4.0, "10.87.1.0/24", 1472),
+                Family::V6 => (UNDERLAY_V6.0, "fd87:1::/64", 1452),
+            };
+            let listen = SocketAddr::new(ip(local), 8285);
+            tunnel.listen.set(family, Some(listen));
+            tunnel.own.set(family, Some(subnet(own)));
+            tunnel.mtu.set(family, Some(mtu));
+        }
+        tunnel
+    }
+
+    /// Peer `n` of the packet path with its route, in each family.
+    pub(super) fn tunnel_peers(&self, n: u8) -> Vec<Object> {
+        let dev = name(TUN);
+        let mut objects = Vec::new();
+        for family in self.families() {
+            let (remote, dst) = match family {
+                Family::V4 => (format!("192.0.2.{n}"), format!("10.87.{n}.0/24")),
+                Family::V6 => (format!("2001:db8::{n:x}"), format!("fd87:{n:x}::/64")),
+            };
+            objects.push(Object::TunnelPeer(TunnelPeer {
+                dev,
+                subnet: subnet(&dst),
+                endpoint: SocketAddr::new(ip(&remote), 8285),
+            }));
+            objects.push(route(&dst, RouteTarget::Device(dev)));
+        }
+        objects.sort_by_key(Object::key);
+        objects
+    }
+
+    /// The TUN device, the packet path and one peer, as far as the kernel has them.
+    pub(super) fn tunnel_world(&self) -> Vec<Object> {
+        let mut objects: Vec<_> = self.tun().map(Object::Link).into_iter().collect();
+        if self.features.tun && self.features.tunnels {
+            objects.push(Object::Tunnel(self.tunnel()));
+            objects.extend(self.tunnel_peers(2));
+        }
+        objects
+    }
+
     /// Objects of every kind that this kernel has, in an order in which they can be made.
     pub fn samples(&self) -> Vec<Object> {
         let veth = LinkKind::Veth {
@@ -284,6 +347,7 @@ impl KernelFixture {
                 )
             }));
         }
+        objects.extend(self.tunnel_world());
         for family in self.families() {
             let (dev, net, len, via, behind, straight, nowhere, setting) = match family {
                 Family::V4 => (
@@ -395,6 +459,10 @@ pub(super) fn ip(text: &str) -> IpAddr {
         .expect("the addresses of this suite are addresses")
 }
 
+pub(super) fn subnet(text: &str) -> Subnet {
+    text.parse().expect("the subnets of this suite are subnets")
+}
+
 pub(super) fn link(name: IfName, kind: LinkKind) -> Link {
     Link {
         name,
@@ -415,7 +483,7 @@ pub(super) fn address(dev: IfName, ip: &str, prefix_len: u8) -> Object {
 }
 
 pub(super) fn route(dst: &str, target: RouteTarget) -> Object {
-    let dst: Subnet = dst.parse().expect("the subnets of this suite are subnets");
+    let dst = subnet(dst);
     Object::Route(Route {
         table: MAIN_TABLE,
         dst,

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
     Address, Family, IfName, LinkKind, MAIN_TABLE, Object, ObjectKey, Route, RouteTarget, Subnet,
+    Tun,
 };
 
 use super::{AFTER_NEXTHOPS, Host, links, rejected};
@@ -30,6 +31,29 @@ impl Host {
                     return Err(Error::Exists {
                         message: "ipv6: address already assigned".to_owned(),
                     });
+                }
+            }
+            Object::Tunnel(tunnel) => {
+                self.need_device(tunnel.dev)?;
+                let fits = self.link(tunnel.dev).is_some_and(
+                    |link| matches!(link.kind, LinkKind::Tun(tun) if tun.is_like(Tun::FOR_TUNNEL)),
+                );
+                if !fits {
+                    return Err(rejected("no TUN device that a packet path takes", object));
+                }
+                if let Some(fault) = tunnel.fault() {
+                    return Err(rejected(fault, object));
+                }
+            }
+            Object::TunnelPeer(peer) => {
+                let key = ObjectKey::Tunnel(peer.dev);
+                let Some(Object::Tunnel(tunnel)) = self.objects.get(&key) else {
+                    return Err(Error::NotFound {
+                        message: key.to_string(),
+                    });
+                };
+                if let Some(fault) = tunnel.fault_of(peer) {
+                    return Err(rejected(fault, object));
                 }
             }
             Object::Fdb(fdb) => {

@@ -22,6 +22,7 @@ impl Host {
                 self.check_vxlan_free(link.name, vxlan)?;
             }
             LinkKind::Bridge => {}
+            LinkKind::Tun(_) if link.mac.is_none() => {}
             LinkKind::Veth { peer } => {
                 if peer.is_some_and(|peer| peer == link.name || self.link(peer).is_some()) {
                     return Err(Error::Exists {
@@ -49,7 +50,7 @@ impl Host {
         if link.up {
             self.check_socket_free(link.name, &link.kind)?;
         }
-        if !any_kind && matches!(link.kind, LinkKind::Vxlan(_)) {
+        if !any_kind && matches!(link.kind, LinkKind::Vxlan(_) | LinkKind::Tun(_)) {
             // The kernel crate switches this off, others do not.
             self.without_own_address.insert(link.name);
         }
@@ -74,7 +75,7 @@ impl Host {
         self.made += 1;
         self.indices.insert(link.name, self.made);
         let room = self.room(&link.kind);
-        let mac = (link.kind != LinkKind::Loopback)
+        let mac = (!matches!(link.kind, LinkKind::Loopback | LinkKind::Tun(_)))
             .then(|| MacAddr::local(u64::from(self.made) << 16 | 0xfa_0000_0000_0000));
         let made = Link {
             mtu: Some(match (link.mtu, room) {
@@ -176,6 +177,7 @@ impl Host {
                 link.kind.clone()
             }
             (LinkKind::Veth { .. }, LinkKind::Veth { .. }) => found.kind.clone(),
+            (LinkKind::Tun(is), LinkKind::Tun(asked)) if is.is_like(*asked) => found.kind.clone(),
             (is, asked) if is == asked => found.kind.clone(),
             _ => {
                 return Err(Error::Unsupported {
@@ -193,6 +195,11 @@ impl Host {
         }
         if link.up && !found.up {
             self.check_socket_free(link.name, &kind)?;
+        }
+        if matches!(kind, LinkKind::Tun(_)) && link.mac.is_some() {
+            return Err(Error::Unsupported {
+                what: "a hardware address of a TUN device".to_owned(),
+            });
         }
         let new_mac = link.mac.is_some_and(|mac| Some(mac) != found.mac);
         let changed = Link {

@@ -1,0 +1,149 @@
+//! [`UdpBackend`]: what this node publishes, and how a network is made of its lease.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use flannel_core::backend::{Error, Result, check_lease};
+use flannel_core::{
+    Backend, BackendType, DualStack, IfName, Lease, LeaseAttrs, Network, NodeContext, Note,
+};
+
+use crate::config::UdpConfig;
+use crate::kernel::PacketPath;
+use crate::network::{End, UdpNetwork};
+
+/// The UDP backend: compatible with flannel's on the wire and in the lease.
+///
+/// It computes objects, as all backends do; that there is somebody who carries packets is the
+/// kernel's part: [`WithTunnels`](crate::WithTunnels) around the kernel of the overlay.
+#[derive(Debug, Clone, Default)]
+pub struct UdpBackend {
+    device: Option<IfName>,
+    path: Option<Arc<dyn PacketPath>>,
+}
+
+impl UdpBackend {
+    /// The backend with its defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The name of the TUN device, default `flannel0`: the one that Go flannel's `flannel%d` comes
+    /// to, by which firewall rules and whoever looks at a node know it. Two overlays in one network
+    /// namespace need two names.
+    ///
+    /// Go flannel itself keeps the name for as long as it runs, so that never two of them carry the
+    /// packets of one node: our device is then reported as blocked, and made when Go flannel ends.
+    #[must_use]
+    pub const fn with_device(mut self, device: IfName) -> Self {
+        self.device = Some(device);
+        self
+    }
+
+    /// Has the network's notes tell how the packet path works, such as which of the kernel's
+    /// offloads it does without and why: give it the one that the overlay's kernel has.
+    #[must_use]
+    pub fn with_notes_of(mut self, path: Arc<dyn PacketPath>) -> Self {
+        self.path = Some(path);
+        self
+    }
+}
+
+/// The name of the TUN device unless it is set.
+fn default_device() -> Option<IfName> {
+    IfName::new("flannel0").ok()
+}
+
+#[async_trait]
+impl Backend for UdpBackend {
+    fn backend_type(&self) -> BackendType {
+        BackendType::udp()
+    }
+
+    fn attrs<'a>(&self, cx: &NodeContext<'a>) -> Result<LeaseAttrs> {
+        let config = UdpConfig::from_network(cx.config)?;
+        check_features(cx)?;
+        ends(cx, &config)?;
+        Ok(LeaseAttrs {
+            public_ip: cx.external.public,
+            // As flannel writes it: its records of this backend carry no type and no data.
+            backend_type: None,
+            backend_data: DualStack::default(),
+        })
+    }
+
+    async fn register_network<'a>(
+        &self,
+        cx: &NodeContext<'a>,
+        lease: Lease,
+    ) -> Result<Arc<dyn Network>> {
+        let config = UdpConfig::from_network(cx.config)?;
+        check_features(cx)?;
+        check_lease(cx.config, &lease)?;
+        let ends = ends(cx, &config)?;
+        let mut notes = Vec::new();
+        if let Some(mtu) = config.mtu.filter(|mtu| *mtu > cx.external.mtu) {
+            notes.push(Note {
+                topic: "mtu".to_owned(),
+                text: format!(
+                    "Backend.MTU is {mtu}, but interface {} carries {}: the latter counts",
+                    cx.external.dev, cx.external.mtu
+                ),
+            });
+        }
+        let device = self.device.or_else(default_device);
+        Ok(Arc::new(UdpNetwork {
+            overlay: cx.overlay.clone(),
+            device: device.ok_or_else(|| Error::Other {
+                what: "the TUN device has no name".to_owned(),
+                source: None,
+            })?,
+            port: config.port,
+            ends,
+            accept_ra: cx.features.ipv6 && cx.features.sysctls,
+            notes,
+            path: self.path.clone(),
+            lease,
+        }))
+    }
+}
+
+/// Whether packets can be carried here at all. Told before there is a lease, so that a network that
+/// goes over to this backend leaves a node alone that cannot follow.
+fn check_features(cx: &NodeContext<'_>) -> Result<()> {
+    let lacks = if !cx.features.tun {
+        "TUN devices: the module tun, and in a container the device /dev/net/tun, are needed"
+    } else if !cx.features.tunnels {
+        "packet paths: give the overlay a kernel inside of `flannel_backend_udp::WithTunnels`"
+    } else {
+        return Ok(());
+    };
+    Err(Error::Unsupported {
+        what: lacks.to_owned(),
+    })
+}
+
+/// Our ends of the tunnel, one for each family of the config.
+fn ends(cx: &NodeContext<'_>, config: &UdpConfig) -> Result<DualStack<End>> {
+    let mut ends = DualStack::default();
+    for family in cx.config.families() {
+        let local = cx
+            .external
+            .local
+            .ip(family)
+            .ok_or_else(|| Error::Underlay {
+                reason: format!(
+                    "interface {} has no {family} address to send from, which the {family} overlay \
+                 needs",
+                    cx.external.dev
+                ),
+            })?;
+        let end = End {
+            listen: SocketAddr::new(local, config.port),
+            mtu: config.inner_mtu(family, cx.external.mtu)?,
+        };
+        ends.set(family, Some(end));
+    }
+    Ok(ends)
+}

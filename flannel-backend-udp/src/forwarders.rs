@@ -1,0 +1,372 @@
+//! [`Forwarders`]: the packet paths of this process.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+
+use async_trait::async_trait;
+use flannel_core::kernel::{self, Result};
+use flannel_core::{Change, ChangeStream, DualStack, IfName, Note, Tunnel};
+use futures_core::Stream;
+use tokio::sync::mpsc;
+
+use crate::counters::{PeerTotals, Totals};
+use crate::forward::{Error, Failure, Forwarder, Report, Watch};
+use crate::kernel::{PacketPath, Peers, Running};
+use crate::sockets::{InNamespace, Sockets};
+use crate::spec::{Options, TunnelSpec};
+use crate::table::TableBuilder;
+
+/// Hints that are not read yet: more of them say nothing more.
+const HINTS: usize = 16;
+
+/// Forwarders in this process, one for each TUN device that was asked for: the [`PacketPath`] that
+/// carries packets.
+///
+/// Clones are handles on the same forwarders. They run until they are closed, or the last handle
+/// is dropped: a program that replaces its overlay keeps a handle meanwhile.
+#[derive(Debug, Clone)]
+pub struct Forwarders {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    options: Options,
+    sockets: Arc<dyn Sockets>,
+    all: Mutex<BTreeMap<IfName, Entry>>,
+    listeners: Mutex<Vec<mpsc::Sender<Change>>>,
+    /// Threads that end forwarders which lost their device.
+    ending: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// A forwarder with what it was asked.
+#[derive(Debug)]
+struct Entry {
+    forwarder: Forwarder,
+    peers: Arc<Peers>,
+    builder: TableBuilder,
+    /// Its device has gone: whatever has that name now is another one, and maybe a stranger's.
+    lost: Arc<AtomicBool>,
+}
+
+impl Default for Forwarders {
+    fn default() -> Self {
+        Self::new(Options::default(), Arc::new(InNamespace::current()))
+    }
+}
+
+impl Forwarders {
+    /// No forwarder yet; those to come work like this, with queues and sockets from there: the
+    /// network namespace of the overlay's kernel.
+    pub fn new(options: Options, sockets: Arc<dyn Sockets>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                options,
+                sockets,
+                all: Mutex::default(),
+                listeners: Mutex::default(),
+                ending: Mutex::default(),
+            }),
+        }
+    }
+
+    /// What the forwarder of a device counted, and what it counted of each peer.
+    pub fn counters(&self, dev: IfName) -> Option<(Totals, Vec<PeerTotals>)> {
+        let all = self.shared.all();
+        let entry = all.get(&dev)?;
+        Some((entry.forwarder.totals(), entry.forwarder.peers()))
+    }
+
+    /// Hears of what happens to a forwarder. It is on a thread of the forwarder's own, so nothing is
+    /// ended here.
+    fn watch(&self, lost: &Arc<AtomicBool>) -> Watch {
+        let (shared, lost) = (Arc::downgrade(&self.shared), Arc::clone(lost));
+        Arc::new(move |report| {
+            if let Report::Failed {
+                failure: Failure::Device(_),
+                ..
+            } = report
+            {
+                lost.store(true, Ordering::Release);
+            }
+            if let Some(shared) = shared.upgrade() {
+                shared.hint();
+            }
+        })
+    }
+
+    /// Does what may block for some milliseconds, on a thread where that is no harm.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let this = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&this)).await;
+        done.unwrap_or_else(|error| {
+            Err(kernel::Error::Connection {
+                reason: format!("a thread ended: {error}"),
+                source: None,
+            })
+        })
+    }
+
+    fn open_now(&self, tunnel: &Tunnel) -> Result<()> {
+        // Its port may be that of the one to come.
+        let before = self.shared.all().remove(&tunnel.dev);
+        drop(before);
+        self.shared.wait_for_ended();
+        let lost = Arc::new(AtomicBool::new(false));
+        let forwarder = Forwarder::start(
+            spec_of(tunnel),
+            self.shared.options.clone(),
+            Arc::clone(&self.shared.sockets),
+            self.watch(&lost),
+        )
+        .map_err(meaning)?;
+        let entry = Entry {
+            forwarder,
+            peers: Arc::default(),
+            builder: TableBuilder::new(),
+            lost,
+        };
+        let other = self.shared.all().insert(tunnel.dev, entry);
+        drop(other);
+        Ok(())
+    }
+
+    fn set_peers_now(&self, dev: IfName, peers: Arc<Peers>) -> Result<()> {
+        let mut all = self.shared.all();
+        let entry = all.get_mut(&dev).ok_or_else(|| nowhere(dev))?;
+        let gone = entry
+            .peers
+            .keys()
+            .filter(|subnet| !peers.contains_key(subnet));
+        for subnet in gone {
+            entry.builder.remove(*subnet);
+        }
+        for (subnet, endpoint) in &*peers {
+            if entry.peers.get(subnet) != Some(endpoint) {
+                entry.builder.insert(*subnet, *endpoint);
+            }
+        }
+        entry.peers = peers;
+        entry.forwarder.set_table(entry.builder.build());
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<IfName, Entry>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, Vec<mpsc::Sender<Change>>> {
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ending(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self, ended: Vec<Entry>) {
+        let name = "flannel-udp-end".to_owned();
+        let thread = std::thread::Builder::new().name(name);
+        // Without a thread they are ended here and now.
+        if let Ok(thread) = thread.spawn(move || drop(ended)) {
+            self.ending().push(thread);
+        }
+    }
+
+    fn wait_for_ended(&self) {
+        let ending = std::mem::take(&mut *self.ending());
+        for thread in ending {
+            // One that panicked has let go of everything, too.
+            drop(thread.join());
+        }
+    }
+
+    /// Whoever listens is to look. Who has not read the last hints yet will look anyway.
+    fn hint(&self) {
+        self.listeners().retain(|listener| {
+            listener.try_send(Change::Link(None)).ok();
+            !listener.is_closed()
+        });
+    }
+}
+
+impl Entry {
+    fn runs(&self) -> bool {
+        !self.lost.load(Ordering::Acquire) && self.forwarder.is_attached()
+    }
+}
+
+#[async_trait]
+impl PacketPath for Forwarders {
+    fn running(&self) -> Vec<Running> {
+        let mut all = self.shared.all();
+        let lost: Vec<IfName> = all
+            .iter()
+            .filter_map(|(dev, entry)| (!entry.runs()).then_some(*dev))
+            .collect();
+        let ended: Vec<Entry> = lost.iter().filter_map(|dev| all.remove(dev)).collect();
+        let running = all.values().map(|entry| Running {
+            tunnel: tunnel_of(entry.forwarder.spec()),
+            peers: Arc::clone(&entry.peers),
+        });
+        let running = running.collect();
+        drop(all);
+        if !ended.is_empty() {
+            // Their threads are waited for, some milliseconds: by who needs their ports.
+            self.shared.end(ended);
+        }
+        running
+    }
+
+    async fn open(&self, tunnel: &Tunnel) -> Result<()> {
+        let tunnel = tunnel.clone();
+        self.blocking(move |this| this.open_now(&tunnel)).await
+    }
+
+    async fn alter(&self, tunnel: &Tunnel) -> Result<()> {
+        let tunnel = tunnel.clone();
+        self.blocking(move |this| {
+            let all = this.shared.all();
+            let entry = all.get(&tunnel.dev).ok_or_else(|| nowhere(tunnel.dev))?;
+            entry.forwarder.alter(spec_of(&tunnel)).map_err(meaning)
+        })
+        .await
+    }
+
+    async fn set_peers(&self, dev: IfName, peers: Arc<Peers>) -> Result<()> {
+        self.blocking(move |this| this.set_peers_now(dev, peers))
+            .await
+    }
+
+    async fn close(&self, dev: IfName) {
+        let closed = self.blocking(move |this| {
+            let entry = this.shared.all().remove(&dev);
+            drop(entry);
+            Ok(())
+        });
+        // Nobody can tell more of a thread that ended than that the forwarder ended with it.
+        drop(closed.await);
+    }
+
+    fn hints(&self) -> ChangeStream {
+        let (sender, receiver) = mpsc::channel(HINTS);
+        self.shared.listeners().push(sender);
+        Box::pin(Hints {
+            receiver,
+            _shared: Arc::clone(&self.shared),
+        })
+    }
+
+    fn notes(&self) -> Vec<Note> {
+        let mut notes = Vec::new();
+        let mut note = |text: String| {
+            notes.push(Note {
+                topic: "packet-path".to_owned(),
+                text,
+            });
+        };
+        for (dev, entry) in &*self.shared.all() {
+            for text in entry.forwarder.capabilities().notes {
+                note(format!("{dev}: {text}"));
+            }
+            let health = entry.forwarder.health();
+            if let Some(problem) = health.problem {
+                note(format!("{dev}: {problem}"));
+            }
+            if health.restarts > 0 {
+                note(format!(
+                    "{dev}: threads were replaced {} times",
+                    health.restarts
+                ));
+            }
+        }
+        notes
+    }
+}
+
+/// Hints; holds the forwarders so that the stream does not end with the last other handle.
+struct Hints {
+    receiver: mpsc::Receiver<Change>,
+    _shared: Arc<Shared>,
+}
+
+impl Stream for Hints {
+    type Item = Change;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Change>> {
+        self.receiver.poll_recv(cx)
+    }
+}
+
+fn spec_of(tunnel: &Tunnel) -> TunnelSpec {
+    TunnelSpec {
+        device: tunnel.dev,
+        listen: tunnel.listen.values().copied().collect(),
+        own: tunnel.own,
+        mtu: tunnel.mtu,
+    }
+}
+
+fn tunnel_of(spec: TunnelSpec) -> Tunnel {
+    let mut listen = DualStack::default();
+    for at in spec.listen {
+        listen.set(flannel_core::Family::of(&at.ip()), Some(at));
+    }
+    Tunnel {
+        dev: spec.device,
+        listen,
+        own: spec.own,
+        mtu: spec.mtu,
+    }
+}
+
+fn nowhere(dev: IfName) -> kernel::Error {
+    kernel::Error::NotFound {
+        message: format!("a packet path on {dev}"),
+    }
+}
+
+/// What a forwarder's error means to who asks a kernel.
+fn meaning(error: Error) -> kernel::Error {
+    let text = flannel_core::error_chain(&error);
+    let of_system = |source: &io::Error| match source.kind() {
+        io::ErrorKind::PermissionDenied => kernel::Error::NotPermitted {
+            message: text.clone(),
+        },
+        io::ErrorKind::AddrInUse
+        | io::ErrorKind::AddrNotAvailable
+        | io::ErrorKind::ResourceBusy
+        | io::ErrorKind::OutOfMemory
+        | io::ErrorKind::Interrupted => kernel::Error::Busy {
+            message: text.clone(),
+        },
+        _ => kernel::Error::Rejected {
+            message: text.clone(),
+        },
+    };
+    match &error {
+        Error::Device { device, source } if source.kind() == io::ErrorKind::NotFound => {
+            kernel::Error::NoSuchDevice {
+                dev: device.to_string(),
+            }
+        }
+        Error::Device { source, .. } | Error::Socket { source, .. } => of_system(source),
+        Error::Thread(_) => kernel::Error::Busy { message: text },
+        Error::Stopped => kernel::Error::Connection {
+            reason: text,
+            source: None,
+        },
+        Error::Spec { .. } => kernel::Error::Rejected { message: text },
+    }
+}

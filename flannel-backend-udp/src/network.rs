@@ -1,0 +1,145 @@
+//! [`UdpNetwork`]: from leases to a TUN device, a packet path, its peers and their routes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use flannel_core::{
+    Address, BackendType, DualStack, Family, IfName, Lease, Link, LinkKind, MAIN_TABLE, Network,
+    Note, Object, OverlayName, Rejection, Route, RouteProtocol, RouteTarget, Subnet, Sysctl, Tun,
+    Tunnel, TunnelPeer, no_public_ip,
+};
+
+use crate::kernel::PacketPath;
+
+/// Our end of the tunnel in one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct End {
+    pub(crate) listen: SocketAddr,
+    pub(crate) mtu: u32,
+}
+
+/// The network of one lease over UDP.
+///
+/// Flannel routes the whole network into its device and has its proxy answer for what is nobody's.
+/// Here only peers' subnets are: a packet to any other address of the network takes the node's other
+/// routes or is refused by its kernel, at no cost in userspace; a peer's route is there exactly
+/// while its packets can be carried; and a subnet that moves to a node that is reached otherwise
+/// needs no exception from a wider route.
+#[derive(Debug)]
+pub(crate) struct UdpNetwork {
+    pub(crate) overlay: OverlayName,
+    pub(crate) device: IfName,
+    pub(crate) port: u16,
+    pub(crate) ends: DualStack<End>,
+    pub(crate) accept_ra: bool,
+    pub(crate) notes: Vec<Note>,
+    pub(crate) path: Option<Arc<dyn PacketPath>>,
+    pub(crate) lease: Lease,
+}
+
+impl UdpNetwork {
+    fn peer_family(
+        &self,
+        peer: &Lease,
+        family: Family,
+        subnet: Subnet,
+    ) -> Result<Vec<Object>, Rejection> {
+        if !self.ends.has(family) {
+            return Err(Rejection::NoSubnet);
+        }
+        // Flannel's own takes everybody for one of its kind.
+        if !peer.attrs.is_backend(&BackendType::udp()) {
+            let found = peer.attrs.backend_type.as_ref();
+            return Err(Rejection::BackendType {
+                found: found.map_or("none", BackendType::as_str).to_owned(),
+                ours: BackendType::udp(),
+            });
+        }
+        let public_ip = peer
+            .attrs
+            .public_ip(family)
+            .ok_or_else(|| no_public_ip(family))?;
+        let dev = self.device;
+        Ok(vec![
+            Object::TunnelPeer(TunnelPeer {
+                dev,
+                subnet,
+                // The record names no port: as in flannel it is that of the config.
+                endpoint: SocketAddr::new(public_ip, self.port),
+            }),
+            Object::Route(Route {
+                table: MAIN_TABLE,
+                dst: subnet,
+                metric: Route::default_metric(family),
+                target: RouteTarget::Device(dev),
+                protocol: RouteProtocol::UNSPEC,
+            }),
+        ])
+    }
+}
+
+#[async_trait]
+impl Network for UdpNetwork {
+    fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    fn mtu(&self) -> u32 {
+        // Containers have one interface for both families: the tighter tunnel decides.
+        let mtus = self.ends.values().map(|end| end.mtu);
+        mtus.min().unwrap_or_default()
+    }
+
+    fn local(&self) -> Vec<Object> {
+        let dev = self.device;
+        let mut objects = vec![Object::Link(Link {
+            name: dev,
+            kind: LinkKind::Tun(Tun::FOR_TUNNEL),
+            mtu: Some(self.mtu()),
+            mac: None,
+            up: true,
+            alias: Some(self.overlay.link_alias()),
+        })];
+        if self.accept_ra {
+            objects.push(Object::Sysctl(Sysctl {
+                dev,
+                family: Family::V6,
+                name: "accept_ra".to_owned(),
+                value: "0".to_owned(),
+            }));
+        }
+        let own = self
+            .ends
+            .map(|family, _| self.lease.subnet.get(family).copied());
+        for (family, subnet) in own.iter() {
+            objects.extend(subnet.map(|subnet| {
+                Object::Address(Address {
+                    dev,
+                    ip: subnet.address(),
+                    prefix_len: family.bits(),
+                })
+            }));
+        }
+        objects.push(Object::Tunnel(Tunnel {
+            dev,
+            listen: self.ends.map(|_, end| end.listen),
+            own: DualStack::new(own.v4.flatten(), own.v6.flatten()),
+            mtu: self.ends.map(|_, end| end.mtu),
+        }));
+        objects
+    }
+
+    fn peer(
+        &self,
+        peer: &Lease,
+        subnets: &DualStack<Subnet>,
+    ) -> DualStack<Result<Vec<Object>, Rejection>> {
+        subnets.map(|family, subnet| self.peer_family(peer, family, *subnet))
+    }
+
+    fn notes(&self) -> Vec<Note> {
+        let path = self.path.iter().flat_map(|path| path.notes());
+        self.notes.iter().cloned().chain(path).collect()
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,7 @@ use tokio::sync::mpsc;
 
 use crate::counters::{PeerTotals, Totals};
 use crate::forward::{Error, Failure, Forwarder, Report, Watch};
+use crate::handover::HandoverError;
 use crate::kernel::{PacketPath, Peers, Running};
 use crate::sockets::{InNamespace, Sockets};
 use crate::spec::{Options, TunnelSpec};
@@ -27,8 +29,8 @@ const HINTS: usize = 16;
 /// Forwarders in this process, one for each TUN device that was asked for: the [`PacketPath`] that
 /// carries packets.
 ///
-/// Clones are handles on the same forwarders. They run until they are closed, or the last handle
-/// is dropped: a program that replaces its overlay keeps a handle meanwhile.
+/// Clones are handles on the same forwarders. They run until they are closed, handed over, or the
+/// last handle is dropped: a program that replaces its overlay keeps a handle meanwhile.
 #[derive(Debug, Clone)]
 pub struct Forwarders {
     shared: Arc<Shared>,
@@ -80,6 +82,64 @@ impl Forwarders {
         let all = self.shared.all();
         let entry = all.get(&dev)?;
         Some((entry.forwarder.totals(), entry.forwarder.peers()))
+    }
+
+    /// Hands the forwarder of a device over to the process at the other end of a stream, which calls
+    /// [`take_over`](Self::take_over). No packet is lost. End the overlay before, without a
+    /// teardown: it would make a new forwarder. Blocks until the other process runs it.
+    ///
+    /// # Errors
+    /// [`HandoverError`]; the forwarder goes on here then. [`HandoverError::Detached`] also if there
+    /// is none.
+    pub fn hand_over(&self, dev: IfName, stream: &UnixStream) -> Result<(), HandoverError> {
+        let Some(entry) = self.shared.all().remove(&dev) else {
+            return Err(HandoverError::Detached);
+        };
+        let Entry {
+            forwarder,
+            peers,
+            builder,
+            lost,
+        } = entry;
+        forwarder.hand_over(stream).map_err(|(forwarder, error)| {
+            let entry = Entry {
+                forwarder,
+                peers,
+                builder,
+                lost,
+            };
+            self.shared.all().insert(dev, entry);
+            error
+        })
+    }
+
+    /// Takes a forwarder over from the process at the other end of a stream. Begin the overlay
+    /// after that: it finds the packet path there. Answers its device. Blocks until it runs.
+    ///
+    /// # Errors
+    /// [`HandoverError`]; the other process goes on then.
+    pub fn take_over(&self, stream: &UnixStream) -> Result<IfName, HandoverError> {
+        let lost = Arc::new(AtomicBool::new(false));
+        let sockets = Arc::clone(&self.shared.sockets);
+        let forwarder = Forwarder::take_over(stream, sockets, self.watch(&lost))?;
+        let dev = forwarder.spec().device;
+        let mut builder = TableBuilder::new();
+        let table = forwarder.table();
+        for (subnet, endpoint) in table.routes() {
+            builder.insert(*subnet, *endpoint);
+        }
+        let peers = Arc::new(table.routes().iter().copied().collect());
+        // By this table their counters live on.
+        forwarder.set_table(builder.build());
+        let entry = Entry {
+            forwarder,
+            peers,
+            builder,
+            lost,
+        };
+        let before = self.shared.all().insert(dev, entry);
+        drop(before);
+        Ok(dev)
     }
 
     /// Hears of what happens to a forwarder. It is on a thread of the forwarder's own, so nothing is

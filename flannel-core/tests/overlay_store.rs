@@ -4,7 +4,7 @@
 #[path = "overlay/common.rs"]
 mod common;
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use flannel_core::{
     MemoryManager, NetworkConfig, Object, ObjectKey, Overlay, OverlayEvent, Revision,
     RouteProtocol, Snapshot,
 };
-use flannel_testkit::fake_kernel::FakeKernel;
+use flannel_testkit::fake_kernel::{Failure, FakeKernel, FaultKind};
 use tokio::time::Instant;
 
 /// A store that is down until told otherwise.
@@ -600,4 +600,50 @@ async fn an_emptied_snapshot_is_confirmed_before_it_is_believed() {
     })
     .await;
     drop(a);
+}
+
+/// A node whose subnet was taken, and whose kernel refuses the address of the next one, keeps the
+/// old address until it has the new one: without any the kernel would drop the peers' routes.
+#[tokio::test(start_paused = true)]
+async fn the_old_address_stays_until_the_new_one_is_there() {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernel = FakeKernel::node(1);
+    manager.put_raw(peer(7, "10.42.77.0/24")).expect("sound");
+    let a = Overlay::builder(node("a"))
+        .manager(manager.clone())
+        .backend(VxlanBackend::new().with_nexthops(false))
+        .kernel(kernel.clone())
+        .start()
+        .await
+        .expect("parts");
+    a.ready().await.expect("ready");
+    settle(&a).await;
+    let theirs = "10.42.77.0/24".parse().expect("a subnet");
+    let route = route_to(&kernel, theirs).expect("the peer is routed");
+    let withdrawn = Arc::new(AtomicUsize::new(0));
+    let (count, key) = (Arc::clone(&withdrawn), route.key());
+    kernel.set_witness(move |objects, _| {
+        count.fetch_add(usize::from(!objects.contains_key(&key)), Ordering::Relaxed);
+    });
+    let (kind, failure) = ("address", Failure::Busy);
+    kernel.fail_next(FaultKind::Op { kind, failure });
+    let own = subnet_of(&a, Family::V4);
+    let lease = manager.snapshot().leases.into_iter();
+    let lease = lease.into_iter().find(|lease| lease.node == node("a"));
+    assert!(manager.remove(&lease.expect("ours").key));
+    let thief = peer(8, &own.to_string());
+    manager.put_raw(thief).expect("sound");
+    until(Duration::from_secs(60), "it has another subnet", || {
+        a.status().is_true(ConditionType::Lease) && subnet_of(&a, Family::V4) != own
+    })
+    .await;
+    settle(&a).await;
+    kernel.assert_faults_consumed();
+    assert_eq!(withdrawn.load(Ordering::Relaxed), 0, "the route went");
+    let old = ObjectKey::Address {
+        dev: dev("flannel.1"),
+        ip: own.address(),
+        prefix_len: 32,
+    };
+    assert_eq!(kernel.get(&old), None, "the old address goes in the end");
 }

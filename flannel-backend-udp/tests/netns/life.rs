@@ -114,7 +114,7 @@ fn no_packet_is_lost_when_a_forwarder_is_handed_over() {
     let Some(bed) = Bed::new("udp-handover", 2, Family::V4) else {
         return;
     };
-    for threads in [Threads::One, Threads::PerDirection] {
+    for threads in [Threads::One, Threads::PerDirection, Threads::Auto] {
         let options = Options {
             threads,
             ..Options::default()

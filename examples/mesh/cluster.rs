@@ -121,7 +121,7 @@ async fn start_node(
         Backend::Udp => {
             let path = Arc::new(paths.clone());
             builder
-                .kernel(WithTunnels::new(kernel, path.clone()))
+                .kernel(WithTunnels::new(kernel, Arc::<Forwarders>::clone(&path)))
                 .backend(UdpBackend::new().with_notes_of(path))
         }
     };

@@ -218,7 +218,7 @@ impl Cluster {
             .manager(self.views[i].clone())
             .backend(self.setup.backend.clone())
             .backend(HostGwBackend::new())
-            .backend(UdpBackend::new().with_notes_of(paths.clone()))
+            .backend(UdpBackend::new().with_notes_of(Arc::<Forwarders>::clone(&paths)))
             .kernel(WithTunnels::new(kernel(host), paths));
         let overlay = (self.setup.tune)(builder).start().await.expect("all parts");
         within("the overlay is ready", START, overlay.ready())

@@ -19,7 +19,7 @@ const SEEDS: Range<u64> = 0..150;
 /// behind: a defect may keep one busy for minutes.
 fn run(sim: Sim) {
     let (sim, next) = (Arc::new(sim), Arc::new(AtomicU64::new(SEEDS.start)));
-    let (tell, told) = mpsc::channel();
+    let (tell, told) = mpsc::sync_channel(16);
     for _ in 0..thread::available_parallelism().map_or(2, Into::into) {
         let (sim, next, tell) = (Arc::clone(&sim), Arc::clone(&next), tell.clone());
         thread::spawn(move || {

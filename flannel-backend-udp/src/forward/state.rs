@@ -6,9 +6,12 @@ use super::io::{Io, View};
 use super::share::Share;
 use super::slot::Slot;
 use super::worker::Direction;
-use crate::counters::Shard;
+use crate::counters::{Shard, Totals};
 use crate::spec::{Options, Threads, TunnelSpec};
 use crate::table::Table;
+
+/// Messages that tell how datagrams come.
+const ENOUGH: u64 = 100_000;
 
 /// All that outlives a thread.
 #[derive(Debug)]
@@ -94,7 +97,25 @@ impl State {
                         message from now on";
             capabilities.notes.push(note.to_owned());
         }
+        if capabilities.udp_gro && self.comes_apart() {
+            let note = "large datagrams come one at a time: it seems that the underlay's device does \
+                        not merge them (`ethtool -K DEVICE gro on`), which costs about a quarter \
+                        of the speed";
+            capabilities.notes.push(note.to_owned());
+        }
         capabilities
+    }
+
+    /// Whether many datagrams came that were large and alone. With merging below, bulk comes in
+    /// messages of dozens.
+    fn comes_apart(&self) -> bool {
+        let mut totals = Totals::default();
+        for shard in &self.shards {
+            totals.add(shard);
+        }
+        let (packets, messages) = (totals.received_packets, totals.received_messages);
+        let are_large = totals.received_bytes > packets.saturating_mul(1_000);
+        messages > ENOUGH && are_large && packets < messages.saturating_mul(3) / 2
     }
 }
 

@@ -69,6 +69,7 @@ enum Backend {
     HostGw,
     Udp,
     Both,
+    All,
 }
 
 impl Backend {
@@ -77,6 +78,10 @@ impl Backend {
             Self::Vxlan => Sim::new(VxlanBackend::new),
             Self::HostGw => Sim::new(HostGwBackend::new).of_host_gw(),
             Self::Udp => Sim::new(UdpBackend::new).of_udp(),
+            Self::All => Sim::new(VxlanBackend::new)
+                .with(HostGwBackend::new)
+                .with(UdpBackend::new)
+                .of_all(),
             Self::Both => Sim::new(VxlanBackend::new)
                 .with(HostGwBackend::new)
                 .of_both(),

@@ -40,8 +40,8 @@ impl Backend for HostGwBackend {
     }
 
     fn reaches(&self) -> Vec<BackendType> {
-        // A node of VXLAN forwards what reaches it without a tunnel, and answers the same way.
-        vec![BackendType::vxlan()]
+        // A node of theirs forwards what reaches it without a tunnel, and answers the same way.
+        vec![BackendType::vxlan(), BackendType::udp()]
     }
 
     fn attrs<'a>(&self, cx: &NodeContext<'a>) -> Result<LeaseAttrs> {

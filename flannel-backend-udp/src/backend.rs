@@ -6,7 +6,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use flannel_core::backend::{Error, Result, check_lease};
 use flannel_core::{
-    Backend, BackendType, DualStack, IfName, Lease, LeaseAttrs, Network, NodeContext, Note,
+    Backend, BackendType, DualStack, Gateways, IfName, Lease, LeaseAttrs, Network, NodeContext,
+    Note,
 };
 
 use crate::config::UdpConfig;
@@ -61,6 +62,11 @@ impl Backend for UdpBackend {
         BackendType::udp()
     }
 
+    fn reaches(&self) -> Vec<BackendType> {
+        // A node forwards what reaches it without a tunnel, and answers the same way.
+        vec![BackendType::host_gw(), BackendType::vxlan()]
+    }
+
     fn attrs<'a>(&self, cx: &NodeContext<'a>) -> Result<LeaseAttrs> {
         let config = UdpConfig::from_network(cx.config)?;
         check_features(cx)?;
@@ -82,7 +88,8 @@ impl Backend for UdpBackend {
         check_features(cx)?;
         check_lease(cx.config, &lease)?;
         let ends = ends(cx, &config)?;
-        let mut notes = Vec::new();
+        let (gateways, note) = Gateways::new(cx, true);
+        let mut notes: Vec<Note> = note.into_iter().collect();
         if let Some(mtu) = config.mtu.filter(|mtu| *mtu > cx.external.mtu) {
             notes.push(Note {
                 topic: "mtu".to_owned(),
@@ -101,6 +108,8 @@ impl Backend for UdpBackend {
             })?,
             port: config.port,
             ends,
+            gateways,
+            underlay: Arc::clone(cx.underlay),
             accept_ra: cx.features.ipv6 && cx.features.sysctls,
             notes,
             path: self.path.clone(),

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use flannel_core::{
-    Address, BackendType, DualStack, Family, IfName, Lease, Link, LinkKind, MAIN_TABLE, Network,
-    Note, Object, OverlayName, Rejection, Route, RouteProtocol, RouteTarget, Subnet, Sysctl, Tun,
-    Tunnel, TunnelPeer, no_public_ip,
+    Address, BackendType, DualStack, Family, Gateways, IfName, Lease, Link, LinkKind, MAIN_TABLE,
+    Network, Note, Object, OverlayName, Rejection, Route, RouteProtocol, RouteTarget, Subnet,
+    Sysctl, Tun, Tunnel, TunnelPeer, Underlay, no_public_ip,
 };
 
 use crate::kernel::PacketPath;
@@ -32,6 +32,8 @@ pub(crate) struct UdpNetwork {
     pub(crate) device: IfName,
     pub(crate) port: u16,
     pub(crate) ends: DualStack<End>,
+    pub(crate) gateways: Gateways,
+    pub(crate) underlay: Arc<Underlay>,
     pub(crate) accept_ra: bool,
     pub(crate) notes: Vec<Note>,
     pub(crate) path: Option<Arc<dyn PacketPath>>,
@@ -48,13 +50,10 @@ impl UdpNetwork {
         if !self.ends.has(family) {
             return Err(Rejection::NoSubnet);
         }
-        // Flannel's own takes everybody for one of its kind.
+        // Flannel's own takes everybody for one of its kind, and sends to who does not listen.
         if !peer.attrs.is_backend(&BackendType::udp()) {
-            let found = peer.attrs.backend_type.as_ref();
-            return Err(Rejection::BackendType {
-                found: found.map_or("none", BackendType::as_str).to_owned(),
-                ours: BackendType::udp(),
-            });
+            let public_ip = peer.attrs.public_ip(family);
+            return self.gateways.direct(&self.underlay, subnet, public_ip);
         }
         let public_ip = peer
             .attrs

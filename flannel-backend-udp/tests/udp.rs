@@ -204,22 +204,33 @@ fn the_configs_keys_are_flannels_and_one_of_ours() {
 }
 
 /// Flannel's own backend takes every record for one of its kind, and sends to nodes that listen
-/// to nothing.
+/// to nothing. Ours reaches them as they are, where they are on a link.
 #[test]
-fn peers_of_other_backends_are_rejected() {
+fn peers_of_other_backends_are_sent_no_datagrams() {
     let network = network(&node(V4, 1));
     let mut peer = peer(V4);
-    for (backend, accepted) in [
+    for (backend, tunnelled) in [
         (None, true),
         (Some(BackendType::udp()), true),
         (Some(BackendType::vxlan()), false),
         (Some(BackendType::host_gw()), false),
     ] {
         peer.attrs.backend_type = backend;
-        let answer = path(&*network, &peer, Family::V4);
-        let expected = |rejection: &Rejection| matches!(rejection, Rejection::BackendType { .. });
-        assert_eq!(answer.is_ok(), accepted);
-        assert!(answer.err().as_ref().is_none_or(expected));
+        for (public_ip, on_link) in [([192, 0, 2, 2], true), ([198, 51, 100, 2], false)] {
+            peer.attrs.public_ip.v4 = Some(public_ip.into());
+            let answer = path(&*network, &peer, Family::V4);
+            let has_end = |objects: &Vec<Object>| {
+                objects
+                    .iter()
+                    .any(|object| matches!(object, Object::TunnelPeer(_)))
+            };
+            assert_eq!(answer.as_ref().is_ok_and(has_end), tunnelled);
+            match answer {
+                Ok(_) => assert!(tunnelled || on_link),
+                Err(Rejection::NotOnLink { .. }) => assert!(!tunnelled && !on_link),
+                Err(other) => panic!("{other}"),
+            }
+        }
     }
 }
 

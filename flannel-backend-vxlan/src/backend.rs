@@ -132,7 +132,7 @@ impl Backend for VxlanBackend {
 
     fn reaches(&self) -> Vec<BackendType> {
         // As with direct routing: it has no end of a tunnel, and needs none where it works at all.
-        vec![BackendType::host_gw()]
+        vec![BackendType::host_gw(), BackendType::udp()]
     }
 
     fn attrs<'a>(&self, cx: &NodeContext<'a>) -> Result<LeaseAttrs> {

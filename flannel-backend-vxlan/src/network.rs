@@ -45,7 +45,8 @@ impl VxlanNetwork {
         subnet: Subnet,
     ) -> Result<Vec<Object>, Rejection> {
         let device = self.devices.get(family).ok_or(Rejection::NoSubnet)?;
-        if peer.attrs.is_backend(&BackendType::host_gw()) {
+        let is = |backend| peer.attrs.is_backend(&backend);
+        if is(BackendType::host_gw()) || is(BackendType::udp()) {
             let public_ip = peer.attrs.public_ip(family);
             return self.gateways.direct(&self.underlay, subnet, public_ip);
         }

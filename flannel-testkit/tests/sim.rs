@@ -56,6 +56,16 @@ fn clusters_of_udp_keep_them_too() {
 }
 
 #[test]
+fn clusters_that_change_between_all_backends_keep_them_too() {
+    let sim = Sim::new(VxlanBackend::new)
+        .with(HostGwBackend::new)
+        .with(UdpBackend::new)
+        .of_all();
+    let report = sim.seeds(0..30, 2, &|_| {});
+    assert!(report.failed.is_empty(), "{report}");
+}
+
+#[test]
 fn clusters_that_change_their_backend_keep_them_too() {
     let sim = Sim::new(VxlanBackend::new)
         .with(HostGwBackend::new)

@@ -26,14 +26,6 @@ pub(crate) fn open_udp(listen: SocketAddr, options: &UdpOptions) -> io::Result<O
         let discover = libc::IP_PMTUDISC_DO;
         set(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discover)?;
     }
-    // An address that is still being looked for a duplicate of, or comes a moment later, is none to
-    // fail for.
-    let free = match listen.is_ipv6() {
-        true => socket.set_freebind_v6(true),
-        false => socket.set_freebind_v4(true),
-    };
-    // Where it cannot be, only an address that is there already can be bound to.
-    drop(free);
     socket.set_reuse_port(options.shared)?;
     let size = libc::c_int::try_from(options.buffer).unwrap_or(libc::c_int::MAX);
     // The forced forms need CAP_NET_ADMIN and know no limit; the others give what the host allows.

@@ -253,6 +253,15 @@ impl Sim {
         self.configs(configs(&both)).model(ChangingModel)
     }
 
+    /// The same with configs of UDP, host-gw and VXLAN, so that clusters change between all three;
+    /// the nodes need all three backends.
+    #[must_use]
+    pub fn of_all(self) -> Self {
+        let three = UDP.into_iter().chain(HOST_GW).chain(CONFIGS);
+        let three: Vec<&str> = three.collect();
+        self.configs(configs(&three)).model(ChangingModel)
+    }
+
     /// The same with another model: what the backend should make of a node and its peers.
     #[must_use]
     pub fn model(mut self, model: impl Model) -> Self {

@@ -3,8 +3,7 @@
 //!
 //! [`peers`] says who of the records may be used, by the rules of the documentation. What a backend
 //! makes of these is a [`Model`]'s to say; [`VxlanModel`] is the one of VXLAN, [`HostGwModel`] that
-//! of host-gw, [`UdpModel`] that of UDP, [`ChangingModel`] that of nodes which have VXLAN and
-//! host-gw.
+//! of host-gw, [`UdpModel`] that of UDP, [`ChangingModel`] that of nodes which have them all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;

@@ -1,16 +1,16 @@
 //! What host-gw should make of a node and its peers, said a second time; and a cluster that changes
-//! between host-gw and VXLAN.
+//! between host-gw, VXLAN and UDP.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use flannel_core::{BackendData, BackendType, NetworkConfig, Objects};
 
-use super::model::{Expected, Hop, Me, Model, Usable, VxlanModel, is_on_link};
+use super::model::{Expected, Hop, Me, Model, UdpModel, Usable, VxlanModel, is_on_link};
 
 /// The model of flannel's host-gw: a route to each peer's public address, if that is on the link of
-/// the external interface, and nothing else. Peers of VXLAN are reached in the same way, and while
-/// there are any, what VXLAN once made may stay.
+/// the external interface, and nothing else. Peers of VXLAN and of UDP are reached in the same way,
+/// and while there are any, what their backend once made may stay.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HostGwModel;
 
@@ -20,7 +20,7 @@ impl Model for HostGwModel {
     }
 
     fn reaches(&self, _: &NetworkConfig) -> Vec<BackendType> {
-        vec![BackendType::vxlan()]
+        vec![BackendType::vxlan(), BackendType::udp()]
     }
 
     fn expect(&self, me: &Me<'_>, peers: &[Usable<'_>]) -> Expected {
@@ -30,8 +30,10 @@ impl Model for HostGwModel {
         };
         let mut taken: BTreeSet<IpAddr> = BTreeSet::new();
         for peer in peers {
-            if peer.lease.attrs.is_backend(&BackendType::vxlan()) {
-                expected.may_stay.insert(BackendType::vxlan());
+            for other in [BackendType::vxlan(), BackendType::udp()] {
+                if peer.lease.attrs.is_backend(&other) {
+                    expected.may_stay.insert(other);
+                }
             }
             let remote = peer.lease.attrs.public_ip(peer.family);
             match remote.filter(|ip| is_on_link(me.public_ip, *ip) && taken.insert(*ip)) {
@@ -71,16 +73,16 @@ impl Model for HostGwModel {
     }
 }
 
-/// The model of nodes that have both backends, of which the config names one.
+/// The model of nodes that have all backends, of which the config names one.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ChangingModel;
 
 impl ChangingModel {
     fn of(config: &NetworkConfig) -> &'static dyn Model {
-        if *config.backend().backend_type() == BackendType::host_gw() {
-            &HostGwModel
-        } else {
-            &VxlanModel
+        match config.backend().backend_type().as_str() {
+            "host-gw" => &HostGwModel,
+            "udp" => &UdpModel,
+            _ => &VxlanModel,
         }
     }
 }

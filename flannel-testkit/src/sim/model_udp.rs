@@ -1,16 +1,17 @@
 //! What the UDP backend should make of a node and its peers, said a second time.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 
 use flannel_core::{
     Address, BackendData, BackendType, DualStack, Family, IfName, Link, LinkKind, NetworkConfig,
     Object, Objects, OverlayName, Sysctl, Tun, Tunnel, TunnelPeer,
 };
 
-use super::model::{Expected, Hop, Me, Model, Usable};
+use super::model::{Expected, Hop, Me, Model, Usable, is_on_link};
 
 /// The model of flannel's UDP backend: one TUN device, a packet path on it, and of each peer an
-/// endpoint at the port of the config and a route.
+/// endpoint at the port of the config and a route. Peers of host-gw and VXLAN are routed directly.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct UdpModel;
 
@@ -27,6 +28,10 @@ fn port(config: &NetworkConfig) -> u16 {
 impl Model for UdpModel {
     fn backend_type(&self, _: &NetworkConfig) -> BackendType {
         BackendType::udp()
+    }
+
+    fn reaches(&self, _: &NetworkConfig) -> Vec<BackendType> {
+        vec![BackendType::host_gw(), BackendType::vxlan()]
     }
 
     fn expect(&self, me: &Me<'_>, peers: &[Usable<'_>]) -> Expected {
@@ -77,10 +82,25 @@ impl Model for UdpModel {
         }));
         add(Object::Tunnel(tunnel));
         let mut expected = Expected::default();
+        let mut taken: BTreeSet<IpAddr> = BTreeSet::new();
         for peer in peers {
             let Some(gateway) = peer.lease.attrs.public_ip(peer.family) else {
                 continue;
             };
+            if peer.lease.attrs.is_backend(&BackendType::vxlan()) {
+                expected.may_stay.insert(BackendType::vxlan());
+            }
+            // Who runs another backend is reached without a tunnel or not at all.
+            if !peer.lease.attrs.is_backend(&BackendType::udp()) {
+                if is_on_link(me.public_ip, gateway) && taken.insert(gateway) {
+                    let dev = me.external;
+                    let hop = Some(Hop { dev, gateway });
+                    expected.routes.insert(peer.subnet, hop);
+                } else {
+                    expected.rejected.insert(peer.lease.key.clone());
+                }
+                continue;
+            }
             add(Object::TunnelPeer(TunnelPeer {
                 dev,
                 subnet: peer.subnet,

@@ -73,7 +73,7 @@ impl Model for VxlanModel {
     }
 
     fn reaches(&self, _: &NetworkConfig) -> Vec<BackendType> {
-        vec![BackendType::host_gw()]
+        vec![BackendType::host_gw(), BackendType::udp()]
     }
 
     fn expect(&self, me: &Me<'_>, peers: &[Usable<'_>]) -> Expected {
@@ -135,8 +135,12 @@ impl Model for VxlanModel {
             } = *peer;
             let dev = keys.device(family);
             let remote = lease.attrs.public_ip(family);
-            // Who runs host-gw has no end of a tunnel.
-            let host_gw = lease.attrs.is_backend(&BackendType::host_gw());
+            // Who runs host-gw has no end of a tunnel, who runs UDP one of another kind.
+            let udp = lease.attrs.is_backend(&BackendType::udp());
+            if udp {
+                expected.may_stay.insert(BackendType::udp());
+            }
+            let host_gw = udp || lease.attrs.is_backend(&BackendType::host_gw());
             let on_link = remote.filter(|ip| is_on_link(me.public_ip, *ip));
             let direct = on_link.filter(|_| keys.direct || host_gw);
             if host_gw && direct.is_none() {

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use flannel_core::PeerTraffic;
+
 macro_rules! counters {
     ($(#[$outer:meta])* $shard:ident, $(#[$outer2:meta])* $total:ident { $($(#[$doc:meta])* $name:ident,)* }) => {
         $(#[$outer])*
@@ -135,8 +137,8 @@ impl PeerCounters {
     }
 
     /// The numbers as they are now.
-    pub fn totals(&self, endpoint: SocketAddr) -> PeerTotals {
-        PeerTotals {
+    pub fn totals(&self, endpoint: SocketAddr) -> PeerTraffic {
+        PeerTraffic {
             endpoint,
             sent_packets: self.sent.packets.load(Ordering::Relaxed),
             sent_bytes: self.sent.bytes.load(Ordering::Relaxed),
@@ -145,22 +147,4 @@ impl PeerCounters {
             dropped: self.dropped.load(Ordering::Relaxed),
         }
     }
-}
-
-/// What was exchanged with a peer so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PeerTotals {
-    /// The peer.
-    pub endpoint: SocketAddr,
-    /// Datagrams sent to it.
-    pub sent_packets: u64,
-    /// Bytes of these.
-    pub sent_bytes: u64,
-    /// Good datagrams received from it.
-    pub received_packets: u64,
-    /// Bytes of these.
-    pub received_bytes: u64,
-    /// Datagrams of it that were dropped: source not its own, destination not ours, malformed.
-    pub dropped: u64,
 }

@@ -11,11 +11,11 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use flannel_core::kernel::{self, Result};
-use flannel_core::{Change, ChangeStream, DualStack, IfName, Note, Tunnel};
+use flannel_core::{Change, ChangeStream, DualStack, IfName, Note, PeerTraffic, Traffic, Tunnel};
 use futures_core::Stream;
 use tokio::sync::mpsc;
 
-use crate::counters::{PeerTotals, Totals};
+use crate::counters::Totals;
 use crate::forward::{Error, Failure, Forwarder, Report, Watch};
 use crate::handover::HandoverError;
 use crate::kernel::{PacketPath, Peers, Running};
@@ -78,7 +78,7 @@ impl Forwarders {
     }
 
     /// What the forwarder of a device counted, and what it counted of each peer.
-    pub fn counters(&self, dev: IfName) -> Option<(Totals, Vec<PeerTotals>)> {
+    pub fn counters(&self, dev: IfName) -> Option<(Totals, Vec<PeerTraffic>)> {
         let all = self.shared.all();
         let entry = all.get(&dev)?;
         Some((entry.forwarder.totals(), entry.forwarder.peers()))
@@ -326,6 +326,20 @@ impl PacketPath for Forwarders {
             receiver,
             _shared: Arc::clone(&self.shared),
         })
+    }
+
+    fn traffic(&self) -> Vec<Traffic> {
+        let all = self.shared.all();
+        let traffic = all.iter().map(|(dev, entry)| {
+            let counts = entry.forwarder.totals();
+            let counts = counts.iter().map(|(name, n)| (name.to_owned(), n));
+            Traffic {
+                dev: *dev,
+                counts: counts.collect(),
+                peers: entry.forwarder.peers(),
+            }
+        });
+        traffic.collect()
     }
 
     fn notes(&self) -> Vec<Note> {

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use flannel_core::kernel::Result;
 use flannel_core::{
     ChangeStream, Clock, Features, IfName, Kernel, Note, Object, ObjectKey, Objects, Observed, Op,
-    Scope, Subnet, Tunnel, TunnelPeer,
+    Scope, Subnet, Traffic, Tunnel, TunnelPeer,
 };
 use tokio::sync::Mutex;
 
@@ -80,6 +80,11 @@ pub trait PacketPath: Debug + Send + Sync + 'static {
 
     /// Hints, from the call on, that a packet path may not be what it was.
     fn hints(&self) -> ChangeStream;
+
+    /// What the packet paths that run have counted.
+    fn traffic(&self) -> Vec<Traffic> {
+        Vec::new()
+    }
 
     /// What is worth telling about how packets are carried, such as what the kernel lacks.
     fn notes(&self) -> Vec<Note> {
@@ -166,6 +171,10 @@ impl<K: Kernel> Kernel for WithTunnels<K> {
 
     fn changes(&self) -> ChangeStream {
         Box::pin(Both::new(self.inner.changes(), self.path.hints()))
+    }
+
+    fn traffic(&self) -> Vec<Traffic> {
+        self.path.traffic()
     }
 
     fn clock(&self) -> Option<Arc<dyn Clock>> {

@@ -89,7 +89,7 @@ pub mod table;
 
 pub use backend::UdpBackend;
 pub use config::{DEFAULT_PORT, UdpConfig};
-pub use counters::{PeerCounters, PeerTotals, Totals};
+pub use counters::{PeerCounters, Totals};
 pub use forward::{Capabilities, Error, Failure, Forwarder, Health, Report, Watch};
 pub use forwarders::Forwarders;
 pub use handover::HandoverError;

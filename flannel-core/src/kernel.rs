@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Clock;
 use crate::manager::BoxError;
 use crate::object::{IfName, Object, ObjectKey, Objects};
+use crate::traffic::Traffic;
 use crate::underlay::{AddressInfo, LinkInfo};
 
 /// The result of a kernel call.
@@ -318,6 +319,11 @@ pub trait Kernel: Debug + Send + Sync + 'static {
 
     /// Hints at changes from the call on. The first item is [`Change::All`].
     fn changes(&self) -> ChangeStream;
+
+    /// What packet paths in user space have counted; empty where there are none.
+    fn traffic(&self) -> Vec<Traffic> {
+        Vec::new()
+    }
 
     /// A clock that counts time asleep, if this system has one.
     fn clock(&self) -> Option<Arc<dyn Clock>> {

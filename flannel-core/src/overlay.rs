@@ -305,7 +305,7 @@ impl OverlayBuilder {
             name: self.name,
             node: self.node.clone(),
             manager,
-            kernel,
+            kernel: Arc::clone(&kernel),
             backends: self.backends,
             state: self.state,
             clock,
@@ -325,6 +325,7 @@ impl OverlayBuilder {
         });
         Ok(Overlay {
             node: self.node,
+            kernel,
             commands,
             status: status_rx,
             events,
@@ -428,6 +429,7 @@ impl Preflight {
 #[derive(Debug)]
 pub struct Overlay {
     node: NodeId,
+    kernel: Arc<dyn Kernel>,
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<Arc<Status>>,
     events: broadcast::Sender<OverlayEvent>,
@@ -449,7 +451,15 @@ impl Overlay {
 
     /// How the overlay is now.
     pub fn status(&self) -> Arc<Status> {
-        Arc::clone(&self.status.borrow())
+        let status = Arc::clone(&self.status.borrow());
+        let traffic = self.kernel.traffic();
+        if traffic.is_empty() {
+            return status;
+        }
+        Arc::new(Status {
+            traffic,
+            ..Status::clone(&status)
+        })
     }
 
     /// How the overlay is, as it changes.

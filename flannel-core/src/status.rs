@@ -12,6 +12,7 @@ use crate::lease::{BackendType, LeaseKey};
 use crate::node::NodeId;
 use crate::reconcile::plan::{Blocked, Step};
 use crate::subnet::Subnet;
+use crate::traffic::Traffic;
 use crate::underlay::External;
 
 /// How an overlay is. Serialises to stable JSON.
@@ -51,6 +52,11 @@ pub struct Status {
     pub repairs: u64,
     /// What else is worth telling, of the backend and of the choice of interface.
     pub notes: Vec<Note>,
+    /// What packet paths in user space have counted up to the call of
+    /// [`Overlay::status`](crate::Overlay::status). It changes with every packet, so a watched status
+    /// is without it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub traffic: Vec<Traffic>,
 }
 
 impl Status {

@@ -55,8 +55,19 @@ async fn a_device_that_is_deleted_again_and_again_is_healed() {
         assert_eq!(node.paths.running(), before);
         cluster.assert_reachable("the device is another");
     }
-    let (totals, _) = node.paths.counters(dev("flannel0")).expect("it runs");
-    assert!(totals.iter().any(|(_, count)| count > 0), "{totals:?}");
+    let status = node.overlay().status();
+    let [traffic] = &status.traffic[..] else {
+        panic!("one packet path: {:?}", status.traffic);
+    };
+    assert_eq!(traffic.dev, dev("flannel0"));
+    assert!(traffic.counts["delivered_packets"] > 0, "{traffic:?}");
+    assert!(traffic.counts.contains_key("spoofed"), "{traffic:?}");
+    // Two others, each with an endpoint of each family.
+    assert_eq!(traffic.peers.len(), 4, "{traffic:?}");
+    assert!(
+        traffic.peers.iter().all(|peer| peer.received_packets > 0),
+        "{traffic:?}"
+    );
 }
 
 /// Nobody hints at the end of a forwarder that ends without a word: the timer finds it.

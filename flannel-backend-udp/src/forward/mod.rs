@@ -25,9 +25,11 @@ pub(crate) use self::io::Socket;
 use self::io::View;
 pub(crate) use self::open::{Lent, Opened, Queues, listen_of};
 
+use flannel_core::PeerTraffic;
+
 use self::state::State;
 use self::supervisor::{Command, Supervisor};
-use crate::counters::{PeerTotals, Totals};
+use crate::counters::Totals;
 use crate::sockets::Sockets;
 use crate::spec::{Options, TunnelSpec};
 use crate::table::Table;
@@ -249,7 +251,7 @@ impl Forwarder {
     }
 
     /// Counters of each peer of the table.
-    pub fn peers(&self) -> Vec<PeerTotals> {
+    pub fn peers(&self) -> Vec<PeerTraffic> {
         let table = self.table();
         let peers = table.peers().iter();
         peers

@@ -50,6 +50,8 @@ impl Engine {
             objects: self.compiler.desired().objects.len(),
             repairs: self.reconciler.repairs(),
             notes: self.notes(),
+            // Counted while it is read: see `Overlay::status`.
+            traffic: Vec::new(),
         };
         self.status.send_if_modified(|old| {
             let news = **old != status;

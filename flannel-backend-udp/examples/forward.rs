@@ -126,5 +126,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .map(|(name, value)| format!("{name}={value}"))
             .collect();
         println!("{}", shown.join(" "));
+        for note in forwarder.capabilities().notes {
+            println!("{note}");
+        }
     }
 }

@@ -60,6 +60,9 @@
 //! - [`packet`]: what is done to packets, as pure functions over bytes;
 //! - [`table`]: which peer has which subnet;
 //! - [`Forwarder`]: threads, sockets and queues;
+//! - [`UdpBackend`]: which objects a lease becomes, as every backend says it;
+//! - [`WithTunnels`]: a kernel that has packet paths, around one that has not: [`Forwarders`] are
+//!   its packet paths;
 //! - `sys`: the system calls, the only place with unsafe code.
 //!
 //! # What this crate does not do

@@ -56,7 +56,8 @@ impl Default for Options {
 /// How many threads a worker has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Threads {
-    /// One for each direction where the process may use two processors or more, else one.
+    /// One for both directions, and where the process may use two processors or more a second that
+    /// takes what comes in while there is much to do: the latency of one, the bytes of two.
     #[default]
     Auto,
     /// One for both directions: the least latency and the least processor time per byte.

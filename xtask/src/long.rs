@@ -9,22 +9,27 @@ pub(crate) fn bench(args: &[String]) -> Outcome {
 
 /// What a tunnel costs.
 pub(crate) fn throughput(args: &[String]) -> Outcome {
-    let mut command = cargo([
-        "bench",
-        "--package",
-        "flannel-e2e",
-        "--bench",
-        "throughput",
-        "--",
-    ]);
+    drawn("throughput", args)
+}
+
+/// How fast the path through user space is.
+pub(crate) fn datapath(args: &[String]) -> Outcome {
+    drawn("datapath", args)
+}
+
+/// A benchmark that can draw its table with `--svg FILE`.
+fn drawn(bench: &str, args: &[String]) -> Outcome {
+    let mut command = cargo(["bench", "--package", "flannel-e2e", "--bench", bench, "--"]);
     // The program runs in the folder of its package.
     let here = std::env::current_dir().map_err(|error| error.to_string())?;
-    match args {
-        [] => {}
-        [svg, file] if svg == "--svg" => {
-            command.arg("--svg").arg(here.join(file));
+    let mut is_file = false;
+    for arg in args {
+        if is_file {
+            command.arg(here.join(arg));
+        } else {
+            command.arg(arg);
         }
-        _ => return Err("the only argument is --svg FILE".to_owned()),
+        is_file = arg == "--svg";
     }
     run(&mut command)
 }

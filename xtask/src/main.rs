@@ -147,6 +147,14 @@ const TASKS: &[Task] = &[
         run: long::throughput,
     },
     Task {
+        name: "datapath",
+        args: "[--rounds N] [--svg FILE] [--modes-only] [--quick]",
+        about: "Measures the UDP backend against bare routing, kernel VXLAN and a proxy that moves one\n\
+                packet per system call, in turns and in three modes of the underlay's devices, in\n\
+                namespaces of its own (root). Prints tables and goals, and draws them.",
+        run: long::datapath,
+    },
+    Task {
         name: "proptest-long",
         args: "[CASES]",
         about: "Runs all tests, optimised, with so many cases per property (default 20000).",

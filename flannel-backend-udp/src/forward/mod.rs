@@ -5,6 +5,7 @@ mod inbound;
 mod io;
 mod open;
 mod outbound;
+mod share;
 mod slot;
 mod state;
 mod supervisor;

@@ -3,11 +3,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::io::{Io, View};
+use super::share::Share;
 use super::slot::Slot;
 use super::worker::Direction;
-use crate::counters::Shard;
+use crate::counters::{Shard, Totals};
 use crate::spec::{Options, Threads, TunnelSpec};
 use crate::table::Table;
+
+/// Messages that tell how datagrams come.
+const ENOUGH: u64 = 100_000;
 
 /// All that outlives a thread.
 #[derive(Debug)]
@@ -18,6 +22,8 @@ pub(crate) struct State {
     /// One for each thread, in the order of `directions`, worker after worker.
     pub(crate) shards: Vec<Arc<Shard>>,
     pub(crate) directions: &'static [Direction],
+    /// One for each worker.
+    pub(crate) shares: Vec<Arc<Share>>,
     pub(crate) health: Mutex<Health>,
     /// Of the first worker, for what can be told of its sockets.
     pub(crate) io: Mutex<Option<Arc<Slot<Io>>>>,
@@ -29,9 +35,11 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn new(spec: TunnelSpec, options: Options, table: Arc<Table>) -> Self {
-        let directions: &[Direction] = match threads(&options) {
-            1 => &[Direction::Both],
-            _ => &[Direction::Outbound, Direction::Inbound],
+        let directions: &[Direction] = match options.threads {
+            Threads::One => &[Direction::Both],
+            Threads::PerDirection => &[Direction::Outbound, Direction::Inbound],
+            Threads::Auto if processors() < 2 => &[Direction::Both],
+            Threads::Auto => &[Direction::Lead, Direction::Helper],
         };
         let threads = directions.len() * usize::from(options.workers);
         let view = View {
@@ -44,6 +52,7 @@ impl State {
             view: Arc::new(Slot::new(view)),
             shards: (0..threads).map(|_| Arc::default()).collect(),
             directions,
+            shares: (0..options.workers).map(|_| Arc::default()).collect(),
             health: Mutex::default(),
             io: Mutex::default(),
             capabilities: Mutex::default(),
@@ -88,7 +97,25 @@ impl State {
                         message from now on";
             capabilities.notes.push(note.to_owned());
         }
+        if capabilities.udp_gro && self.comes_apart() {
+            let note = "large datagrams come one at a time: it seems that the underlay's device does \
+                        not merge them (`ethtool -K DEVICE gro on`), which costs about a quarter \
+                        of the speed";
+            capabilities.notes.push(note.to_owned());
+        }
         capabilities
+    }
+
+    /// Whether many datagrams came that were large and alone. With merging below, bulk comes in
+    /// messages of dozens.
+    fn comes_apart(&self) -> bool {
+        let mut totals = Totals::default();
+        for shard in &self.shards {
+            totals.add(shard);
+        }
+        let (packets, messages) = (totals.received_packets, totals.received_messages);
+        let are_large = totals.received_bytes > packets.saturating_mul(1_000);
+        messages > ENOUGH && are_large && packets < messages.saturating_mul(3) / 2
     }
 }
 
@@ -96,13 +123,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn threads(options: &Options) -> usize {
-    let processors = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    match options.threads {
-        Threads::One => 1,
-        Threads::PerDirection => 2,
-        Threads::Auto => processors().min(2),
-    }
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// What the kernel offers a forwarder.

@@ -12,9 +12,10 @@ use flannel_core::{DualStack, Family};
 use super::clock::Clock;
 use super::io::{Failure, Io, Socket};
 use super::open::{Lent, Opened, Queues, listen_of};
+use super::share::Load;
 use super::slot::Slot;
 use super::state::{Capabilities, State, lock};
-use super::worker::{Thread, Wake};
+use super::worker::{Direction, Thread, Wake};
 use super::{Error, Report, Watch};
 use crate::packet::coalesce::Merge;
 use crate::sockets::Sockets;
@@ -419,8 +420,17 @@ impl Supervisor {
                 continue;
             }
             let wake = Arc::new(Wake::new()?);
+            let direction = self.state.directions[index % per_worker];
+            let share = Arc::clone(&self.state.shares[index / per_worker]);
+            match direction {
+                Direction::Lead => share.set_lead(Arc::clone(&wake)),
+                Direction::Helper => share.set_helper(Arc::clone(&wake)),
+                _ => {}
+            }
             let thread = Thread {
-                direction: self.state.directions[index % per_worker],
+                direction,
+                share,
+                load: Load::default(),
                 io: self.ios[index / per_worker].reader(),
                 view: self.state.view.reader(),
                 wake: Arc::clone(&wake),

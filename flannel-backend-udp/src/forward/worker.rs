@@ -13,6 +13,7 @@ use super::clock::Clock;
 use super::inbound::Inbound;
 use super::io::{Failure, Io, View};
 use super::outbound::{Outbound, Progress};
+use super::share::{Load, Share, WINDOW_MS};
 use super::slot::Reader;
 use crate::counters::Shard;
 
@@ -25,11 +26,15 @@ pub(crate) enum Direction {
     Both,
     Outbound,
     Inbound,
+    /// Both, but what comes in is left to the helper while there is much to do.
+    Lead,
+    /// What comes in, while there is much to do.
+    Helper,
 }
 
 impl Direction {
     const fn is_outbound(self) -> bool {
-        !matches!(self, Self::Inbound)
+        !matches!(self, Self::Inbound | Self::Helper)
     }
 
     const fn is_inbound(self) -> bool {
@@ -76,6 +81,9 @@ pub(crate) struct Thread {
     pub(crate) shard: Arc<Shard>,
     pub(crate) icmp_rate: u32,
     pub(crate) clock: Clock,
+    /// What comes in, for a lead and its helper.
+    pub(crate) share: Arc<Share>,
+    pub(crate) load: Load,
     #[cfg(test)]
     pub(crate) fault: Arc<AtomicBool>,
 }
@@ -106,6 +114,7 @@ impl Thread {
                     inbound.set_io(self.io.value());
                 }
             }
+            self.weigh();
             let mut ready = self.wait()?;
             for _ in 0..ROUNDS {
                 if !ready.any() {
@@ -146,6 +155,20 @@ impl Thread {
         Ok(())
     }
 
+    /// A lead that has much to do leaves what comes in to its helper; a helper that has little to do
+    /// gives it back. Each has written what it received before the other receives more, so the
+    /// order of packets stays.
+    fn weigh(&mut self) {
+        let is_lent = self.share.is_lent();
+        match self.direction {
+            Direction::Lead if !is_lent && self.load.is_much(&self.shard) => self.share.lend(),
+            Direction::Helper if is_lent && self.load.is_little(&self.shard, self.clock.now()) => {
+                self.share.give_back();
+            }
+            _ => {}
+        }
+    }
+
     /// Waits until there is something to do.
     fn wait(&self) -> Result<Ready, Failure> {
         let io = self.io.value();
@@ -158,7 +181,12 @@ impl Thread {
             places[0] = Some(count);
             count += 1;
         }
-        if self.direction.is_inbound() {
+        let takes_inbound = match self.direction {
+            Direction::Lead => !self.share.is_lent(),
+            Direction::Helper => self.share.is_lent(),
+            other => other.is_inbound(),
+        };
+        if takes_inbound {
             for (place, family) in [(1, Family::V4), (2, Family::V6)] {
                 if let Some(socket) = io.socket(family) {
                     fds[count] = PollFd::new(socket.fd.as_fd(), PollFlags::POLLIN);
@@ -167,7 +195,11 @@ impl Thread {
                 }
             }
         }
-        match poll(&mut fds[..count], PollTimeout::NONE) {
+        let timeout = match self.direction {
+            Direction::Helper if takes_inbound => PollTimeout::from(WINDOW_MS),
+            _ => PollTimeout::NONE,
+        };
+        match poll(&mut fds[..count], timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(Failure::socket(&error.into())),
         }

@@ -1,6 +1,6 @@
 //! What a forwarder lives through.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
@@ -95,9 +95,12 @@ fn another_address_of_the_underlay_needs_no_restart() {
     }
     forwarders[1].set_table(peers.build());
     bed.assert_reachable();
-    // An address that is not there: the old one stays.
+    // A port that is taken: the old socket stays.
+    let taken: SocketAddr = "192.0.2.200:9999".parse().expect("an address");
+    let holder = bed.ns(0).run(|| UdpSocket::bind(taken));
+    let _holder = holder.expect("the namespace").expect("a socket");
     let wrong = TunnelSpec {
-        listen: vec!["192.0.2.201:8285".parse().expect("an address")],
+        listen: vec![taken],
         ..bed.spec(0)
     };
     let refused = forwarders[0].alter(wrong);
@@ -111,7 +114,7 @@ fn no_packet_is_lost_when_a_forwarder_is_handed_over() {
     let Some(bed) = Bed::new("udp-handover", 2, Family::V4) else {
         return;
     };
-    for threads in [Threads::One, Threads::PerDirection] {
+    for threads in [Threads::One, Threads::PerDirection, Threads::Auto] {
         let options = Options {
             threads,
             ..Options::default()
@@ -238,12 +241,10 @@ fn what_cannot_be_is_refused_at_once() {
             ..
         }
     ));
-    let foreign = TunnelSpec {
-        listen: vec![bed.endpoint(1)],
-        ..bed.spec(0)
-    };
+    let holder = bed.ns(0).run(|| UdpSocket::bind(bed.endpoint(0)));
+    let _holder = holder.expect("the namespace").expect("a socket");
     assert!(matches!(
-        start(foreign, Options::default()),
+        start(bed.spec(0), Options::default()),
         Error::Socket { .. }
     ));
     let none = Options {

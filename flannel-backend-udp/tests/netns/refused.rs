@@ -26,6 +26,8 @@ fn strangers_liars_and_nonsense_are_dropped_and_counted() {
     let mut peers = flannel_backend_udp::table::TableBuilder::new();
     peers.insert("10.42.2.0/24".parse().expect("a subnet"), bed.endpoint(1));
     peers.insert("10.42.5.0/24".parse().expect("a subnet"), bed.endpoint(1));
+    let other = "192.0.2.250:8285".parse().expect("an address");
+    peers.insert("10.42.6.0/24".parse().expect("a subnet"), other);
     forwarder.set_table(peers.build());
     let socket = |node: usize, port: u16| {
         let mut from = bed.endpoint(node);
@@ -43,6 +45,7 @@ fn strangers_liars_and_nonsense_are_dropped_and_counted() {
     send(&port, &inner(good, here));
     send(&peer, &inner([10, 42, 3, 2], here));
     send(&peer, &inner([10, 42, 1, 9], here));
+    send(&peer, &inner([10, 42, 6, 9], here));
     send(&peer, &inner(good, [10, 42, 3, 2]));
     send(&peer, &inner(good, [127, 0, 0, 1]));
     send(&peer, &inner(good, [224, 0, 0, 1]));
@@ -53,20 +56,20 @@ fn strangers_liars_and_nonsense_are_dropped_and_counted() {
     send(&peer, &inner(good, here));
     send(&peer, &inner([10, 42, 5, 200], here));
     wait_until("all have come", || {
-        forwarder.totals().received_packets == 13
+        forwarder.totals().received_packets == 14
     });
     wait_until("the good ones are written", || {
         forwarder.totals().tun_writes == 2
     });
     let totals = forwarder.totals();
     assert_eq!(totals.stranger, 2, "{totals:?}");
-    assert_eq!(totals.spoofed, 2, "{totals:?}");
+    assert_eq!(totals.spoofed, 3, "{totals:?}");
     assert_eq!(totals.not_ours, 3, "{totals:?}");
     assert_eq!(totals.malformed, 4, "{totals:?}");
     let peers = forwarder.peers();
     assert_eq!(
         (peers[0].received_packets, peers[0].dropped),
-        (2, 9),
+        (2, 10),
         "{peers:?}"
     );
 }

@@ -134,6 +134,11 @@ proptest! {
             shape.flags = if index % 3 == 1 { flags } else { 0x10 };
             packets.push(shape.packet(chunk));
             shape.seq = shape.seq.wrapping_add(chunk.len() as u32);
+            if index % 4 == 3 {
+                // An acknowledgement alone: what follows it continues what went before it.
+                shape.flags = 0x10;
+                packets.push(shape.packet(&[]));
+            }
             shape.window += u16::from(index % 4 == 2);
         }
         let out: Vec<_> = written(&packets, ALL)
@@ -230,6 +235,54 @@ proptest! {
             }
         }
         prop_assert_eq!(got, given);
+    }
+}
+
+#[test]
+fn nothing_passes_a_fragment() {
+    let mut shape = plain_shape();
+    shape.udp = true;
+    let whole = shape.packet(b"datagram");
+    let mut fragment = whole.clone();
+    fragment[6] = 0x20;
+    let sum = !slow_sum(&[&fragment[..10], &[0, 0], &fragment[12..20]]);
+    fragment[10..12].copy_from_slice(&sum.to_be_bytes());
+    let packets = [whole.clone(), whole.clone(), fragment, whole.clone(), whole];
+    let counts: Vec<usize> = written(&packets, ALL)
+        .iter()
+        .map(|(vnet, packet)| sent(vnet, packet).len())
+        .collect();
+    assert_eq!(counts, [2, 1, 2]);
+}
+
+#[test]
+fn flags_that_are_told_once_are_in_one_segment() {
+    let mut shape = plain_shape();
+    shape.flags = 0x99; // CWR, ACK, PSH, FIN
+    let (vnet, large) = shape.large(&[7; 350], 100);
+    let flags: Vec<u8> = sent(&vnet, &large)
+        .iter()
+        .map(|packet| packet[33])
+        .collect();
+    assert_eq!(flags, [0x90, 0x10, 0x10, 0x19]);
+}
+
+fn plain_shape() -> Shape {
+    Shape {
+        v6: false,
+        udp: false,
+        host: 1,
+        ports: (1, 2),
+        tos: 0,
+        ttl: 64,
+        id: 1,
+        dont_fragment: true,
+        seq: 1,
+        ack: 1,
+        window: 1,
+        flags: 0x10,
+        options: Vec::new(),
+        label: 0,
     }
 }
 

@@ -85,24 +85,28 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// The test programs by their targets' names.
-type Programs = BTreeMap<String, PathBuf>;
+/// The test programs by their packages' folders and their own names.
+type Programs = BTreeMap<(String, String), PathBuf>;
 
 impl Bench<'_> {
     /// Builds the code as it is and checks that every catcher is there and passes: one that fails
     /// anyway shows nothing.
     pub(super) fn accept_the_original(&self, mutants: &[&Mutant]) -> Outcome {
-        let mut catchers: BTreeMap<&str, BTreeSet<&Catcher>> = BTreeMap::new();
+        let mut catchers: BTreeMap<(&str, &str), BTreeSet<&Catcher>> = BTreeMap::new();
         for mutant in mutants {
-            let of_target = catchers.entry(&mutant.caught_by.target).or_default();
+            let Catcher {
+                package, target, ..
+            } = &mutant.caught_by;
+            let of_target = catchers.entry((package, target)).or_default();
             of_target.insert(&mutant.caught_by);
         }
         let log = self.logs.join("original.txt");
         let programs = self
-            .programs(catchers.keys().copied(), &log)?
+            .programs(catchers.keys().map(|(_, target)| *target), &log)?
             .ok_or_else(|| format!("the code does not compile: see {}", log.display()))?;
-        for (target, catchers) in catchers {
-            let log = self.logs.join(format!("original-{target}.txt"));
+        for ((package, target), catchers) in catchers {
+            let log = format!("original-{package}-{target}.txt");
+            let log = self.logs.join(log);
             let tests: Vec<&str> = catchers.iter().map(|c| c.test.as_str()).collect();
             let Some(any) = catchers.first() else {
                 continue;
@@ -113,13 +117,17 @@ impl Bench<'_> {
                 Some([passed, 0, ..]) if passed == tests.len() as u64 => {}
                 Some([passed, 0, ..]) => {
                     return Err(format!(
-                        "{} tests of {target} are to catch mutants, but only {passed} of them are \
+                        "{} tests of {package}/{target} are to catch mutants, but only {passed} of them are \
                          there: has one been renamed? They are {}",
                         tests.len(),
                         tests.join(", ")
                     ));
                 }
-                _ => return Err(format!("{target} fails without any mutant: see {shown}")),
+                _ => {
+                    return Err(format!(
+                        "{package}/{target} fails without any mutant: see {shown}"
+                    ));
+                }
             }
         }
         Ok(())
@@ -173,11 +181,13 @@ impl Bench<'_> {
         let messages = String::from_utf8_lossy(&output.stdout);
         let programs = messages.lines().filter_map(|message| {
             let message: Value = serde_json::from_str(message).ok()?;
+            let package = Path::new(message["manifest_path"].as_str()?).parent()?;
+            let package = package.file_name()?.to_str()?.to_owned();
             let name = message["target"]["name"].as_str()?.to_owned();
             let program = PathBuf::from(message["executable"].as_str()?);
             message["profile"]["test"]
                 .as_bool()?
-                .then_some((name, program))
+                .then_some(((package, name), program))
         });
         Ok(output.status.success().then(|| programs.collect()))
     }
@@ -194,7 +204,7 @@ impl Bench<'_> {
             package, target, ..
         } = catcher;
         let program = programs
-            .get(target)
+            .get(&(package.clone(), target.clone()))
             .ok_or_else(|| format!("{package} has no test program {target}"))?;
         let directory = self.tree.root().join(package);
         let mut command = Command::new(program);

@@ -1,0 +1,199 @@
+//! The ways between two pods, measured against one another: bare routing, kernel VXLAN, the UDP
+//! backend, and a proxy that moves one packet per system call, as flannel's does.
+//!
+//! `cargo xtask datapath` (root; it works in namespaces of its own, and all traffic is between
+//! them). The ways stand side by side and are measured in turns, round after round, in three modes of
+//! the devices between the nodes; of each the median is taken, and of its ratio to another way's in
+//! the same round, so that what else the machine does concerns both. Prints tables with the goals
+//! beside the ratios; `--svg FILE` draws them, `--rounds N` takes more or fewer.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a program that measures real time and prints a table"
+)]
+
+mod ground;
+mod report;
+mod svg;
+mod traffic;
+mod ways;
+
+use std::fs;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use flannel_core::Family;
+
+use ground::Mode;
+use report::{Kind, Table, Values};
+use ways::{Way, WayKind};
+
+/// What is measured of each way in each round, a value for each [`Kind`].
+pub(crate) fn sample(way: &Way, family: Family, quick: bool) -> Values {
+    let path = way.ground.path(family);
+    let short = |long: u64| Duration::from_millis(if quick { long / 4 } else { long });
+    let one = traffic::streams(path, 1, short(300), short(1_200));
+    let four = traffic::streams(path, 4, short(300), short(800));
+    let small = traffic::highest_rate(path, 1, short(250));
+    let flood = traffic::flood(path, f64::INFINITY, 1, short(400));
+    let (median, slow) = traffic::round_trips(path, short(500));
+    let mut values = Values::default();
+    values.set(Kind::Stream, one.rate / 1e9);
+    values.set(Kind::Cpu, one.cpu);
+    values.set(Kind::Streams, four.rate / 1e9);
+    values.set(Kind::Small, small / 1e3);
+    values.set(Kind::Flood, flood.loss * 100.0);
+    values.set(Kind::Median, median);
+    values.set(Kind::Slow, slow);
+    values
+}
+
+#[derive(Debug, Parser)]
+struct Args {
+    /// Draw the tables too
+    #[arg(long, value_name = "FILE")]
+    svg: Option<String>,
+    /// How often each way is measured
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Shorter measurements, for a look
+    #[arg(long)]
+    quick: bool,
+    /// The three modes alone, without what follows them
+    #[arg(long)]
+    modes_only: bool,
+    /// What cargo gives a benchmark; without it nothing is measured
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// Parts of other benchmarks
+    #[arg(hide = true)]
+    words: Vec<String>,
+}
+
+/// Measures ways in turns.
+fn measure(args: &Args, what: &str, ways: &[Way], family: Family) -> Table {
+    let mut table = Table::new(what, ways.iter().map(|way| way.kind).collect());
+    for round in 0..args.rounds.max(1) {
+        let mut row = vec![Values::default(); ways.len()];
+        for i in 0..ways.len() {
+            let at = (i + round) % ways.len();
+            let (name, of) = (ways[at].kind.name(), args.rounds);
+            eprintln!("... {what}: round {} of {of}, {name}", round + 1);
+            row[at] = sample(&ways[at], family, args.quick);
+        }
+        table.add(row);
+    }
+    table
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    let others = args.words.iter().any(|word| word != "datapath");
+    if !args.bench || others {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("... making namespaces");
+    let mut ways = Vec::new();
+    for kind in WayKind::ALL {
+        let Some(way) = Way::new(kind, Family::V4, 0).await else {
+            return ExitCode::SUCCESS;
+        };
+        ways.push(way);
+    }
+    let mut tables = Vec::new();
+    for mode in Mode::ALL {
+        for way in &ways {
+            way.ground.set_mode(mode);
+        }
+        tables.push(tokio::task::block_in_place(|| {
+            measure(&args, mode.name(), &ways, Family::V4)
+        }));
+    }
+    let mut missed = 0;
+    for table in &tables {
+        print!("{table}");
+        missed += report::goals(table);
+    }
+    if !args.modes_only {
+        for table in further(&args, ways).await {
+            print!("{table}");
+            tables.push(table);
+        }
+    }
+    if let Some(file) = &args.svg
+        && let Err(error) = fs::write(file, svg::draw(&tables))
+    {
+        eprintln!("{file}: {error}");
+        return ExitCode::FAILURE;
+    }
+    if missed > 0 {
+        println!("{missed} goals were missed");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+/// What is measured in the mode `nic` alone: a lossy underlay, many flows, many peers, IPv6.
+async fn further(args: &Args, mut ways: Vec<Way>) -> Vec<Table> {
+    let mut tables = Vec::new();
+    for way in &ways {
+        way.ground.set_mode(Mode::Nic);
+        way.ground.lose(1);
+    }
+    tables.push(tokio::task::block_in_place(|| {
+        let mut table = measure_bulk(args, "1 % lost by the underlay", &ways, 1);
+        table.keep(&[Kind::Stream, Kind::Cpu]);
+        table
+    }));
+    for way in &ways {
+        way.ground.lose_none();
+    }
+    tables.push(tokio::task::block_in_place(|| {
+        let mut table = measure_bulk(args, "64 streams", &ways, 64);
+        table.keep(&[Kind::Stream, Kind::Cpu]);
+        table
+    }));
+    ways.retain(|way| way.kind != WayKind::Baseline);
+    ways.retain(|way| way.kind != WayKind::Udp);
+    if let Some(way) = Way::new(WayKind::Udp, Family::V4, 50_000).await {
+        way.ground.set_mode(Mode::Nic);
+        ways.push(way);
+        tables.push(tokio::task::block_in_place(|| {
+            measure(args, "50,000 peers", &ways, Family::V4)
+        }));
+    }
+    drop(ways);
+    let mut ways = Vec::new();
+    for kind in [WayKind::Bare, WayKind::Vxlan, WayKind::Udp] {
+        if let Some(way) = Way::new(kind, Family::V6, 0).await {
+            way.ground.set_mode(Mode::Nic);
+            ways.push(way);
+        }
+    }
+    tables.push(tokio::task::block_in_place(|| {
+        measure(args, "IPv6 inside and outside", &ways, Family::V6)
+    }));
+    tables
+}
+
+/// Streams alone.
+fn measure_bulk(args: &Args, what: &str, ways: &[Way], count: usize) -> Table {
+    let mut table = Table::new(what, ways.iter().map(|way| way.kind).collect());
+    let (lead, time) = (Duration::from_millis(500), Duration::from_millis(1_500));
+    for round in 0..args.rounds.max(1) {
+        eprintln!("... {what}: round {} of {}", round + 1, args.rounds);
+        let mut row = vec![Values::default(); ways.len()];
+        for i in 0..ways.len() {
+            let at = (i + round) % ways.len();
+            let bulk = traffic::streams(ways[at].ground.path(Family::V4), count, lead, time);
+            row[at].set(Kind::Stream, bulk.rate / 1e9);
+            row[at].set(Kind::Cpu, bulk.cpu);
+        }
+        table.add(row);
+    }
+    table
+}

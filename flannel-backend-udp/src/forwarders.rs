@@ -263,7 +263,8 @@ impl Shared {
 
 impl Entry {
     fn runs(&self) -> bool {
-        !self.lost.load(Ordering::Acquire) && self.forwarder.is_attached()
+        // In this order: a loss is told before the forwarder takes the device that came instead.
+        self.forwarder.is_attached() && !self.lost.load(Ordering::Acquire)
     }
 }
 

@@ -28,9 +28,9 @@ pub(crate) struct State {
     /// Of the first worker, for what can be told of its sockets.
     pub(crate) io: Mutex<Option<Arc<Slot<Io>>>>,
     capabilities: Mutex<Capabilities>,
-    /// The next thread that wakes panics.
+    /// What the next thread that wakes is to suffer: 1, a panic; 2, the failure of a socket.
     #[cfg(test)]
-    pub(crate) fault: Arc<std::sync::atomic::AtomicBool>,
+    pub(crate) fault: Arc<std::sync::atomic::AtomicU8>,
 }
 
 impl State {

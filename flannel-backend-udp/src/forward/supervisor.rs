@@ -56,6 +56,8 @@ pub(crate) struct Supervisor {
     threads: Vec<Running>,
     /// The device is gone: the queues are of no use.
     is_detached: bool,
+    /// A socket failed: all are opened anew.
+    is_deaf: bool,
     /// No thread is to run: the forwarder is being handed over.
     is_paused: bool,
     clock: Clock,
@@ -90,6 +92,7 @@ impl Supervisor {
             ios: Vec::new(),
             threads: Vec::new(),
             is_detached: false,
+            is_deaf: false,
             is_paused: false,
             clock: Clock::new(),
             failures: 0,
@@ -346,6 +349,7 @@ impl Supervisor {
         };
         tracing::warn!(thread, %failure, "a worker of the packet path has failed");
         self.is_detached |= matches!(failure, Failure::Device(_));
+        self.is_deaf |= matches!(failure, Failure::Socket(_));
         {
             let mut health = lock(&self.state.health);
             health.is_running = false;
@@ -408,6 +412,16 @@ impl Supervisor {
             let device = self.state.spec().device;
             self.queues = Queues::open(&device, &self.state.options, &*self.opener)?;
             self.is_detached = false;
+            self.install();
+        }
+        if self.is_deaf {
+            for listen in self.state.spec().listen {
+                let opened = self.open_instead(Family::of(&listen.ip()), listen)?;
+                for (sockets, opened) in self.sockets.iter_mut().zip(opened) {
+                    sockets.set(Family::of(&listen.ip()), Some(opened));
+                }
+            }
+            self.is_deaf = false;
             self.install();
         }
         self.spawn_missing().map_err(Error::Thread)

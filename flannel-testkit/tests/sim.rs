@@ -61,8 +61,11 @@ fn clusters_that_change_between_all_backends_keep_them_too() {
         .with(HostGwBackend::new)
         .with(UdpBackend::new)
         .of_all();
-    let report = sim.seeds(0..30, 2, &|_| {});
-    assert!(report.failed.is_empty(), "{report}");
+    // In the last one a subnet of ours becomes a peer's while its address is held on a device.
+    for seeds in [0..30, 5033..5034] {
+        let report = sim.seeds(seeds, 2, &|_| {});
+        assert!(report.failed.is_empty(), "{report}");
+    }
 }
 
 #[test]

@@ -257,6 +257,8 @@ impl<'a> Planner<'a> {
     fn stays_unwanted(&self, found: &Object) -> bool {
         match found {
             Object::Sysctl(_) | Object::Offload(_) => true,
+            // An address of a subnet that has become a peer's would keep the kernel from using that.
+            Object::Address(Address { ip, .. }) if self.is_routed(*ip) => false,
             Object::Link(Link { name: dev, .. })
             | Object::Address(Address { dev, .. })
             | Object::Tunnel(Tunnel { dev, .. })
@@ -271,6 +273,16 @@ impl<'a> Planner<'a> {
             }
             _ => false,
         }
+    }
+
+    /// Whether a route is wanted to a subnet that holds an address.
+    fn is_routed(&self, ip: IpAddr) -> bool {
+        let keys = self.desired.objects.keys().rev();
+        let mut routes = keys.map_while(|key| match key {
+            ObjectKey::Route { dst, .. } => Some(dst),
+            _ => None,
+        });
+        routes.any(|dst| dst.contains_ip(ip))
     }
 
     /// Whether an object that is there is a route that stays although nobody wants it: one through a
@@ -603,7 +615,8 @@ impl<'a> Planner<'a> {
                 }
                 (Object::Link(_), _) | (_, Some(_)) => {}
                 // With its last address a device that has to stay would lose what it stays for.
-                (Object::Address(address), None) if !self.is_to_serve(address.dev) => {}
+                (Object::Address(address), None)
+                    if !self.is_to_serve(address.dev) && !self.is_routed(address.ip) => {}
                 (_, None) => self.step(Op::Delete(object.clone()), Why::Orphan, None),
             }
         }

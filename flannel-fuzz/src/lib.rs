@@ -18,6 +18,7 @@ mod config;
 pub mod corpus;
 mod lease;
 mod netlink;
+mod packet;
 mod peer;
 pub mod seeds;
 
@@ -38,6 +39,11 @@ pub const TARGETS: &[Target] = &[
         name: "backend_data",
         run: backend::backend_data,
         words: backend::WORDS,
+    },
+    Target {
+        name: "datagrams",
+        run: packet::datagrams,
+        words: &[],
     },
     Target {
         name: "ethtool",
@@ -83,6 +89,11 @@ pub const TARGETS: &[Target] = &[
         name: "peer",
         run: peer::peer,
         words: lease::WORDS,
+    },
+    Target {
+        name: "tun_packet",
+        run: packet::tun_packet,
+        words: &[],
     },
 ];
 

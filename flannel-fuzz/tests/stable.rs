@@ -213,6 +213,7 @@ macro_rules! tests {
 
 tests! {
     backend_data
+    datagrams
     ethtool
     lease_json
     lease_key
@@ -222,6 +223,7 @@ tests! {
     netlink_message
     network_config
     peer
+    tun_packet
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The part of the corpus that is made from values: golden inputs, and what is nearly one.
 
 mod netlink;
+mod packets;
 mod text;
 
 use crate::corpus::Entry;
@@ -9,6 +10,7 @@ use crate::corpus::Entry;
 pub fn all() -> Vec<(&'static str, Entry)> {
     let mut all = text::seeds();
     all.extend(netlink::seeds());
+    all.extend(packets::seeds());
     all
 }
 

@@ -280,7 +280,11 @@ fn peers() -> impl Iterator<Item = (&'static str, Entry)> {
         record("bad-our-address", "10.5.2.0-24", vxlan("192.0.2.1", mac)),
         record("bad-inside-address", "10.5.2.0-24", vxlan("10.5.3.1", mac)),
         record("bad-group-address", "10.5.2.0-24", vxlan("224.0.0.1", mac)),
-        record("bad-type", key, vxlan(ip, mac).replace("vxlan", "udp")),
+        record(
+            "bad-type",
+            key,
+            vxlan(ip, mac).replace("vxlan", "wireguard"),
+        ),
         record("bad-nobody", key, "{}".to_owned()),
     ]
     .into_iter()

@@ -7,6 +7,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use flannel_core::IfName;
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
 
 /// `struct ifreq`, of which the flags are used.
 #[repr(C)]
@@ -36,6 +38,13 @@ pub(crate) fn attach(device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
 }
 
 fn try_attach(device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
+    // Where there is none the kernel would make one, if only for a moment, and whoever is about to
+    // make the right one would find the name taken. A queue hears of the end of its device when the
+    // name is free already.
+    if_nametoindex(device.as_str()).map_err(|error| match error {
+        Errno::ENODEV => io::Error::new(io::ErrorKind::NotFound, format!("there is no {device}")),
+        error => error.into(),
+    })?;
     let file: OwnedFd = OpenOptions::new()
         .read(true)
         .write(true)
@@ -52,7 +61,7 @@ fn try_attach(device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
         return Err(io::Error::last_os_error());
     }
     let request = attached(file.as_fd())?;
-    // Where there was no device the kernel has made one just now, which goes with the file.
+    // It went in between, and the kernel has made one just now, which goes with the file.
     if i32::from(request.flags) & libc::IFF_PERSIST == 0 {
         return Err(io::Error::new(
             io::ErrorKind::NotFound,

@@ -27,6 +27,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_se
 const CALM: Duration = Duration::from_secs(10);
 /// How long threads may take to let go of a socket. They do it between two batches.
 const LET_GO: Duration = Duration::from_secs(2);
+/// And so long what they let go may still be held by a child that is just being made.
+const FORKED: Duration = Duration::from_millis(100);
 
 /// What a supervisor is told.
 pub(crate) enum Command {
@@ -230,7 +232,19 @@ impl Supervisor {
             std::thread::sleep(Duration::from_millis(1));
         }
         drop(old);
-        let opened = Socket::open(listen, &self.state.options, &*self.opener);
+        // A child of this program holds what is open too, from its fork until it runs another one.
+        let until = self.clock.now() + FORKED;
+        let opened = loop {
+            match Socket::open(listen, &self.state.options, &*self.opener) {
+                Err(Error::Socket { source, .. })
+                    if source.kind() == std::io::ErrorKind::AddrInUse
+                        && self.clock.now() < until =>
+                {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                opened => break opened,
+            }
+        };
         if opened.is_err()
             && let Some(before) = listen_of(&self.state.spec().listen, family)
             && let Ok(again) = Socket::open(before, &self.state.options, &*self.opener)

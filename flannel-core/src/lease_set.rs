@@ -1,5 +1,7 @@
 //! [`LeaseSet`]: folds the events of a store into the set of peers.
 
+mod tombstones;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -17,6 +19,8 @@ use crate::settle::{Claimant, Settlement};
 use crate::subnet::Subnet;
 use crate::wire;
 pub use crate::withdrawal::{Held, WithdrawalGuard};
+
+use tombstones::Tombstones;
 
 /// Another node's record with what of it may be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,9 +94,6 @@ pub struct Applied {
     /// Records that were not taken, because there are too many.
     pub refused: usize,
 }
-
-/// Deletes that are remembered between two snapshots; beyond it, the oldest are forgotten.
-const MAX_TOMBSTONES: usize = 65_536;
 
 /// The set of peers, as folded from the store's events.
 ///
@@ -859,59 +860,5 @@ fn cover(adopted: &mut BTreeSet<Subnet>, lease: &Lease) {
         {
             adopted.remove(&inside);
         }
-    }
-}
-
-/// Records deleted since the last snapshot, so that an old write does not bring them back.
-#[derive(Debug, Clone, Default)]
-struct Tombstones {
-    by_key: BTreeMap<LeaseKey, Revision>,
-    by_age: BTreeSet<(Revision, LeaseKey)>,
-}
-
-impl Tombstones {
-    fn get(&self, key: &LeaseKey) -> Option<Revision> {
-        self.by_key.get(key).copied()
-    }
-
-    fn insert(&mut self, key: LeaseKey, revision: Revision) {
-        self.remove(&key);
-        self.by_key.insert(key.clone(), revision);
-        self.by_age.insert((revision, key));
-        if self.by_key.len() > MAX_TOMBSTONES
-            && let Some((_, oldest)) = self.by_age.pop_first()
-        {
-            self.by_key.remove(&oldest);
-        }
-    }
-
-    fn remove(&mut self, key: &LeaseKey) {
-        if let Some(revision) = self.by_key.remove(key) {
-            self.by_age.remove(&(revision, key.clone()));
-        }
-    }
-
-    fn clear(&mut self) {
-        self.by_key.clear();
-        self.by_age.clear();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_of_deletes_forgets_the_oldest() {
-        let mut tombstones = Tombstones::default();
-        let key = |n: usize| LeaseKey::new(format!("{n}"));
-        for n in 0..=MAX_TOMBSTONES {
-            tombstones.insert(key(n), Revision(n as u64 / 2));
-            tombstones.insert(key(n), Revision(n as u64));
-        }
-        assert_eq!(tombstones.by_key.len(), MAX_TOMBSTONES);
-        assert_eq!(tombstones.by_age.len(), MAX_TOMBSTONES);
-        assert_eq!(tombstones.get(&key(0)), None);
-        assert_eq!(tombstones.get(&key(1)), Some(Revision(1)));
     }
 }

@@ -143,39 +143,43 @@ const CONFIGS: [&str; 9] = [
         "IPv6SubnetLen":64,"Backend":{"Type":"vxlan","Learning":true}}"#,
 ];
 
-/// The configs of clusters that run host-gw, in the order of [`CONFIGS`].
-const HOST_GW: [&str; 4] = [
-    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
-        "IPv6SubnetLen":64,"Backend":{"Type":"host-gw"}}"#,
-    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"Backend":{"Type":"host-gw"}}"#,
-    r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:42::/60","IPv6SubnetLen":64,
-        "Backend":{"Type":"host-gw"}}"#,
-    r#"{"Network":"10.43.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
-        "IPv6SubnetLen":64,"Backend":{"Type":"host-gw"}}"#,
-];
-
-/// The configs of clusters that run the UDP backend.
-const UDP: [&str; 6] = [
-    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
-        "IPv6SubnetLen":64,"Backend":{"Type":"udp"}}"#,
-    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"Backend":{"Type":"udp"}}"#,
-    r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:42::/60","IPv6SubnetLen":64,
-        "Backend":{"Type":"udp"}}"#,
-    r#"{"Network":"10.43.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
-        "IPv6SubnetLen":64,"Backend":{"Type":"udp"}}"#,
-    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
-        "IPv6SubnetLen":64,"Backend":{"Type":"udp","Port":9000}}"#,
-    r#"{"Network":"10.42.0.0/20","SubnetLen":24,"EnableIPv6":true,"IPv6Network":"fd00:42::/60",
-        "IPv6SubnetLen":64,"Backend":{"Type":"udp","MTU":1400}}"#,
-];
+/// The first of them have no key of VXLAN's own but the type: with another they are configs of that.
+const COMMON: usize = 4;
 
 /// Network configs out of flannel's JSON.
-fn configs(texts: &[&str]) -> Vec<NetworkConfig> {
-    let config = |text: &&str| NetworkConfig::from_json(text, PoolMode::Allocated);
+fn configs(texts: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<NetworkConfig> {
+    let config = |text: &str| NetworkConfig::from_json(text, PoolMode::Allocated);
     let configs = texts
-        .iter()
-        .map(|text| config(text).expect("a valid config"));
+        .into_iter()
+        .map(|text| config(text.as_ref()).expect("a valid config"));
     configs.collect()
+}
+
+/// The configs of clusters that run VXLAN.
+fn of_vxlan() -> Vec<NetworkConfig> {
+    configs(CONFIGS)
+}
+
+/// The configs of clusters that run host-gw, in the order of [`CONFIGS`].
+fn of_host_gw() -> Vec<NetworkConfig> {
+    configs(CONFIGS[..COMMON].iter().map(|text| of(text, "host-gw")))
+}
+
+/// The configs of clusters that run the UDP backend.
+fn of_udp() -> Vec<NetworkConfig> {
+    let mut texts: Vec<String> = CONFIGS[..COMMON]
+        .iter()
+        .map(|text| of(text, "udp"))
+        .collect();
+    for key in [r#""Port":9000"#, r#""MTU":1400"#] {
+        texts.push(texts[0].replace(r#""udp""#, &format!(r#""udp",{key}"#)));
+    }
+    configs(texts)
+}
+
+/// A config of VXLAN with another type of backend.
+fn of(text: &str, backend: &str) -> String {
+    text.replace("vxlan", backend)
 }
 
 impl Sim {
@@ -192,7 +196,7 @@ impl Sim {
             setup: Arc::new(Setup {
                 nodes: 4,
                 steps: 40,
-                configs: configs(&CONFIGS),
+                configs: of_vxlan(),
                 backend: Arc::new(move |builder| builder.backend(backend())),
                 cluster: Arc::new(|founding| Arc::new(StoreCluster::new(founding))),
                 model: Arc::new(VxlanModel),
@@ -235,31 +239,30 @@ impl Sim {
     /// The same with configs and model of host-gw.
     #[must_use]
     pub fn of_host_gw(self) -> Self {
-        self.configs(configs(&HOST_GW)).model(HostGwModel)
+        self.configs(of_host_gw()).model(HostGwModel)
     }
 
     /// The same with configs and model of the UDP backend. Whoever is killed loses its packet path;
     /// whoever stops has handed it over.
     #[must_use]
     pub fn of_udp(self) -> Self {
-        self.configs(configs(&UDP)).model(UdpModel)
+        self.configs(of_udp()).model(UdpModel)
     }
 
     /// The same with configs of host-gw and of VXLAN, so that clusters change between them, and the
     /// model of both; the nodes need both backends ([`with`](Self::with)).
     #[must_use]
     pub fn of_both(self) -> Self {
-        let both: Vec<&str> = HOST_GW.into_iter().chain(CONFIGS).collect();
-        self.configs(configs(&both)).model(ChangingModel)
+        self.configs([of_host_gw(), of_vxlan()].concat())
+            .model(ChangingModel)
     }
 
     /// The same with configs of UDP, host-gw and VXLAN, so that clusters change between all three;
     /// the nodes need all three backends.
     #[must_use]
     pub fn of_all(self) -> Self {
-        let three = UDP.into_iter().chain(HOST_GW).chain(CONFIGS);
-        let three: Vec<&str> = three.collect();
-        self.configs(configs(&three)).model(ChangingModel)
+        self.configs([of_udp(), of_host_gw(), of_vxlan()].concat())
+            .model(ChangingModel)
     }
 
     /// The same with another model: what the backend should make of a node and its peers.

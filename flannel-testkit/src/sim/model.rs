@@ -35,6 +35,17 @@ pub struct Me<'a> {
     pub mtu: u32,
 }
 
+impl Me<'_> {
+    /// What is wrong with the address that it publishes of a family; `None`: nothing.
+    pub fn fault_of_address(&self, family: Family) -> Option<String> {
+        let (published, has) = (
+            self.lease.attrs.public_ip(family),
+            self.public_ip.ip(family),
+        );
+        (published != has).then(|| format!("it names {published:?}, the node has {has:?}"))
+    }
+}
+
 /// One family of another node's record that may be used.
 #[derive(Debug, Clone, Copy)]
 pub struct Usable<'a> {

@@ -58,10 +58,9 @@ impl Model for HostGwModel {
         if !attrs.backend_data.is_empty() {
             return Some("it has backend data".to_owned());
         }
-        me.config.families().find_map(|family| {
-            let (published, has) = (attrs.public_ip(family), me.public_ip.ip(family));
-            (published != has).then(|| format!("it names {published:?}, the node has {has:?}"))
-        })
+        me.config
+            .families()
+            .find_map(|family| me.fault_of_address(family))
     }
 
     fn data(&self, _: &NetworkConfig, _: u64) -> Option<BackendData> {

@@ -118,10 +118,9 @@ impl Model for UdpModel {
         if attrs.backend_type.is_some() || !attrs.backend_data.is_empty() {
             return Some("it has a type or data, as none of flannel's has".to_owned());
         }
-        me.config.families().find_map(|family| {
-            let (published, has) = (attrs.public_ip(family), me.public_ip.ip(family));
-            (published != has).then(|| format!("it names {published:?}, the node has {has:?}"))
-        })
+        me.config
+            .families()
+            .find_map(|family| me.fault_of_address(family))
     }
 
     fn data(&self, _: &NetworkConfig, _: u64) -> Option<BackendData> {

@@ -189,14 +189,11 @@ impl Model for VxlanModel {
             return Some("it is not of type vxlan".to_owned());
         }
         me.config.families().find_map(|family| {
-            let (published, has) = (attrs.public_ip(family), me.public_ip.ip(family));
-            if published != has {
-                return Some(format!("it names {published:?}, the node has {has:?}"));
-            }
-            match read(attrs.backend_data.get(family)) {
+            let of_address = me.fault_of_address(family);
+            of_address.or_else(|| match read(attrs.backend_data.get(family)) {
                 Some((vni, _)) if vni == keys.vni => None,
                 found => Some(format!("its {family} data is {found:?}")),
-            }
+            })
         })
     }
 

@@ -118,12 +118,9 @@ async fn start_node(
     let builder = match flags.backend {
         Backend::Vxlan => builder.kernel(kernel).backend(VxlanBackend::new()),
         Backend::HostGw => builder.kernel(kernel).backend(HostGwBackend::new()),
-        Backend::Udp => {
-            let path = Arc::new(paths.clone());
-            builder
-                .kernel(WithTunnels::new(kernel, Arc::<Forwarders>::clone(&path)))
-                .backend(UdpBackend::new().with_notes_of(path))
-        }
+        Backend::Udp => builder
+            .kernel(WithTunnels::new(kernel, paths.clone()))
+            .backend(UdpBackend::new()),
     };
     let overlay = builder.start().await?;
     overlay.ready().await?;

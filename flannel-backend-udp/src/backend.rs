@@ -7,11 +7,10 @@ use async_trait::async_trait;
 use flannel_core::backend::{Error, Result, check_lease};
 use flannel_core::{
     Backend, BackendType, DualStack, Gateways, IfName, Lease, LeaseAttrs, Network, NodeContext,
-    Note,
+    Note, mtu,
 };
 
 use crate::config::UdpConfig;
-use crate::kernel::PacketPath;
 use crate::network::{End, UdpNetwork};
 
 /// The UDP backend: compatible with flannel's on the wire and in the lease.
@@ -21,7 +20,6 @@ use crate::network::{End, UdpNetwork};
 #[derive(Debug, Clone, Default)]
 pub struct UdpBackend {
     device: Option<IfName>,
-    path: Option<Arc<dyn PacketPath>>,
 }
 
 impl UdpBackend {
@@ -39,14 +37,6 @@ impl UdpBackend {
     #[must_use]
     pub const fn with_device(mut self, device: IfName) -> Self {
         self.device = Some(device);
-        self
-    }
-
-    /// Has the network's notes tell how the packet path works, such as which of the kernel's
-    /// offloads it does without and why: give it the one that the overlay's kernel has.
-    #[must_use]
-    pub fn with_notes_of(mut self, path: Arc<dyn PacketPath>) -> Self {
-        self.path = Some(path);
         self
     }
 }
@@ -90,15 +80,7 @@ impl Backend for UdpBackend {
         let ends = ends(cx, &config)?;
         let (gateways, note) = Gateways::new(cx, true);
         let mut notes: Vec<Note> = note.into_iter().collect();
-        if let Some(mtu) = config.mtu.filter(|mtu| *mtu > cx.external.mtu) {
-            notes.push(Note {
-                topic: "mtu".to_owned(),
-                text: format!(
-                    "Backend.MTU is {mtu}, but interface {} carries {}: the latter counts",
-                    cx.external.dev, cx.external.mtu
-                ),
-            });
-        }
+        notes.extend(mtu::note(config.mtu, cx.external));
         let device = self.device.or_else(default_device);
         Ok(Arc::new(UdpNetwork {
             overlay: cx.overlay.clone(),
@@ -112,7 +94,6 @@ impl Backend for UdpBackend {
             underlay: Arc::clone(cx.underlay),
             accept_ra: cx.features.ipv6 && cx.features.sysctls,
             notes,
-            path: self.path.clone(),
             lease,
         }))
     }
@@ -137,19 +118,8 @@ fn check_features(cx: &NodeContext<'_>) -> Result<()> {
 fn ends(cx: &NodeContext<'_>, config: &UdpConfig) -> Result<DualStack<End>> {
     let mut ends = DualStack::default();
     for family in cx.config.families() {
-        let local = cx
-            .external
-            .local
-            .ip(family)
-            .ok_or_else(|| Error::Underlay {
-                reason: format!(
-                    "interface {} has no {family} address to send from, which the {family} overlay \
-                 needs",
-                    cx.external.dev
-                ),
-            })?;
         let end = End {
-            listen: SocketAddr::new(local, config.port),
+            listen: SocketAddr::new(cx.source(family)?, config.port),
             mtu: config.inner_mtu(family, cx.external.mtu)?,
         };
         ends.set(family, Some(end));

@@ -45,27 +45,9 @@ impl UdpConfig {
     /// # Errors
     /// [`Error::Key`] if what remains is less than the family needs.
     pub fn inner_mtu(&self, family: Family, external: u32) -> Result<u32, Error> {
-        let outer = self.mtu.map_or(external, |mtu| mtu.min(external));
-        let overhead = mtu::udp_overhead(family);
         // No datagram is larger, whatever the interface carries (a loopback device, 65536).
-        let inner = outer.min(MAX_OUTER).saturating_sub(overhead);
-        if inner < mtu::min(family) {
-            let value = self.mtu.map_or_else(
-                || format!("missing (the external interface has {external})"),
-                |mtu| mtu.to_string(),
-            );
-            return Err(Error::key(
-                "Backend.MTU",
-                value,
-                format!(
-                    "leaves {inner} bytes for {family} packets, which need {}: an outer MTU of at \
-                     least {} is needed",
-                    mtu::min(family),
-                    mtu::min(family) + overhead
-                ),
-            ));
-        }
-        Ok(inner)
+        let external = external.min(MAX_OUTER);
+        mtu::inner(self.mtu, external, family, mtu::udp_overhead(family))
     }
 }
 

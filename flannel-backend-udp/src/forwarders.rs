@@ -11,11 +11,10 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use flannel_core::kernel::{self, Result};
-use flannel_core::{Change, ChangeStream, DualStack, IfName, Note, PeerTraffic, Traffic, Tunnel};
+use flannel_core::{Change, ChangeStream, DualStack, IfName, Note, Traffic, Tunnel};
 use futures_core::Stream;
 use tokio::sync::mpsc;
 
-use crate::counters::Totals;
 use crate::forward::{Error, Failure, Forwarder, Report, Watch};
 use crate::handover::HandoverError;
 use crate::kernel::{PacketPath, Peers, Running};
@@ -75,13 +74,6 @@ impl Forwarders {
                 ending: Mutex::default(),
             }),
         }
-    }
-
-    /// What the forwarder of a device counted, and what it counted of each peer.
-    pub fn counters(&self, dev: IfName) -> Option<(Totals, Vec<PeerTraffic>)> {
-        let all = self.shared.all();
-        let entry = all.get(&dev)?;
-        Some((entry.forwarder.totals(), entry.forwarder.peers()))
     }
 
     /// Hands the forwarder of a device over to the process at the other end of a stream, which calls

@@ -107,7 +107,12 @@ pub struct WithTunnels<K> {
 
 impl<K: Kernel> WithTunnels<K> {
     /// A kernel with what carries packets in the same network namespace.
-    pub fn new(inner: K, path: Arc<dyn PacketPath>) -> Self {
+    pub fn new(inner: K, path: impl PacketPath) -> Self {
+        Self::with_shared_path(inner, Arc::new(path))
+    }
+
+    /// The same with a packet path that is shared with others.
+    pub fn with_shared_path(inner: K, path: Arc<dyn PacketPath>) -> Self {
         Self {
             inner,
             path,
@@ -174,7 +179,15 @@ impl<K: Kernel> Kernel for WithTunnels<K> {
     }
 
     fn traffic(&self) -> Vec<Traffic> {
-        self.path.traffic()
+        let mut traffic = self.inner.traffic();
+        traffic.extend(self.path.traffic());
+        traffic
+    }
+
+    fn notes(&self) -> Vec<Note> {
+        let mut notes = self.inner.notes();
+        notes.extend(self.path.notes());
+        notes
     }
 
     fn clock(&self) -> Option<Arc<dyn Clock>> {

@@ -10,8 +10,6 @@ use flannel_core::{
     Sysctl, Tun, Tunnel, TunnelPeer, Underlay, no_public_ip,
 };
 
-use crate::kernel::PacketPath;
-
 /// Our end of the tunnel in one family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct End {
@@ -36,7 +34,6 @@ pub(crate) struct UdpNetwork {
     pub(crate) underlay: Arc<Underlay>,
     pub(crate) accept_ra: bool,
     pub(crate) notes: Vec<Note>,
-    pub(crate) path: Option<Arc<dyn PacketPath>>,
     pub(crate) lease: Lease,
 }
 
@@ -101,24 +98,13 @@ impl Network for UdpNetwork {
             alias: Some(self.overlay.link_alias()),
         })];
         if self.accept_ra {
-            objects.push(Object::Sysctl(Sysctl {
-                dev,
-                family: Family::V6,
-                name: "accept_ra".to_owned(),
-                value: "0".to_owned(),
-            }));
+            objects.push(Object::Sysctl(Sysctl::no_router_advertisements(dev)));
         }
         let own = self
             .ends
             .map(|family, _| self.lease.subnet.get(family).copied());
-        for (family, subnet) in own.iter() {
-            objects.extend(subnet.map(|subnet| {
-                Object::Address(Address {
-                    dev,
-                    ip: subnet.address(),
-                    prefix_len: family.bits(),
-                })
-            }));
+        for subnet in own.values().flatten() {
+            objects.push(Object::Address(Address::of_tunnel(dev, *subnet)));
         }
         objects.push(Object::Tunnel(Tunnel {
             dev,
@@ -138,7 +124,6 @@ impl Network for UdpNetwork {
     }
 
     fn notes(&self) -> Vec<Note> {
-        let path = self.path.iter().flat_map(|path| path.notes());
-        self.notes.iter().cloned().chain(path).collect()
+        self.notes.clone()
     }
 }

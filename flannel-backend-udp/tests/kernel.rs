@@ -25,7 +25,8 @@ async fn world() -> World {
     features.tunnels = false;
     fake.set_features(features);
     let path = Arc::new(FakePath::new(fake.clone()));
-    let kernel = Arc::new(WithTunnels::new(fake.clone(), Arc::clone(&path) as _));
+    let kernel = WithTunnels::with_shared_path(fake.clone(), Arc::clone(&path) as _);
+    let kernel = Arc::new(kernel);
     World { fake, path, kernel }
 }
 

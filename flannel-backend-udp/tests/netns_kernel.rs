@@ -27,7 +27,7 @@ fn forwarders(ns: &Ns) -> Forwarders {
 }
 
 async fn fixture(ns: &Ns, paths: Forwarders) -> KernelFixture {
-    let tunnels = Arc::new(WithTunnels::new(kernel(ns), Arc::new(paths)));
+    let tunnels = Arc::new(WithTunnels::new(kernel(ns), paths));
     let fixture = KernelFixture::prepare(tunnels, Arc::new(kernel(ns))).await;
     fixture.expect("a fixture")
 }

@@ -2,9 +2,12 @@
 //! program, and a node that cannot follow its network; tokio's clock paused.
 #![allow(missing_docs, reason = "tests")]
 
+mod common;
+
 use std::time::Duration;
 
-use flannel_backend_udp::UdpBackend;
+use common::FakePath;
+use flannel_backend_udp::{UdpBackend, WithTunnels};
 use flannel_backend_vxlan::VxlanBackend;
 use flannel_core::{
     BackendType, ConditionType, IfName, Kernel, Link, LinkKind, MemoryManager, NetworkConfig,
@@ -24,11 +27,15 @@ fn device() -> IfName {
 }
 
 async fn start(name: &str, manager: &MemoryManager, kernel: &FakeKernel) -> Overlay {
+    start_on(name, manager, kernel.clone()).await
+}
+
+async fn start_on(name: &str, manager: &MemoryManager, kernel: impl Kernel) -> Overlay {
     Overlay::builder(NodeId::new(name).expect("an id"))
         .manager(manager.clone())
         .backend(UdpBackend::new())
         .backend(VxlanBackend::new())
-        .kernel(kernel.clone())
+        .kernel(kernel)
         .start()
         .await
         .expect("all parts are there")
@@ -126,4 +133,28 @@ async fn a_node_that_cannot_carry_packets_keeps_what_it_had() {
     let condition = status.condition(ConditionType::Config).expect("it is told");
     assert!(condition.message.contains("WithTunnels"), "{condition:?}");
     assert_eq!(status.backend, Some(BackendType::vxlan()));
+}
+
+/// What carries the packets speaks for itself, whatever the backend knows of it.
+#[tokio::test(start_paused = true)]
+async fn what_a_packet_path_tells_and_counts_is_in_the_status() {
+    let manager = MemoryManager::new(config(UDP));
+    let fake = FakeKernel::node(1);
+    let kernel = WithTunnels::new(fake.clone(), FakePath::new(fake));
+    let a = start_on("a", &manager, kernel).await;
+    settle(&a).await;
+    let status = a.status();
+    let is_told = |text: &str| status.notes.iter().any(|note| note.text == text);
+    assert!(
+        is_told("flannel0: it carries nothing"),
+        "{:?}",
+        status.notes
+    );
+    let [traffic] = &status.traffic[..] else {
+        panic!("one packet path: {:?}", status.traffic);
+    };
+    assert_eq!(traffic.dev, device());
+    assert_eq!(traffic.counts.get("spoofed"), Some(&7));
+    let watched = a.watch_status().borrow().traffic.clone();
+    assert_eq!(watched, [], "it would change with every packet");
 }

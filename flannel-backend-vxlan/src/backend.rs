@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use flannel_core::backend::{Error, Result, check_lease};
 use flannel_core::{
     Backend, BackendType, DualStack, Family, Gateways, Lease, LeaseAttrs, Link, LinkKind, MacAddr,
-    Network, NodeContext, Note, Object, ObjectKey, stable_hash,
+    Network, NodeContext, Note, Object, ObjectKey, mtu, stable_hash,
 };
 
 use crate::config::{VxlanConfig, device_name};
@@ -65,17 +65,10 @@ impl VxlanBackend {
             let Some(name) = device_name(family, config.vni) else {
                 continue; // the config was refused for it
             };
-            let local = cx.external.local.ip(family).ok_or_else(|| Error::Underlay {
-                reason: format!(
-                    "interface {} has no {family} address to send from, which the {family} overlay \
-                     needs",
-                    cx.external.dev
-                ),
-            })?;
             let device = Device {
                 name,
                 mac: vtep_mac(cx, config.vni, family),
-                local,
+                local: cx.source(family)?,
                 mtu: config.device_mtu(family, cx.external.mtu)?,
             };
             devices.set(family, Some(device));
@@ -180,15 +173,7 @@ impl Backend for VxlanBackend {
         let mut notes = Vec::new();
         let (checksums, note) = self.checksum_policy(cx);
         notes.push(note);
-        if let Some(mtu) = config.mtu.filter(|mtu| *mtu > cx.external.mtu) {
-            notes.push(Note {
-                topic: "mtu".to_owned(),
-                text: format!(
-                    "Backend.MTU is {mtu}, but interface {} carries {}: the latter counts",
-                    cx.external.dev, cx.external.mtu
-                ),
-            });
-        }
+        notes.extend(mtu::note(config.mtu, cx.external));
         let (gateways, note) = Gateways::new(cx, !self.without_nexthops);
         notes.extend(note);
         let accept_ra = cx.features.ipv6 && cx.features.sysctls;

@@ -76,26 +76,7 @@ impl VxlanConfig {
     /// # Errors
     /// [`Error::Key`] if what remains is less than the family needs.
     pub fn device_mtu(&self, family: Family, external: u32) -> Result<u32, Error> {
-        let outer = self.mtu.map_or(external, |mtu| mtu.min(external));
-        let overhead = mtu::vxlan_overhead(family);
-        let inner = outer.saturating_sub(overhead);
-        if inner < mtu::min(family) {
-            let value = self.mtu.map_or_else(
-                || format!("missing (the external interface has {external})"),
-                |mtu| mtu.to_string(),
-            );
-            return Err(Error::key(
-                "Backend.MTU",
-                value,
-                format!(
-                    "leaves {inner} bytes for {family} packets, which need {}: an outer MTU of at \
-                     least {} is needed",
-                    mtu::min(family),
-                    mtu::min(family) + overhead
-                ),
-            ));
-        }
-        Ok(inner)
+        mtu::inner(self.mtu, external, family, mtu::vxlan_overhead(family))
     }
 }
 

@@ -135,23 +135,14 @@ impl Network for VxlanNetwork {
                 alias: Some(self.overlay.link_alias()),
             }));
             if self.accept_ra {
-                objects.push(Object::Sysctl(Sysctl {
-                    dev,
-                    family: Family::V6,
-                    name: "accept_ra".to_owned(),
-                    value: "0".to_owned(),
-                }));
+                objects.push(Object::Sysctl(Sysctl::no_router_advertisements(dev)));
             }
             if let Some(on) = self.checksums {
                 let feature = "tx-checksum-ip-generic".to_owned();
                 objects.push(Object::Offload(Offload { dev, feature, on }));
             }
             if let Some(subnet) = self.lease.subnet.get(family) {
-                objects.push(Object::Address(Address {
-                    dev,
-                    ip: subnet.address(),
-                    prefix_len: family.bits(),
-                }));
+                objects.push(Object::Address(Address::of_tunnel(dev, *subnet)));
             }
         }
         objects

@@ -1,6 +1,7 @@
 //! [`Backend`] and [`Network`]: pure functions from leases to kernel objects.
 
 use std::fmt::Debug;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -183,6 +184,22 @@ pub struct NodeContext<'a> {
     pub held: Option<&'a Lease>,
     /// The lease this node held last, if one is known: of an earlier run, from the saved state.
     pub previous: Option<&'a Lease>,
+}
+
+impl NodeContext<'_> {
+    /// The address of the external interface from which outer packets of a family are sent.
+    ///
+    /// # Errors
+    /// [`Error::Underlay`] if the interface has none.
+    pub fn source(&self, family: Family) -> Result<IpAddr> {
+        let External { dev, local, .. } = self.external;
+        local.ip(family).ok_or_else(|| Error::Underlay {
+            reason: format!(
+                "interface {dev} has no {family} address to send from, which the {family} overlay \
+                 needs"
+            ),
+        })
+    }
 }
 
 /// A way to carry packets between nodes.

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use futures_core::Stream;
 use serde::{Deserialize, Serialize};
 
+use crate::backend::Note;
 use crate::clock::Clock;
 use crate::manager::BoxError;
 use crate::object::{IfName, Object, ObjectKey, Objects};
@@ -322,6 +323,12 @@ pub trait Kernel: Debug + Send + Sync + 'static {
 
     /// What packet paths in user space have counted; empty where there are none.
     fn traffic(&self) -> Vec<Traffic> {
+        Vec::new()
+    }
+
+    /// What is worth telling about how this system does what it is asked, such as which offloads a
+    /// packet path does without, and why.
+    fn notes(&self) -> Vec<Note> {
         Vec::new()
     }
 

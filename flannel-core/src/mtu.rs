@@ -1,6 +1,9 @@
 //! How much of a packet an encapsulation takes, and how small a network may get.
 
+use crate::backend::Note;
+use crate::config;
 use crate::family::Family;
+use crate::underlay::External;
 
 /// The smallest MTU an IPv6 link may have (RFC 8200, section 5).
 pub const MIN_IPV6: u32 = 1280;
@@ -35,4 +38,48 @@ pub const fn vxlan_overhead(underlay: Family) -> u32 {
 /// IPv4, 48 over IPv6.
 pub const fn udp_overhead(underlay: Family) -> u32 {
     8 + ip_header(underlay)
+}
+
+/// The largest inner packet of a family where an outer one takes `overhead` bytes more: of outer
+/// packets that are never larger than the external interface carries, whatever `Backend.MTU` says.
+///
+/// # Errors
+/// [`config::Error::Key`] if what remains is less than the family needs.
+pub fn inner(
+    configured: Option<u32>,
+    external: u32,
+    family: Family,
+    overhead: u32,
+) -> Result<u32, config::Error> {
+    let outer = configured.map_or(external, |mtu| mtu.min(external));
+    let inner = outer.saturating_sub(overhead);
+    if inner >= min(family) {
+        return Ok(inner);
+    }
+    let value = configured.map_or_else(
+        || format!("missing (the external interface has {external})"),
+        |mtu| mtu.to_string(),
+    );
+    Err(config::Error::key(
+        "Backend.MTU",
+        value,
+        format!(
+            "leaves {inner} bytes for {family} packets, which need {}: an outer MTU of at least {} \
+             is needed",
+            min(family),
+            min(family) + overhead
+        ),
+    ))
+}
+
+/// What is worth telling of a `Backend.MTU` that is larger than the external interface carries.
+pub fn note(configured: Option<u32>, external: &External) -> Option<Note> {
+    let mtu = configured.filter(|mtu| *mtu > external.mtu)?;
+    Some(Note {
+        topic: "mtu".to_owned(),
+        text: format!(
+            "Backend.MTU is {mtu}, but interface {} carries {}: the latter counts",
+            external.dev, external.mtu
+        ),
+    })
 }

@@ -317,6 +317,31 @@ pub struct Address {
     pub prefix_len: u8,
 }
 
+impl Sysctl {
+    /// No address or route from the router advertisements that arrive on a device (`accept_ra` of
+    /// ip-sysctl): whoever is at the other end of a tunnel is no router of this node.
+    pub fn no_router_advertisements(dev: IfName) -> Self {
+        Self {
+            dev,
+            family: Family::V6,
+            name: "accept_ra".to_owned(),
+            value: "0".to_owned(),
+        }
+    }
+}
+
+impl Address {
+    /// The address that a tunnel's device has of the node's subnet, as with flannel: the subnet's
+    /// own, without an on-link prefix.
+    pub fn of_tunnel(dev: IfName, subnet: Subnet) -> Self {
+        Self {
+            dev,
+            ip: subnet.address(),
+            prefix_len: subnet.family().bits(),
+        }
+    }
+}
+
 /// An entry of a device's forwarding database: the remote of a MAC address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fdb {

@@ -213,13 +213,12 @@ impl Cluster {
         host: &Host,
         paths: &Forwarders,
     ) -> Overlay {
-        let paths = Arc::new(paths.clone());
         let builder = Overlay::builder(id.clone())
             .manager(self.views[i].clone())
             .backend(self.setup.backend.clone())
             .backend(HostGwBackend::new())
-            .backend(UdpBackend::new().with_notes_of(Arc::<Forwarders>::clone(&paths)))
-            .kernel(WithTunnels::new(kernel(host), paths));
+            .backend(UdpBackend::new())
+            .kernel(WithTunnels::new(kernel(host), paths.clone()));
         let overlay = (self.setup.tune)(builder).start().await.expect("all parts");
         within("the overlay is ready", START, overlay.ready())
             .await

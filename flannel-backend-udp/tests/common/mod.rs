@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use flannel_backend_udp::{PacketPath, Peers, Running};
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
-    Change, ChangeStream, IfName, Kernel, LinkKind, Object, ObjectKey, Scope, Tun, Tunnel,
+    Change, ChangeStream, IfName, Kernel, LinkKind, Note, Object, ObjectKey, Scope, Traffic, Tun,
+    Tunnel,
 };
 use flannel_testkit::fake_kernel::FakeKernel;
 use tokio::sync::mpsc;
@@ -116,6 +117,25 @@ impl PacketPath for FakePath {
 
     async fn close(&self, dev: IfName) {
         self.all().remove(&dev);
+    }
+
+    fn traffic(&self) -> Vec<Traffic> {
+        let all = self.all();
+        let traffic = all.keys().map(|dev| Traffic {
+            dev: *dev,
+            counts: BTreeMap::from([("spoofed".to_owned(), 7)]),
+            peers: Vec::new(),
+        });
+        traffic.collect()
+    }
+
+    fn notes(&self) -> Vec<Note> {
+        let all = self.all();
+        let notes = all.keys().map(|dev| Note {
+            topic: "packet-path".to_owned(),
+            text: format!("{dev}: it carries nothing"),
+        });
+        notes.collect()
     }
 
     fn hints(&self) -> ChangeStream {

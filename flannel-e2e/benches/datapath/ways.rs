@@ -193,7 +193,7 @@ fn with_backend(builder: OverlayBuilder, kind: WayKind, host: &Host) -> OverlayB
         return builder.backend(VxlanBackend::new()).kernel(kernel(host));
     }
     let sockets = InNamespace::fd(namespace(host));
-    let path = Arc::new(Forwarders::new(Options::default(), Arc::new(sockets)));
+    let path = Forwarders::new(Options::default(), Arc::new(sockets));
     builder
         .backend(UdpBackend::new())
         .kernel(WithTunnels::new(kernel(host), path))

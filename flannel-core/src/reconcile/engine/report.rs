@@ -62,10 +62,11 @@ impl Engine {
         });
     }
 
-    /// What the network tells, and which peers are of another backend.
+    /// What the network and the kernel tell, and which peers are of another backend.
     fn notes(&self) -> Vec<Note> {
         let network = self.network.as_ref();
         let mut notes = network.map(|network| network.notes()).unwrap_or_default();
+        notes.extend(self.parts.kernel.notes());
         for (backend, keys) in self.leases.of_other_backends() {
             let text = format!(
                 "{} peers are of {backend}, among them {}: they are reached without a tunnel, and \

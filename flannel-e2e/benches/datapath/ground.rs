@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use flannel_core::{DualStack, Family, IfName, Object, Offload, Op, PublicIp, Subnet};
 use flannel_e2e::run_in;
 use flannel_testkit::netns::{Host, Lab};
@@ -12,7 +13,7 @@ use crate::traffic::Between;
 
 /// What the devices of the underlay do for the kernel (`ethtool -K`). The other devices are as they
 /// are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
     /// All they can: packets of 64 KB cross whole, as between virtual machines of one host.
     Super,
@@ -23,8 +24,6 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
-    pub(crate) const ALL: [Self; 3] = [Self::Super, Self::Nic, Self::Wire];
-
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Super => "super",
@@ -77,6 +76,8 @@ pub(crate) struct Ground {
 
 /// The device of a node on the cable.
 pub(crate) const CABLE: &str = "eth0";
+/// The device of a node to its pod.
+const TO_POD: &str = "veth-pod";
 
 impl Ground {
     /// The nodes alone; `None` if that is not permitted here.
@@ -120,12 +121,39 @@ impl Ground {
         })
     }
 
-    /// Gives each node a pod with addresses out of its subnets.
+    /// Gives each node a pod with addresses out of its subnets, on a cable of its own: what a
+    /// bridge costs is not asked here.
     pub(crate) fn add_pods(&mut self, subnets: [DualStack<Subnet>; 2], mtu: u32) {
         for (i, subnets) in subnets.into_iter().enumerate() {
-            let name = format!("pod-{}", i + 1);
-            let pod = self.lab.pod(&name, &self.nodes[i].ns, &subnets, mtu);
-            self.pods.push(pod.expect("a pod"));
+            let node = &self.nodes[i].ns;
+            let pod = self.lab.namespace(&format!("pod-{}", i + 1));
+            let pod = pod.expect("a namespace");
+            node.add_veth(TO_POD, &pod, CABLE, mtu).expect("a cable");
+            for (ns, dev) in [(node, TO_POD), (&pod, CABLE)] {
+                let no_dad = format!("ipv6/conf/{dev}/accept_dad");
+                ns.set_sysctl(&no_dad, "0").expect("set");
+                ns.set_up(dev).expect("up");
+            }
+            let mut ips = PublicIp::default();
+            for (family, subnet) in subnets.iter() {
+                let nth = |n| subnet.nth(n).expect("it has many addresses");
+                let (gateway, ip) = (nth(1), nth(2));
+                let len = subnet.len();
+                node.add_address(TO_POD, gateway, len).expect("an address");
+                pod.add_address(CABLE, ip, len).expect("an address");
+                let any = match family {
+                    Family::V4 => "0.0.0.0/0",
+                    Family::V6 => "::/0",
+                };
+                let any = any.parse().expect("a prefix");
+                pod.add_route(any, gateway, CABLE).expect("a route");
+                match ip {
+                    IpAddr::V4(ip) => ips.v4 = Some(ip),
+                    IpAddr::V6(ip) => ips.v6 = Some(ip),
+                }
+            }
+            let dev = IfName::new(CABLE).expect("a name");
+            self.pods.push(Host { ns: pod, dev, ips });
         }
     }
 

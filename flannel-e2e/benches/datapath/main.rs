@@ -24,7 +24,7 @@ use std::fs;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use flannel_core::Family;
 
 use ground::Mode;
@@ -32,27 +32,51 @@ use report::{Kind, Table, Values};
 use ways::{Way, WayKind};
 
 /// What is measured of each way in each round, a value for each [`Kind`].
-pub(crate) fn sample(way: &Way, family: Family, quick: bool) -> Values {
+pub(crate) fn sample(way: &Way, family: Family, args: &Args) -> Values {
     let path = way.ground.path(family);
-    let short = |long: u64| Duration::from_millis(if quick { long / 4 } else { long });
-    let one = traffic::streams(path, 1, short(300), short(1_200));
-    let four = traffic::streams(path, 4, short(300), short(800));
-    let small = traffic::highest_rate(path, 1, short(250));
-    let flood = traffic::flood(path, f64::INFINITY, 1, short(400));
-    let (median, slow) = traffic::round_trips(path, short(500));
+    let short = |long: u64| Duration::from_millis(if args.quick { long / 4 } else { long });
     let mut values = Values::default();
-    values.set(Kind::Stream, one.rate / 1e9);
-    values.set(Kind::Cpu, one.cpu);
-    values.set(Kind::Streams, four.rate / 1e9);
-    values.set(Kind::Small, small / 1e3);
-    values.set(Kind::Flood, flood.loss * 100.0);
-    values.set(Kind::Median, median);
-    values.set(Kind::Slow, slow);
+    for work in args.works() {
+        match work {
+            Work::Stream => {
+                let one = traffic::streams(path, 1, short(300), short(1_200));
+                values.set(Kind::Stream, one.rate / 1e9);
+                values.set(Kind::Cpu, one.cpu);
+            }
+            Work::Streams => {
+                let four = traffic::streams(path, 4, short(300), short(800));
+                values.set(Kind::Streams, four.rate / 1e9);
+            }
+            Work::Small => {
+                let small = traffic::highest_rate(path, 1, short(250));
+                values.set(Kind::Small, small / 1e3);
+            }
+            Work::Flood => {
+                let flood = traffic::flood(path, f64::INFINITY, 1, short(400));
+                values.set(Kind::Flood, flood.loss * 100.0);
+            }
+            Work::RoundTrips => {
+                let (median, slow) = traffic::round_trips(path, short(500));
+                values.set(Kind::Median, median);
+                values.set(Kind::Slow, slow);
+            }
+        }
+    }
     values
 }
 
+/// What pods do to be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Work {
+    Stream,
+    Streams,
+    Small,
+    Flood,
+    RoundTrips,
+}
+
 #[derive(Debug, Parser)]
-struct Args {
+pub(crate) struct Args {
     /// Draw the tables too
     #[arg(long, value_name = "FILE")]
     svg: Option<String>,
@@ -65,12 +89,35 @@ struct Args {
     /// The three modes alone, without what follows them
     #[arg(long)]
     modes_only: bool,
+    /// These modes alone
+    #[arg(long, value_enum, value_delimiter = ',')]
+    modes: Vec<Mode>,
+    /// These ways alone
+    #[arg(long, value_enum, value_delimiter = ',')]
+    ways: Vec<WayKind>,
+    /// This work alone
+    #[arg(long, value_enum, value_delimiter = ',')]
+    works: Vec<Work>,
     /// What cargo gives a benchmark; without it nothing is measured
     #[arg(long, hide = true)]
     bench: bool,
     /// Parts of other benchmarks
     #[arg(hide = true)]
     words: Vec<String>,
+}
+
+/// What was asked for, or all.
+fn chosen<T: ValueEnum>(asked: &[T]) -> Vec<T> {
+    match asked {
+        [] => T::value_variants().to_vec(),
+        some => some.to_vec(),
+    }
+}
+
+impl Args {
+    fn works(&self) -> Vec<Work> {
+        chosen(&self.works)
+    }
 }
 
 /// Measures ways in turns.
@@ -82,7 +129,7 @@ fn measure(args: &Args, what: &str, ways: &[Way], family: Family) -> Table {
             let at = (i + round) % ways.len();
             let (name, of) = (ways[at].kind.name(), args.rounds);
             eprintln!("... {what}: round {} of {of}, {name}", round + 1);
-            row[at] = sample(&ways[at], family, args.quick);
+            row[at] = sample(&ways[at], family, args);
         }
         table.add(row);
     }
@@ -98,14 +145,14 @@ async fn main() -> ExitCode {
     }
     eprintln!("... making namespaces");
     let mut ways = Vec::new();
-    for kind in WayKind::ALL {
+    for kind in chosen(&args.ways) {
         let Some(way) = Way::new(kind, Family::V4, 0).await else {
             return ExitCode::SUCCESS;
         };
         ways.push(way);
     }
     let mut tables = Vec::new();
-    for mode in Mode::ALL {
+    for mode in chosen(&args.modes) {
         for way in &ways {
             way.ground.set_mode(mode);
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
+use clap::ValueEnum;
 use flannel_backend_udp::{
     Forwarders, InNamespace, Options, Sockets, UdpBackend, UdpOptions, WithTunnels, baseline,
 };
@@ -23,7 +24,7 @@ use crate::ground::{CABLE, Ground};
 const PORT: u16 = 8285;
 
 /// How packets get from node to node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum WayKind {
     /// Routes made by hand.
     Bare,
@@ -36,8 +37,6 @@ pub(crate) enum WayKind {
 }
 
 impl WayKind {
-    pub(crate) const ALL: [Self; 4] = [Self::Bare, Self::Vxlan, Self::Udp, Self::Baseline];
-
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Bare => "bare routing",

@@ -1,10 +1,13 @@
 //! What the packet path of the UDP backend reads: packets of a TUN device, and datagrams of peers.
 
+use std::array;
+use std::io::IoSliceMut;
 use std::net::IpAddr;
 
 use flannel_backend_udp::packet::coalesce::{Coalescer, Merge};
 use flannel_backend_udp::packet::icmp::{self, Problem};
 use flannel_backend_udp::packet::ip::{Ip, decrement_ttl};
+use flannel_backend_udp::packet::layout::{Layout, MAX_PLACES};
 use flannel_backend_udp::packet::split::{Splitter, complete};
 use flannel_backend_udp::packet::vnet::{self, Vnet};
 
@@ -46,7 +49,37 @@ pub(crate) fn tun_packet(bytes: &[u8]) -> bool {
         written += 1;
     }
     assert_eq!(written, count, "pieces are missing");
+    read_apart(&vnet, &ip, &packet[..ip.total]);
     true
+}
+
+/// What is read to where its segments belong is cut as if it were whole.
+fn read_apart(vnet: &Vnet, ip: &Ip, packet: &[u8]) {
+    let Ok(mut whole) = Splitter::new(vnet, ip, packet) else {
+        return;
+    };
+    let Some(layout) = Layout::of(&whole) else {
+        return;
+    };
+    let mut room = vec![0; layout.room()];
+    let mut parts: [IoSliceMut<'_>; MAX_PLACES] = array::from_fn(|_| IoSliceMut::new(&mut []));
+    let count = layout.parts(&mut room, &mut parts);
+    let mut rest = packet;
+    for part in &mut parts[..count] {
+        let (now, later) = rest.split_at(part.len().min(rest.len()));
+        part[..now.len()].copy_from_slice(now);
+        rest = later;
+    }
+    assert!(rest.is_empty(), "there is no room for a packet");
+    let head = packet[..layout.headers()].to_vec();
+    let mut apart = Splitter::in_place(vnet, ip, &head).expect("its headers are the same");
+    assert!(layout.fits(&apart), "it is not like itself");
+    let (mut out, mut at) = (vec![0; LARGEST], 0);
+    while let Some(len) = whole.write_next(&mut out) {
+        assert_eq!(apart.head_next(&mut room[at..]), Some(len));
+        assert_eq!(room[at..at + len], out[..len], "another piece");
+        at += len;
+    }
 }
 
 /// An error about a packet is a packet, to where that came from.

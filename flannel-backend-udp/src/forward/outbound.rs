@@ -1,6 +1,6 @@
 //! From the TUN device to the peers.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::Ordering;
@@ -10,6 +10,7 @@ use flannel_core::Family;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, SockaddrIn, sendto};
+use nix::sys::uio::readv;
 use nix::unistd::read;
 
 use super::io::{Failure, Io, View};
@@ -17,8 +18,9 @@ use crate::counters::Shard;
 use crate::packet::group::{Grouper, Message};
 use crate::packet::icmp::{self, Problem};
 use crate::packet::ip::{Ip, decrement_ttl};
+use crate::packet::layout::{self, Layout};
 use crate::packet::rate::TokenBucket;
-use crate::packet::split::{Splitter, complete};
+use crate::packet::split::{MAX_HEADERS, Splitter, complete};
 use crate::packet::vnet::{self, Vnet};
 use crate::packet::{Malformed, flow};
 use crate::sys::SendBatch;
@@ -31,6 +33,9 @@ const BATCH: usize = 64;
 const INBOX: usize = 65_536;
 /// So far in begins the header, and the packet behind it stands at a round address.
 const SKEW: usize = 16 - vnet::LEN;
+/// After so many packets in a row that are not like the last large one, the next is not expected to
+/// be.
+const UNLIKE: u32 = 4;
 /// How long a full socket is waited for: then something is wrong below, and packets are dropped.
 const SOCKET_WAIT_MS: u16 = 200;
 /// Sizes of links (RFC 1191, 7), for where the kernel does not know the path's.
@@ -44,6 +49,10 @@ pub(crate) struct Outbound {
     inbox: Vec<u8>,
     arena: Vec<u8>,
     used: usize,
+    /// How the segments of the last large packet stood, if the next is likely to be its like.
+    layout: Option<Layout>,
+    /// Packets in a row that were not.
+    unlike: u32,
     groups: [Grouper; 2],
     sender: SendBatch,
     last: Option<(IpAddr, u32)>,
@@ -65,6 +74,8 @@ impl Outbound {
             inbox: vec![0; SKEW + vnet::LEN + INBOX],
             arena: vec![0; ARENA],
             used: 0,
+            layout: None,
+            unlike: 0,
             groups: [Grouper::new(Family::V4, 1), Grouper::new(Family::V6, 1)],
             sender: SendBatch::new(),
             last: None,
@@ -97,14 +108,28 @@ impl Outbound {
     ) -> Result<Progress, Failure> {
         let mut progress = Progress::More;
         for _ in 0..BATCH {
-            let from = if io.vnet { SKEW } else { SKEW + vnet::LEN };
-            match read(io.queue(), &mut self.inbox[from..]) {
-                Ok(len) if from + len > SKEW + vnet::LEN => {
-                    shard.tun_reads.add(1);
-                    let len = from + len - SKEW - vnet::LEN;
-                    self.take(len, io, view, shard, now);
+            let layout = self.layout.filter(|_| io.vnet);
+            let read = match layout {
+                Some(layout) => {
+                    self.make_room(layout.room(), io, view, shard, now);
+                    self.read_apart(layout, io)
                 }
-                Ok(_) => return Err(Failure::device(&io::ErrorKind::UnexpectedEof.into())),
+                None => self.read_whole(io),
+            };
+            match read {
+                Ok(len) => {
+                    shard.tun_reads.add(1);
+                    let is_sent = match layout {
+                        Some(layout) => self.take_apart(layout, len, view),
+                        None => false,
+                    };
+                    if !is_sent {
+                        self.take(len, io, view, shard, now);
+                    }
+                }
+                Err(Errno::ENODATA) => {
+                    return Err(Failure::device(&io::ErrorKind::UnexpectedEof.into()));
+                }
                 Err(Errno::EAGAIN) => {
                     progress = Progress::Dry;
                     break;
@@ -120,6 +145,72 @@ impl Outbound {
         }
         self.flush(io, view, shard, now);
         Ok(progress)
+    }
+
+    /// Reads a packet into the inbox and returns its length.
+    fn read_whole(&mut self, io: &Io) -> Result<usize, Errno> {
+        let from = if io.vnet { SKEW } else { SKEW + vnet::LEN };
+        let len = read(io.queue(), &mut self.inbox[from..])?;
+        let behind = (from + len).checked_sub(SKEW + vnet::LEN);
+        behind.filter(|len| *len > 0).ok_or(Errno::ENODATA)
+    }
+
+    /// Reads a packet to where its segments will be sent from, if it is like the last, and returns
+    /// its length.
+    fn read_apart(&mut self, layout: Layout, io: &Io) -> Result<usize, Errno> {
+        let mut parts: [IoSliceMut<'_>; 1 + layout::MAX_PLACES] =
+            std::array::from_fn(|_| IoSliceMut::new(&mut []));
+        let head = &mut self.inbox[SKEW..SKEW + vnet::LEN];
+        parts[0] = IoSliceMut::new(head);
+        let count = layout.parts(&mut self.arena[self.used..], &mut parts[1..]);
+        let len = readv(io.queue(), &mut parts[..1 + count])?;
+        let behind = len.checked_sub(vnet::LEN);
+        behind.filter(|len| *len > 0).ok_or(Errno::ENODATA)
+    }
+
+    /// Takes the packet of so many bytes that stands in the arena in pieces. If it is not what it
+    /// was thought to be, or cannot be sent on as it is, it is put together in the inbox, and
+    /// `false` returned.
+    fn take_apart(&mut self, layout: Layout, len: usize, view: &View) -> bool {
+        if self.cut_in_place(layout, len, view).is_some() {
+            self.unlike = 0;
+            return true;
+        }
+        self.unlike += 1;
+        if self.unlike >= UNLIKE {
+            self.layout = None;
+            self.unlike = 0;
+        }
+        let whole = &mut self.inbox[SKEW + vnet::LEN..];
+        layout.gather(&self.arena[self.used..], len, whole);
+        false
+    }
+
+    /// Cuts the packet that stands in the arena in pieces; `None`, and nothing is changed, if that
+    /// is not all there is to do.
+    fn cut_in_place(&mut self, layout: Layout, len: usize, view: &View) -> Option<()> {
+        let vnet = Vnet::decode(self.inbox[SKEW..].first_chunk()?)?;
+        vnet.segments?;
+        let place = &self.arena[self.used..];
+        // Headers that go on where others of the last packet ended are not read to their end, and
+        // do not fit.
+        let ip = Ip::parse(place).ok().filter(|ip| ip.total == len)?;
+        let mut head = [0; MAX_HEADERS];
+        let head = head.get_mut(..layout.headers())?;
+        head.copy_from_slice(place.get(..layout.headers())?);
+        decrement_ttl(&ip, head).then_some(())?;
+        let mut splitter = Splitter::in_place(&vnet, &ip, head).ok()?;
+        let limit = view.mtu.get(ip.family()).copied().unwrap_or(u32::MAX);
+        if !layout.fits(&splitter) || splitter.largest() as u32 > limit {
+            return None;
+        }
+        let peer = self.route(&ip, view)?;
+        let family = Family::of(&view.table.peer(peer)?.endpoint().ip());
+        while let Some(len) = splitter.head_next(&mut self.arena[self.used..]) {
+            self.groups[class(family)].push(peer, self.used as u32, len as u16);
+            self.used += len;
+        }
+        Some(())
     }
 
     /// Takes the packet of so many bytes that stands in the inbox.
@@ -185,7 +276,9 @@ impl Outbound {
             self.used += ip.total;
             return Ok(());
         }
-        let largest = Splitter::new(vnet, &ip, packet)?.largest();
+        let splitter = Splitter::new(vnet, &ip, packet)?;
+        self.layout = Layout::of(&splitter);
+        let largest = splitter.largest();
         if largest as u32 > limit {
             self.refuse_size(&ip, packet, limit, io, view, shard, now);
             return Ok(());

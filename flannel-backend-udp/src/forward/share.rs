@@ -65,16 +65,29 @@ fn nudge(whom: &Mutex<Option<Arc<Wake>>>) {
 /// What a thread has had to do of late.
 #[derive(Debug, Default)]
 pub(crate) struct Load {
-    packets: u64,
+    own: Meter,
+    lead: Meter,
     times: u32,
     since: Duration,
+}
+
+/// Tells how many packets came since it was last asked.
+#[derive(Debug, Default)]
+struct Meter(u64);
+
+impl Meter {
+    fn moved(&mut self, shard: &Shard) -> u64 {
+        let packets = shard.sent_packets.value() + shard.received_packets.value();
+        let moved = packets.wrapping_sub(self.0);
+        self.0 = packets;
+        moved
+    }
 }
 
 impl Load {
     /// For a lead, between two waits.
     pub(crate) fn is_much(&mut self, shard: &Shard) -> bool {
-        let moved = self.moved(shard);
-        self.times = match moved >= MUCH {
+        self.times = match self.own.moved(shard) >= MUCH {
             true => self.times + 1,
             false => self.times.saturating_sub(1),
         };
@@ -85,8 +98,9 @@ impl Load {
         is_much
     }
 
-    /// For a helper, between two waits.
-    pub(crate) fn is_little(&mut self, shard: &Shard, now: Duration) -> bool {
+    /// For a helper, between two waits: whether both it and its lead have little to do. What comes
+    /// in of a stream that goes out is little, and still in the way of it.
+    pub(crate) fn is_little(&mut self, shard: &Shard, lead: &Shard, now: Duration) -> bool {
         let window = Duration::from_millis(WINDOW_MS.into());
         if now < self.since + window {
             return false;
@@ -94,13 +108,7 @@ impl Load {
         // A look at a window that began long ago tells nothing: it was not this thread's turn.
         let is_old = now > self.since + window * 10;
         self.since = now;
-        self.moved(shard) < LITTLE && !is_old
-    }
-
-    fn moved(&mut self, shard: &Shard) -> u64 {
-        let packets = shard.sent_packets.value() + shard.received_packets.value();
-        let moved = packets.wrapping_sub(self.packets);
-        self.packets = packets;
-        moved
+        let (own, lead) = (self.own.moved(shard), self.lead.moved(lead));
+        own < LITTLE && lead < LITTLE && !is_old
     }
 }

@@ -459,6 +459,7 @@ impl Supervisor {
                 direction,
                 share,
                 load: Load::default(),
+                lead: Arc::clone(&self.state.shards[index / per_worker * per_worker]),
                 io: self.ios[index / per_worker].reader(),
                 view: self.state.view.reader(),
                 wake: Arc::clone(&wake),

@@ -84,6 +84,8 @@ pub(crate) struct Thread {
     /// What comes in, for a lead and its helper.
     pub(crate) share: Arc<Share>,
     pub(crate) load: Load,
+    /// What the lead counts.
+    pub(crate) lead: Arc<Shard>,
     #[cfg(test)]
     pub(crate) fault: Arc<std::sync::atomic::AtomicU8>,
 }
@@ -162,8 +164,11 @@ impl Thread {
         let is_lent = self.share.is_lent();
         match self.direction {
             Direction::Lead if !is_lent && self.load.is_much(&self.shard) => self.share.lend(),
-            Direction::Helper if is_lent && self.load.is_little(&self.shard, self.clock.now()) => {
-                self.share.give_back();
+            Direction::Helper if is_lent => {
+                let now = self.clock.now();
+                if self.load.is_little(&self.shard, &self.lead, now) {
+                    self.share.give_back();
+                }
             }
             _ => {}
         }

@@ -8,6 +8,7 @@ pub mod flow;
 pub mod group;
 pub mod icmp;
 pub mod ip;
+pub mod layout;
 pub mod rate;
 pub mod split;
 pub mod vnet;

@@ -12,8 +12,8 @@ pub(super) const FIN: u8 = 0x01;
 pub(super) const PSH: u8 = 0x08;
 pub(super) const ACK: u8 = 0x10;
 const CWR: u8 = 0x80;
-/// IP with options or extensions, and TCP with options.
-const MAX_HEADERS: usize = 256;
+/// The most bytes of headers: IP with options or extensions, and TCP with options.
+pub const MAX_HEADERS: usize = 256;
 
 /// Finishes the checksum of a packet that is not cut.
 ///
@@ -35,11 +35,14 @@ pub fn complete(packet: &mut [u8], unfinished: Unfinished) -> Result<(), Malform
 /// The segments of one packet, written one after the other.
 #[derive(Debug, Clone, Copy)]
 pub struct Splitter<'a> {
-    packet: &'a [u8],
+    /// All headers.
+    head: &'a [u8],
+    /// What follows them, unless it stands in its place already.
+    payload: &'a [u8],
     ip: Ip,
     kind: Kind,
-    /// Bytes before the payload.
-    headers: usize,
+    /// Bytes of all payload.
+    len: usize,
     /// Bytes of payload per segment.
     size: usize,
     /// Segments written so far.
@@ -54,8 +57,23 @@ impl<'a> Splitter<'a> {
     ///
     /// [`Malformed::Offload`]: the header asks for something that does not fit the packet.
     pub fn new(vnet: &Vnet, ip: &Ip, packet: &'a [u8]) -> Result<Self, Malformed> {
-        let segments = vnet.segments.ok_or(Malformed::Offload)?;
         let packet = packet.get(..ip.total).ok_or(Malformed::TotalLength)?;
+        let this = Self::in_place(vnet, ip, packet)?;
+        Ok(Self {
+            payload: &packet[this.head.len()..],
+            ..this
+        })
+    }
+
+    /// Prepares to cut a packet of which no more is at hand than its headers: the payload of each
+    /// segment stands where it belongs already ([`Layout`](super::layout::Layout)), so only
+    /// [`head_next`](Self::head_next) is of use.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed::Offload`]: the header asks for something that does not fit the packet.
+    pub fn in_place(vnet: &Vnet, ip: &Ip, packet: &'a [u8]) -> Result<Self, Malformed> {
+        let segments = vnet.segments.ok_or(Malformed::Offload)?;
         let (protocol, family) = match segments.kind {
             Kind::Tcp4 => (ip::TCP, Family::V4),
             Kind::Tcp6 => (ip::TCP, Family::V6),
@@ -77,21 +95,22 @@ impl<'a> Splitter<'a> {
         };
         let headers = ip.header + transport;
         let size = usize::from(segments.size);
-        if headers > packet.len() || headers > MAX_HEADERS || size == 0 {
+        if headers > ip.total || headers > MAX_HEADERS || size == 0 {
             return Err(Malformed::Offload);
         }
         if headers + size > usize::from(u16::MAX) {
             return Err(Malformed::Offload);
         }
-        let payload = packet.len() - headers;
+        let len = ip.total - headers;
         Ok(Self {
-            packet,
+            head: packet.get(..headers).ok_or(Malformed::Offload)?,
+            payload: &[],
             ip: *ip,
             kind: segments.kind,
-            headers,
+            len,
             size,
             next: 0,
-            count: payload.div_ceil(size).max(1),
+            count: len.div_ceil(size).max(1),
         })
     }
 
@@ -100,12 +119,21 @@ impl<'a> Splitter<'a> {
         self.count
     }
 
+    /// Bytes of the headers of each segment.
+    pub const fn headers(&self) -> usize {
+        self.head.len()
+    }
+
+    /// Bytes of payload of each segment but the last.
+    pub const fn size(&self) -> usize {
+        self.size
+    }
+
     /// Bytes of the largest segment.
     pub const fn largest(&self) -> usize {
-        let payload = self.packet.len() - self.headers;
-        self.headers
-            + if payload < self.size {
-                payload
+        self.head.len()
+            + if self.len < self.size {
+                self.len
             } else {
                 self.size
             }
@@ -113,23 +141,30 @@ impl<'a> Splitter<'a> {
 
     /// Bytes of all segments together.
     pub const fn total(&self) -> usize {
-        self.packet.len() - self.headers + self.count * self.headers
+        self.len + self.count * self.head.len()
     }
 
     /// Writes the next segment to the beginning of `out` and returns its length; `None` when all
     /// are written or there is no room.
     pub fn write_next(&mut self, out: &mut [u8]) -> Option<usize> {
+        let from = self.next * self.size;
+        let to = (from + self.size).min(self.len);
+        let payload = self.payload.get(from..to)?;
+        let place = self.head.len()..self.head.len() + payload.len();
+        out.get_mut(place)?.copy_from_slice(payload);
+        self.head_next(out)
+    }
+
+    /// Writes the headers of the next segment to the beginning of `out`, where its payload stands
+    /// behind them already, and returns the segment's length; `None` when all are written or there
+    /// is no room.
+    pub fn head_next(&mut self, out: &mut [u8]) -> Option<usize> {
         if self.next == self.count {
             return None;
         }
-        let from = self.headers + self.next * self.size;
-        let to = (from + self.size).min(self.packet.len());
-        let payload = self.packet.get(from..to)?;
-        let len = self.headers + payload.len();
-        let out = out.get_mut(..len)?;
-        let (head, body) = out.split_at_mut(self.headers);
-        head.copy_from_slice(&self.packet[..self.headers]);
-        body.copy_from_slice(payload);
+        let len = self.head.len() + (self.len - self.next * self.size).min(self.size);
+        let (head, body) = out.get_mut(..len)?.split_at_mut(self.head.len());
+        head.copy_from_slice(self.head);
         self.write_ip(head, len);
         let (first, last) = (self.next == 0, self.next + 1 == self.count);
         match self.kind {

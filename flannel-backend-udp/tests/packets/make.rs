@@ -1,9 +1,11 @@
 //! Packets to test with, and a plain reading of them that shares no code with the crate's.
 
+use std::io::IoSliceMut;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flannel_backend_udp::packet::coalesce::{Coalescer, Merge};
 use flannel_backend_udp::packet::ip::Ip;
+use flannel_backend_udp::packet::layout::{Layout, MAX_PLACES};
 use flannel_backend_udp::packet::split::{Splitter, complete};
 use flannel_backend_udp::packet::vnet::{Kind, Segments, Unfinished, Vnet};
 use proptest::prelude::*;
@@ -219,6 +221,37 @@ pub(crate) fn sent(vnet: &Vnet, packet: &[u8]) -> Vec<Vec<u8>> {
     assert_eq!(segments.iter().map(Vec::len).sum::<usize>(), total);
     assert_eq!(segments.iter().map(Vec::len).max(), Some(largest));
     segments
+}
+
+/// The same for a packet that is read to where the segments of one like it would stand; `None` if
+/// its own do not.
+pub(crate) fn sent_in_place(layout: Layout, vnet: &Vnet, packet: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let mut room = vec![0xa5; layout.room() + 7];
+    let mut parts: Vec<IoSliceMut<'_>> =
+        (0..MAX_PLACES).map(|_| IoSliceMut::new(&mut [])).collect();
+    let count = layout.parts(&mut room, &mut parts);
+    let mut rest = packet;
+    for part in &mut parts[..count] {
+        let (now, later) = rest.split_at(part.len().min(rest.len()));
+        part[..now.len()].copy_from_slice(now);
+        rest = later;
+    }
+    assert!(rest.is_empty(), "the largest packet has room");
+    let mut whole = vec![0; 65_536];
+    layout.gather(&room, packet.len(), &mut whole);
+    assert_eq!(&whole[..packet.len()], packet, "put together again");
+    let ip = Ip::parse(&room).expect("its headers are in one piece");
+    let head = room[..layout.headers()].to_vec();
+    let mut splitter = Splitter::in_place(vnet, &ip, &head).ok()?;
+    if !layout.fits(&splitter) {
+        return None;
+    }
+    let (mut segments, mut at) = (Vec::new(), 0);
+    while let Some(len) = splitter.head_next(&mut room[at..]) {
+        segments.push(room[at..at + len].to_vec());
+        at += len;
+    }
+    Some(segments)
 }
 
 /// What is written for packets that came: with the offload header, in order.

@@ -4,11 +4,13 @@ use flannel_backend_udp::packet::checksum::{Sum, replace};
 use flannel_backend_udp::packet::coalesce::Merge;
 use flannel_backend_udp::packet::group::{Grouper, MAX_SEGMENTS, max_bytes};
 use flannel_backend_udp::packet::ip::{Ip, decrement_ttl, header_is_valid};
+use flannel_backend_udp::packet::layout::Layout;
+use flannel_backend_udp::packet::split::Splitter;
 use flannel_backend_udp::packet::vnet::Vnet;
 use flannel_core::Family;
 use proptest::prelude::*;
 
-use crate::make::{ALL, Shape, is_right, sent, shape, slow_sum, written};
+use crate::make::{ALL, Shape, is_right, sent, sent_in_place, shape, slow_sum, written};
 
 /// A stream: what its packets look like, its bytes, and how it is cut.
 fn stream() -> impl Strategy<Value = (Shape, Vec<u8>, u16)> {
@@ -40,6 +42,33 @@ proptest! {
             prop_assert_eq!(again.checksum, vnet.checksum);
             let (before, after) = (vnet.segments.expect("given"), again.segments.expect("merged"));
             prop_assert_eq!((before.kind, before.size), (after.kind, after.size));
+        }
+    }
+
+    /// A packet that is read to where its segments belong is cut as if it had been read whole; and
+    /// whatever else comes there is put together again.
+    #[test]
+    fn payload_that_stands_in_its_place_is_left_there(
+        shape in shape(),
+        bytes in prop::collection::vec(any::<u8>(), 3_000..9_000),
+        size in 1_050u16..1_500,
+        mut others in prop::collection::vec(stream(), 1..4),
+    ) {
+        others.extend(others.clone().into_iter().map(|(like, bytes, _)| (like, bytes, size)));
+        let (vnet, large) = shape.large(&bytes, size);
+        let ip = Ip::parse(&large).expect("made whole");
+        let layout = Splitter::new(&vnet, &ip, &large).ok().and_then(|cut| Layout::of(&cut));
+        prop_assert_eq!(layout.is_some(), bytes.len() > 3 * usize::from(size));
+        let Some(layout) = layout else {
+            return Ok(());
+        };
+        prop_assert_eq!(sent_in_place(layout, &vnet, &large), Some(sent(&vnet, &large)));
+        for (shape, bytes, size) in others {
+            let (vnet, large) = shape.large(&bytes, size);
+            // Those of the same size and headers are cut too, the others put together.
+            if let Some(segments) = sent_in_place(layout, &vnet, &large) {
+                prop_assert_eq!(segments, sent(&vnet, &large));
+            }
         }
     }
 

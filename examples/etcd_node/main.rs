@@ -39,6 +39,9 @@ async fn main() -> ExitCode {
 async fn run(flags: Flags) -> Result<(), End> {
     let common = &flags.common;
     let id = node::node(flags.node.as_deref())?;
+    if common.hold {
+        return node::keep(common, &id);
+    }
     let manager = EtcdManager::new(flags.etcd()?).map_err(End::usage)?;
     let underlay = common.underlay(PublicIp::default())?;
     let mut stop = Stop::new(common.run_for())?;

@@ -38,6 +38,9 @@ async fn main() -> ExitCode {
 async fn run(flags: Flags) -> Result<(), End> {
     let common = &flags.common;
     let id = node::node(flags.node().as_deref())?;
+    if common.hold {
+        return node::keep(common, &id);
+    }
     let (options, server) = flags.kube()?;
     let manager = KubeManager::new(options).map_err(End::usage)?;
     // What is said wrong is said before anything is tried.

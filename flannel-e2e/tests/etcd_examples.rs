@@ -6,11 +6,15 @@
 )]
 
 use std::fs;
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use etcd_client::Client;
-use flannel_e2e::{Program, V4};
-use flannel_testkit::netns::Lab;
+use flannel_e2e::{LIMIT, Program, V4, V4_UDP, until};
+use flannel_testkit::netns::{Lab, Ns};
+use flannel_testkit::prober::{self, Prober};
 use flannel_testkit::require_tool;
 use flannel_testkit::servers::Etcd;
 use nix::sys::signal::{Signal, kill};
@@ -64,6 +68,21 @@ impl Bench {
         let ping = ["netns", "exec", &pod, "ping", "-c", "1", "-W", "2", &ip];
         let done = Command::new("ip").args(ping).output().expect("ip runs");
         done.status.success()
+    }
+
+    /// The pod of a node, and its address.
+    fn pod(&self, node: &str, subnet: &str) -> (Ns, IpAddr) {
+        let ns = Ns::named(&format!("{}-{node}-pod", self.lab));
+        let ip = subnet.replace(".0/24", ".2").parse();
+        (
+            ns.expect("readable").expect("it is there"),
+            ip.expect("an address"),
+        )
+    }
+
+    /// Whether somebody would hand over the packets of a node.
+    fn is_kept(&self, node: &str) -> bool {
+        UnixStream::connect(format!("/run/flannel/{}-{node}.sock", self.lab)).is_ok()
     }
 
     /// The namespaces of the lab that are there.
@@ -153,6 +172,87 @@ async fn two_terminals_make_a_cluster_and_leave_nothing_behind() {
     send(&b, Signal::SIGTERM);
     assert_eq!((a.end().0, b.end().0), (0, 0));
     assert_eq!(bench.namespaces(), [""; 0]);
+}
+
+/// Packets pass through the program itself; it comes and goes, and they flow on. Only SIGKILL is felt.
+#[tokio::test(flavor = "multi_thread")]
+async fn packets_of_the_udp_backend_flow_on_while_programs_come_and_go() {
+    let Some(bench) = Bench::new("keep").await else {
+        return;
+    };
+    bench
+        .client()
+        .await
+        .put(CONFIG, V4_UDP, None)
+        .await
+        .expect("an answer");
+    let (mut a, b) = (bench.node("a", &[]), bench.node("b", &[]));
+    let (ready_a, ready_b) = (a.line("ready node=a "), b.line("ready node=b "));
+    assert!(ready_a.contains(" mtu=1472 backend=udp"), "{ready_a}");
+    let (pod_a, pod_b) = (
+        bench.pod("a", &subnet(&ready_a)),
+        bench.pod("b", &subnet(&ready_b)),
+    );
+    until("they reach one another", LIMIT, async || {
+        bench.pings("a", &subnet(&ready_b)) && bench.pings("b", &subnet(&ready_a))
+    })
+    .await;
+    let flow = |packets| {
+        let options = prober::Options {
+            packets,
+            rate: 1_000,
+            ..prober::Options::default()
+        };
+        Prober::start((&pod_a.0, pod_a.1), (&pod_b.0, pod_b.1), options).expect("a prober")
+    };
+    let more = |prober: &Prober| {
+        let enough = prober.received() + 500;
+        assert!(prober.wait_received(enough, LIMIT), "packets flow");
+    };
+
+    let prober = flow(60_000);
+    for _ in 0..2 {
+        more(&prober);
+        // The next one is started before the first has ended.
+        let next = bench.node("a", &[]);
+        assert_eq!(a.end().0, 0);
+        assert_eq!(next.line("ready node=a "), ready_a);
+        more(&prober);
+        // And the other way round.
+        send(&next, Signal::SIGTERM);
+        let stopping = Instant::now();
+        assert_eq!(next.end().0, 0);
+        assert!(stopping.elapsed() < Duration::from_secs(2), "it ends soon");
+        more(&prober);
+        a = bench.node("a", &[]);
+        assert_eq!(a.line("ready node=a "), ready_a);
+        more(&prober);
+    }
+    prober.stop();
+    let report = prober.finish();
+    assert_eq!(report.lost(), 0, "{report}");
+
+    let prober = flow(60_000);
+    more(&prober);
+    a.kill();
+    a = bench.node("a", &[]);
+    assert_eq!(a.line("ready node=a "), ready_a);
+    more(&prober);
+    prober.stop();
+    let report = prober.finish();
+    println!("killed outright and started again: {report}");
+    assert!(report.lost() > 0, "nobody carried them: {report}");
+
+    send(&a, Signal::SIGTERM);
+    assert_eq!(a.end().0, 0);
+    assert!(bench.is_kept("a"), "nobody keeps the packets");
+    send(&b, Signal::SIGTERM);
+    assert_eq!(b.end().0, 0);
+    assert_eq!(bench.namespaces(), [""; 0]);
+    until("nobody keeps anything", LIMIT, async || {
+        !bench.is_kept("a") && !bench.is_kept("b")
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

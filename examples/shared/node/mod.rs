@@ -1,5 +1,6 @@
 //! A node in a terminal, whatever its store is; shared by the examples that are one.
 
+mod path;
 mod place;
 mod serve;
 mod tell;
@@ -7,6 +8,7 @@ mod tell;
 use std::future::Future;
 use std::io::IsTerminal;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 use tracing_subscriber::EnvFilter;
 
+pub(crate) use path::keep;
 pub(crate) use place::{Place, check_rights};
 pub(crate) use serve::serve;
 #[allow(unused_imports, reason = "not every store has news of its own")]
@@ -85,6 +88,15 @@ pub(crate) struct Common {
     /// nodes of this lab; the last node to stop removes the lab
     #[arg(long, value_name = "LAB")]
     pub(crate) lab: Option<String>,
+    /// Where a packet path in user space (the UDP backend's) is handed over without losing a packet:
+    /// a node that is started takes it over, one that stops leaves it to a process that keeps it.
+    /// Only we may write to its folder [default: /run/flannel/NODE.sock, in a lab
+    /// /run/flannel/LAB-NODE.sock]
+    #[arg(long, value_name = "SOCKET")]
+    handover: Option<PathBuf>,
+    /// Keep the packet path of a node that has stopped
+    #[arg(long, hide = true)]
+    pub(crate) hold: bool,
     /// Leave the lab as it is at the end, and print how to look at it and how to remove it
     #[arg(long, requires = "lab", conflicts_with = "teardown")]
     pub(crate) keep: bool,

@@ -2,16 +2,20 @@
 
 use std::env;
 use std::net::IpAddr;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use flannel::{DualStack, NetlinkKernel, NodeId, Overlay, Subnet, error_chain};
 use flannel_testkit::netns::{Error as LabError, Lab, SharedLab};
 use tokio::task::block_in_place;
 
-use super::{Common, End, Error};
+use super::path::Paths;
+use super::{Common, End, Error, PATIENCE};
 
 /// Where the node runs.
 pub(crate) struct Place {
     lab: Option<SharedLab>,
+    pub(crate) paths: Paths,
     /// The pod's namespace, and what it was made for.
     pod: Option<(String, DualStack<Subnet>, u32)>,
 }
@@ -47,17 +51,28 @@ fn failed(error: &(dyn std::error::Error + 'static)) -> End {
 impl Place {
     pub(crate) fn find(flags: &Common, node: &NodeId) -> Result<Self, End> {
         let pod = None;
+        let mut paths = block_in_place(|| Paths::find(flags, node))?;
         let Some(lab) = &flags.lab else {
-            return Ok(Self { lab: None, pod });
+            let lab = None;
+            return Ok(Self { lab, paths, pod });
         };
-        let joined = block_in_place(|| SharedLab::join(lab, node.as_str()));
+        let joined = block_in_place(|| join(lab, node, paths.are_taken));
         let lab = joined.map_err(|error| match error {
             LabError::Name { .. } => End::usage(format!("--lab, --node: {error}")),
             error => failed(&error),
         })?;
         eprintln!("the node runs in the namespace {}", lab.node().ns.name());
+        if !paths.are_taken {
+            let namespace = lab.node().ns.fd().try_clone_to_owned();
+            paths.in_namespace(namespace.map_err(End::failed)?);
+        }
         let lab = Some(lab);
-        Ok(Self { lab, pod })
+        Ok(Self { lab, paths, pod })
+    }
+
+    /// Another process is the node now.
+    pub(crate) fn let_go(&mut self) {
+        self.lab = None;
     }
 
     /// The kernel where the node runs.
@@ -122,9 +137,22 @@ impl Place {
     }
 }
 
+/// Takes part in the lab. Who has handed the packet path over ends soon, if it has not ended.
+fn join(lab: &str, node: &NodeId, is_handed_over: bool) -> Result<SharedLab, LabError> {
+    let start = Instant::now();
+    loop {
+        match SharedLab::join(lab, node.as_str()) {
+            Err(LabError::InUse { .. }) if is_handed_over && start.elapsed() < PATIENCE => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            joined => return joined,
+        }
+    }
+}
+
 fn how_to_look(node: &str, namespaces: &[String]) {
     eprintln!("kept:   {}", namespaces.join(" "));
-    eprintln!("look:   ip netns exec {node} ip -d link show type vxlan");
+    eprintln!("look:   ip netns exec {node} ip -d link");
     eprintln!("        ip netns exec {node} ip route; ip netns exec {node} ip nexthop");
     eprintln!(
         "remove: for ns in {}; do ip netns del $ns; done",

@@ -1,12 +1,15 @@
 //! The node at work: from the start of its overlay to its end.
 
+use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::time::Duration;
 
 use flannel::{
-    ConditionStatus, Manager, NodeId, Overlay, OverlayEvent, Status, UnderlayOptions, VxlanBackend,
-    error_chain,
+    ConditionStatus, HostGwBackend, Manager, NodeId, Overlay, OverlayEvent, Status, UdpBackend,
+    UnderlayOptions, VxlanBackend, WithTunnels, error_chain,
 };
+use tokio::net::UnixListener;
+use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 
 use super::place::Place;
@@ -19,46 +22,96 @@ const RELEASE: Duration = Duration::from_secs(1);
 /// How long peers are given to drop the node before what is ours goes.
 const GRACE: Duration = Duration::from_millis(200);
 
+/// Why the node no longer runs.
+enum Over {
+    /// It was asked to stop.
+    Asked { was_ready: bool },
+    /// Another process is to be the node.
+    Another(UnixStream),
+}
+
 /// Runs the node until it is to stop.
-pub(crate) async fn serve(
+pub(crate) async fn serve<M: Manager + Clone>(
     flags: &Common,
     node: NodeId,
-    manager: impl Manager,
+    manager: M,
     underlay: UnderlayOptions,
     place: &mut Place,
     stop: &mut Stop,
 ) -> Result<(), End> {
     let failed = |error: Error| End::failed(error_chain(error.as_ref()));
-    let overlay = Overlay::builder(node)
-        .manager(manager)
-        .backend(VxlanBackend::new())
-        .kernel(place.kernel().map_err(failed)?)
-        .underlay(underlay)
-        .on_lease_lost(flags.loss_policy())
-        .start()
-        .await
-        .map_err(|error| failed(error.into()))?;
-    let was_ready = run(flags, &overlay, place, stop).await?;
-    if !was_ready && stop.time_is_up() {
-        let why = why_not_ready(&overlay.status());
-        overlay.stop().await.ok();
-        return Err(End::problem(format!("it did not get ready in time: {why}")));
+    let mut listener = None;
+    loop {
+        let kernel = place.kernel().map_err(failed)?;
+        let overlay = Overlay::builder(node.clone())
+            .manager(manager.clone())
+            .backend(VxlanBackend::new())
+            .backend(HostGwBackend::new())
+            .backend(UdpBackend::new())
+            .kernel(WithTunnels::new(kernel, place.paths.forwarders.clone()))
+            .underlay(underlay.clone())
+            .on_lease_lost(flags.loss_policy())
+            .start()
+            .await
+            .map_err(|error| failed(error.into()))?;
+        match run(flags, &overlay, place, stop, &mut listener).await {
+            Ok(Over::Another(stream)) => {
+                overlay.stop().await.map_err(|error| failed(error.into()))?;
+                match block_in_place(|| place.paths.hand_over(&stream)) {
+                    Ok(()) => {
+                        place.let_go();
+                        eprintln!("stopped; another process is the node now");
+                        return Ok(());
+                    }
+                    Err(error) => eprintln!("not handed over: {}", error_chain(&error)),
+                }
+            }
+            Ok(Over::Asked { was_ready }) => {
+                if !was_ready && stop.time_is_up() {
+                    let why = why_not_ready(&overlay.status());
+                    overlay.stop().await.ok();
+                    return Err(End::problem(format!("it did not get ready in time: {why}")));
+                }
+                if flags.teardown {
+                    let removed = teardown(overlay).await.map_err(failed);
+                    place.paths.forget();
+                    return removed;
+                }
+                overlay.stop().await.map_err(|error| failed(error.into()))?;
+                leave(place);
+                return Ok(());
+            }
+            Err(end) => {
+                overlay.stop().await.ok();
+                leave(place);
+                return Err(end);
+            }
+        }
     }
-    if flags.teardown {
-        return teardown(overlay).await.map_err(failed);
-    }
-    overlay.stop().await.map_err(|error| failed(error.into()))?;
-    eprintln!("stopped; packets keep flowing");
-    Ok(())
 }
 
-/// Tells what happens until it is to stop; answers whether the node was ready.
+/// Sees that packets flow when this process has ended.
+fn leave(place: &mut Place) {
+    if place.paths.are_needed()
+        && let Err(error) = block_in_place(|| place.paths.leave_to_keeper())
+    {
+        eprintln!(
+            "stopped, and so are the packets: {}",
+            error_chain(error.as_ref())
+        );
+        return;
+    }
+    eprintln!("stopped; packets keep flowing");
+}
+
+/// Tells what happens until it is to stop.
 async fn run(
     flags: &Common,
     overlay: &Overlay,
     place: &mut Place,
     stop: &mut Stop,
-) -> Result<bool, End> {
+    listener: &mut Option<UnixListener>,
+) -> Result<Over, End> {
     let mut events = overlay.events();
     let mut teller = Teller::default();
     let mut ready = pin!(overlay.ready());
@@ -77,8 +130,9 @@ async fn run(
     loop {
         tokio::select! {
             biased;
-            () = &mut asked => return Ok(is_ready),
+            () = &mut asked => return Ok(Over::Asked { was_ready: is_ready }),
             why = &mut stopped => return Err(End::failed(error_chain(&why))),
+            stream = accept(listener.as_ref()) => return Ok(Over::Another(stream)),
             event = events.recv() => {
                 // One that was missed is not told.
                 let Ok(event) = event else { continue };
@@ -93,6 +147,7 @@ async fn run(
                 done.map_err(|error| End::failed(error_chain(&error)))?;
                 is_ready = true;
                 make_pod(overlay, place)?;
+                listen(place, listener);
                 teller.ready(overlay.node(), &overlay.status());
                 for subnets in teller.peers() {
                     place.show_ping(subnets);
@@ -100,7 +155,29 @@ async fn run(
             }
             () = ticks() => teller.status(&overlay.status()),
         }
+        listen(place, listener);
     }
+}
+
+/// Listens for the next process, if there is a packet path now that there was not before.
+fn listen(place: &mut Place, listener: &mut Option<UnixListener>) {
+    match place.paths.listen() {
+        Ok(Some(new)) => *listener = Some(new),
+        Ok(None) => {}
+        Err(error) => tracing::error!("the packet path cannot be handed over: {error}"),
+    }
+}
+
+/// The next process that asks to be the node.
+async fn accept(listener: Option<&UnixListener>) -> UnixStream {
+    if let Some(listener) = listener
+        && let Ok((stream, _)) = listener.accept().await
+        && let Ok(stream) = stream.into_std()
+    {
+        return stream;
+    }
+    // It is heard of by the next that asks, if at all.
+    std::future::pending().await
 }
 
 /// In a lab: a pod for the lease that is held now.

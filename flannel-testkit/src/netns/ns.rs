@@ -56,7 +56,10 @@ impl Ns {
     }
 
     /// The namespace that `ip netns` knows by this name, if there is one.
-    pub(super) fn named(name: &str) -> Result<Option<Self>> {
+    ///
+    /// # Errors
+    /// [`Error::System`] if it cannot be opened.
+    pub fn named(name: &str) -> Result<Option<Self>> {
         let path = Path::new(NAMED).join(name);
         let file = match File::open(&path) {
             Ok(file) => file,

@@ -47,31 +47,29 @@ impl UdpNetwork {
         if !self.ends.has(family) {
             return Err(Rejection::NoSubnet);
         }
-        // Flannel's own takes everybody for one of its kind, and sends to who does not listen.
-        if !peer.attrs.is_backend(&BackendType::udp()) {
-            let public_ip = peer.attrs.public_ip(family);
-            return self.gateways.direct(&self.underlay, subnet, public_ip);
-        }
-        let public_ip = peer
-            .attrs
-            .public_ip(family)
-            .ok_or_else(|| no_public_ip(family))?;
-        let dev = self.device;
-        Ok(vec![
-            Object::TunnelPeer(TunnelPeer {
-                dev,
-                subnet,
-                // The record names no port: as in flannel it is that of the config.
-                endpoint: SocketAddr::new(public_ip, self.port),
-            }),
-            Object::Route(Route {
+        let public_ip = peer.attrs.public_ip(family);
+        let ways = if peer.attrs.is_backend(&BackendType::udp()) {
+            vec![Object::Route(Route {
                 table: MAIN_TABLE,
                 dst: subnet,
                 metric: Route::default_metric(family),
-                target: RouteTarget::Device(dev),
+                target: RouteTarget::Device(self.device),
                 protocol: RouteProtocol::UNSPEC,
-            }),
-        ])
+            })]
+        } else {
+            // Flannel's own takes everybody for one of its kind, and sends to who does not listen.
+            self.gateways.direct(&self.underlay, subnet, public_ip)?
+        };
+        // Also of a peer of another backend, which is sent to without the tunnel: once it is of this
+        // one its packets are here before its record is.
+        let peer = TunnelPeer {
+            dev: self.device,
+            subnet,
+            // The record names no port: as in flannel it is that of the config.
+            endpoint: SocketAddr::new(public_ip.ok_or_else(|| no_public_ip(family))?, self.port),
+        };
+        let objects = [Object::TunnelPeer(peer)].into_iter().chain(ways);
+        Ok(objects.collect())
     }
 }
 

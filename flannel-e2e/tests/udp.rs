@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_backend_udp::PacketPath;
-use flannel_core::{Kernel, Object, ObjectKey, Op, PublicIp, Scope};
-use flannel_e2e::{Cluster, DUAL_UDP, LIMIT, Node, Setup, dev, until, within};
+use flannel_core::{Family, Kernel, Object, ObjectKey, Op, PublicIp, Scope};
+use flannel_e2e::{
+    Cluster, DUAL, DUAL_GW, DUAL_UDP, LIMIT, Node, Path, Setup, config, dev, no_loss, until, within,
+};
 
 /// So long between two readings without a hint that whatever is repaired in time is hinted at.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -134,6 +136,43 @@ async fn a_changed_address_is_followed_on_the_same_device() {
         assert!(moved.is_subset(&ends), "{ends:?}");
     }
     assert_eq!(index_of_device(node).await, device, "the device has stayed");
+}
+
+/// Waits until a node publishes the backend of its config, and all nodes reach the others by it or
+/// without a tunnel.
+async fn follows(cluster: &Cluster, k: usize, text: &str) {
+    let wanted = config(text).backend().backend_type().clone();
+    let published = cluster.nodes[k]
+        .overlay()
+        .wait_for(|status| status.backend.as_ref() == Some(&wanted));
+    within("the backend is another", LIMIT, published)
+        .await
+        .expect("running");
+    cluster.settle().await;
+}
+
+/// Through each backend, node by node and back to the first: what a rolling update does.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_packet_is_lost_over_a_change_through_all_backends_node_by_node() {
+    let Some(cluster) = Cluster::start("udp-change", Setup::new(3, DUAL_UDP)).await else {
+        return;
+    };
+    let pods = cluster.pods.clone();
+    let between = |a: usize, b: usize| Family::ALL.map(|f| (&pods[a], &pods[b], f));
+    let paths: Vec<Path<'_>> = [between(0, 1), between(2, 0)].concat();
+    no_loss("change of backend", &paths, async || {
+        for text in [DUAL, DUAL_UDP, DUAL_GW, DUAL_UDP] {
+            for k in 0..cluster.nodes.len() {
+                cluster.views[k].set_config(&config(text));
+                follows(&cluster, k, text).await;
+                cluster.assert_reachable(&format!("node {k} changed to {text}"));
+            }
+        }
+    })
+    .await;
+    for node in &cluster.nodes {
+        assert_eq!(node.overlay().status().rejected, []);
+    }
 }
 
 /// A node that leaves takes device, addresses, routes and forwarder along.

@@ -98,16 +98,18 @@ impl Model for UdpModel {
                     expected.routes.insert(peer.subnet, hop);
                 } else {
                     expected.rejected.insert(peer.lease.key.clone());
+                    continue;
                 }
-                continue;
+            } else {
+                let hop = Some(Hop { dev, gateway });
+                expected.routes.insert(peer.subnet, hop);
             }
+            // Of everybody, because who changes to this backend sends before it is heard of.
             add(Object::TunnelPeer(TunnelPeer {
                 dev,
                 subnet: peer.subnet,
                 endpoint: SocketAddr::new(gateway, port(me.config)),
             }));
-            let hop = Some(Hop { dev, gateway });
-            expected.routes.insert(peer.subnet, hop);
         }
         expected.objects = Some(objects);
         expected

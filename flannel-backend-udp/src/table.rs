@@ -21,7 +21,10 @@ const EMPTY: u32 = u32::MAX;
 #[derive(Debug, Default)]
 pub struct Table {
     v4: Vec<Level<u32>>,
-    v6: Vec<Level<u128>>,
+    /// IPv6 prefixes that go beyond the first half of an address.
+    v6_long: Vec<Level<u128>>,
+    /// Those that do not, by that half: the usual ones, in half the memory.
+    v6: Vec<Level<u64>>,
     peers: Vec<Peer>,
     endpoints: Slots<Endpoint>,
     routes: Vec<(Subnet, SocketAddr)>,
@@ -39,7 +42,11 @@ impl Table {
     pub fn lookup(&self, ip: IpAddr) -> Option<u32> {
         match ip {
             IpAddr::V4(ip) => lookup(&self.v4, ip.to_bits()),
-            IpAddr::V6(ip) => lookup(&self.v6, ip.to_bits()),
+            IpAddr::V6(ip) => {
+                let bits = ip.to_bits();
+                let long = lookup(&self.v6_long, bits);
+                long.or_else(|| lookup(&self.v6, (bits >> 64) as u64))
+            }
         }
     }
 
@@ -133,7 +140,8 @@ impl TableBuilder {
             });
         }
         let mut v4: BTreeMap<u8, Vec<(u32, u32)>> = BTreeMap::new();
-        let mut v6: BTreeMap<u8, Vec<(u128, u32)>> = BTreeMap::new();
+        let mut v6_long: BTreeMap<u8, Vec<(u128, u32)>> = BTreeMap::new();
+        let mut v6: BTreeMap<u8, Vec<(u64, u32)>> = BTreeMap::new();
         for (subnet, endpoint) in &self.routes {
             let peer = numbers.get(endpoint).copied().unwrap_or(EMPTY);
             match subnet.address() {
@@ -141,7 +149,11 @@ impl TableBuilder {
                     .entry(subnet.len())
                     .or_default()
                     .push((ip.to_bits(), peer)),
-                IpAddr::V6(ip) => v6
+                IpAddr::V6(ip) if subnet.len() <= 64 => v6
+                    .entry(subnet.len())
+                    .or_default()
+                    .push(((ip.to_bits() >> 64) as u64, peer)),
+                IpAddr::V6(ip) => v6_long
                     .entry(subnet.len())
                     .or_default()
                     .push((ip.to_bits(), peer)),
@@ -152,6 +164,7 @@ impl TableBuilder {
             .map(|(endpoint, number)| (endpoint_key(*endpoint), *number));
         Table {
             v4: levels(v4),
+            v6_long: levels(v6_long),
             v6: levels(v6),
             endpoints: Slots::new(numbers.len(), endpoints),
             peers,
@@ -196,6 +209,12 @@ impl Key for u32 {
     }
 }
 
+impl Key for u64 {
+    fn spread(self) -> u64 {
+        spread(self)
+    }
+}
+
 impl Key for u128 {
     fn spread(self) -> u64 {
         spread(spread((self >> 64) as u64) ^ self as u64)
@@ -218,6 +237,15 @@ impl Bits for u32 {
         match len {
             0 => 0,
             len => self & (Self::MAX << (32 - Self::from(len.min(32)))),
+        }
+    }
+}
+
+impl Bits for u64 {
+    fn masked(self, len: u8) -> Self {
+        match len {
+            0 => 0,
+            len => self & (Self::MAX << (64 - u32::from(len.min(64)))),
         }
     }
 }

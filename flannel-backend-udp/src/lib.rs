@@ -53,7 +53,10 @@
 //! - **Order**: packets of one flow leave and arrive in the order in which they came.
 //! - **A holder that is killed** (`kill -9`) loses every packet until another forwarder has
 //!   attached to the device: a persistent TUN device without a reader drops what is sent to it. What
-//!   is to outlive its process is [handed over](Forwarder::hand_over), and then nothing is lost.
+//!   is to outlive its process is [handed over](Forwarder::hand_over), and then nothing is lost. A
+//!   whole node on etcd that was killed and at once started again had lost 25 ms of packets.
+//! - **Who changes to this backend** sends before its new record is heard of. So each peer that is
+//!   reached has an endpoint here, whatever its backend; which ones are sent to, the routes say.
 //!
 //! # Where the code is
 //!

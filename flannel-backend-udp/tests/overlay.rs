@@ -63,6 +63,7 @@ async fn a_device_of_somebody_else_is_left_alone_and_reported() {
                 persistent: tun.0,
                 multi_queue: tun.1,
                 vnet_header: tun.1,
+                queue: Some(500),
             }),
             mtu: Some(1472),
             mac: None,

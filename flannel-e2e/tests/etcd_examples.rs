@@ -176,6 +176,7 @@ async fn two_terminals_make_a_cluster_and_leave_nothing_behind() {
 
 /// Packets pass through the program itself; it comes and goes, and they flow on. Only SIGKILL is felt.
 #[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::print_stdout, reason = "a measured outage is worth a line")]
 async fn packets_of_the_udp_backend_flow_on_while_programs_come_and_go() {
     let Some(bench) = Bench::new("keep").await else {
         return;

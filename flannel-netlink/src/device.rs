@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{Link, LinkKind, Object, Tun};
-use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use nix::errno::Errno;
 use rtnetlink::LinkUnspec;
 
@@ -24,7 +24,11 @@ pub(crate) fn satisfies(found: &Link, asked: &Link) -> Result<(), String> {
     };
     match (&found.kind, &asked.kind) {
         (LinkKind::Veth { .. }, LinkKind::Veth { peer: None }) => {}
-        (LinkKind::Tun(is), LinkKind::Tun(wanted)) if is.is_like(*wanted) => {}
+        (LinkKind::Tun(is), LinkKind::Tun(wanted)) if is.is_like(*wanted) => {
+            if wanted.queue.is_some() && is.queue != wanted.queue {
+                return differs("queue length", &is.queue, &wanted.queue);
+            }
+        }
         (is, wanted) if is == wanted => {}
         (is, wanted) => return differs("kind", is, wanted),
     }
@@ -119,6 +123,14 @@ fn finish_or_remove(connection: &mut Connection, link: &Link) -> Result<()> {
     finished
 }
 
+/// How many packets wait in a device, where that is said.
+const fn queue(link: &Link) -> Option<u32> {
+    match &link.kind {
+        LinkKind::Tun(tun) => tun.queue,
+        _ => None,
+    }
+}
+
 fn by_index(device: &Device) -> LinkMessage {
     LinkUnspec::new_with_index(device.index).build()
 }
@@ -144,10 +156,14 @@ fn finish(connection: &mut Connection, device: &Device, link: &Link) -> Result<(
     }
     // Other kinds got theirs in the message that made them.
     let mtu = link.mtu.filter(|_| matches!(link.kind, LinkKind::Tun(_)));
-    if link.alias.is_some() || link.up || mtu.is_some() {
+    let queue = queue(link);
+    if link.alias.is_some() || link.up || mtu.is_some() || queue.is_some() {
         let mut builder = LinkUnspec::new_with_index(device.index);
         if let Some(mtu) = mtu {
             builder = builder.mtu(mtu);
+        }
+        if let Some(queue) = queue {
+            builder = builder.append_extra_attribute(LinkAttribute::TxQueueLen(queue));
         }
         if let Some(alias) = &link.alias {
             builder = builder.alias(alias.clone());
@@ -231,6 +247,10 @@ pub(crate) fn change(connection: &mut Connection, names: &Names, link: &Link) ->
     let mut wanted = false;
     if let Some(mtu) = link.mtu.filter(|mtu| Some(*mtu) != found.mtu) {
         builder = builder.mtu(mtu);
+        wanted = true;
+    }
+    if let Some(length) = queue(link).filter(|length| Some(*length) != queue(&found)) {
+        builder = builder.append_extra_attribute(LinkAttribute::TxQueueLen(length));
         wanted = true;
     }
     if let Some(mac) = link.mac.filter(|mac| Some(*mac) != found.mac) {

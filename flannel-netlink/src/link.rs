@@ -46,6 +46,7 @@ pub(crate) struct Device {
     /// `IFF_*`.
     flags: u32,
     mtu: u32,
+    queue: u32,
     mac: Option<MacAddr>,
     alias: Option<String>,
     /// The kernel's name of its kind; empty for hardware.
@@ -78,6 +79,7 @@ pub(crate) fn decode(body: &[u8]) -> Result<Device, Malformed> {
     const IFLA_MTU: u16 = 4;
     const IFLA_LINK: u16 = 5;
     const IFLA_MASTER: u16 = 10;
+    const IFLA_TXQLEN: u16 = 13;
     const IFLA_LINKINFO: u16 = 18;
     const IFLA_IFALIAS: u16 = 20;
     const IFLA_LINK_NETNSID: u16 = 37;
@@ -87,6 +89,7 @@ pub(crate) fn decode(body: &[u8]) -> Result<Device, Malformed> {
         name: None,
         flags: field_u32(body, 8)?,
         mtu: 0,
+        queue: 0,
         mac: None,
         alias: None,
         kind: String::new(),
@@ -102,6 +105,7 @@ pub(crate) fn decode(body: &[u8]) -> Result<Device, Malformed> {
             IFLA_ADDRESS => device.mac = read_mac(value),
             IFLA_IFNAME => device.name = IfName::new(read_text(value)).ok(),
             IFLA_MTU => device.mtu = read_u32(value)?,
+            IFLA_TXQLEN => device.queue = read_u32(value)?,
             IFLA_LINK => device.link = Some(read_u32(value)?).filter(|index| *index != 0),
             IFLA_MASTER => device.master = Some(read_u32(value)?).filter(|index| *index != 0),
             IFLA_LINKINFO => decode_info(value, &mut device)?,
@@ -192,7 +196,10 @@ impl Device {
                 peer: self.link.and_then(|index| names.get(index)),
             },
             "tun" => match self.tun {
-                Some(tun) => LinkKind::Tun(tun),
+                Some(tun) => LinkKind::Tun(Tun {
+                    queue: Some(self.queue),
+                    ..tun
+                }),
                 None => LinkKind::Other("tap".to_owned()),
             },
             other => LinkKind::Other(other.to_owned()),

@@ -51,10 +51,15 @@ pub(crate) fn streams(path: Between<'_>, count: usize, lead: Duration, time: Dur
     let over = Arc::new(AtomicBool::new(false));
     let listener = bind(path.to, || TcpListener::bind((path.ip, 0)));
     let address = listener.local_addr().expect("bound");
-    let mut threads = Vec::new();
-    for _ in 0..count {
+    // All before the first sends: the others would have to get through what that sends.
+    let connect = |_| {
         let client = bind(path.from, || TcpStream::connect(address));
         let (server, _) = listener.accept().expect("a connection");
+        (client, server)
+    };
+    let connections: Vec<(TcpStream, TcpStream)> = (0..count).map(connect).collect();
+    let mut threads = Vec::new();
+    for (client, server) in connections {
         let (counter, done) = (Arc::clone(&received), Arc::clone(&over));
         threads.push(thread::spawn(move || receive(server, &counter)));
         threads.push(thread::spawn(move || send(client, &done)));

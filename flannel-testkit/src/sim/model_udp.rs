@@ -68,6 +68,7 @@ impl Model for UdpModel {
                 persistent: true,
                 multi_queue: true,
                 vnet_header: true,
+                queue: Some(1_000),
             }),
             mtu: Some(least),
             mac: None,

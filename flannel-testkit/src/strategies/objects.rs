@@ -195,8 +195,9 @@ pub fn any_object() -> impl Strategy<Value = Object> {
         });
     let kind = prop_oneof![
         4 => vxlan,
-        2 => any::<(bool, bool)>().prop_map(|(persistent, multi_queue)| {
-            LinkKind::Tun(Tun { persistent, multi_queue, vnet_header: true })
+        2 => (any::<(bool, bool)>(), prop::option::of(1u32..3)).prop_map(|(is, queue)| {
+            let (persistent, multi_queue) = is;
+            LinkKind::Tun(Tun { persistent, multi_queue, vnet_header: true, queue })
         }),
         1 => Just(LinkKind::Bridge),
         1 => Just(LinkKind::Other(String::new())),

@@ -79,7 +79,11 @@ fn link_difference(asked: &Link, found: &Link, fields: &mut Fields) {
             );
             fields.compare("learning", &asked.learning, &found.learning);
         }
-        (LinkKind::Tun(asked), LinkKind::Tun(found)) if asked.is_like(*found) => {}
+        (LinkKind::Tun(asked), LinkKind::Tun(found)) if asked.is_like(*found) => {
+            if let Some(queue) = &asked.queue {
+                fields.compare("queue", &named(Some(queue)), &named(found.queue.as_ref()));
+            }
+        }
         (LinkKind::Tun(asked), LinkKind::Tun(found)) => fields.fixed("kind", asked, found),
         (LinkKind::Veth { peer: None }, LinkKind::Veth { .. }) => {}
         (asked, found) if asked == found => {}

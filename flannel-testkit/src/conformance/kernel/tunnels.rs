@@ -19,6 +19,7 @@ pub async fn a_tun_device_is_made_as_asked(fixture: &KernelFixture) -> Outcome {
                 persistent,
                 multi_queue,
                 vnet_header,
+                queue: Some(700),
             });
             let link = Link {
                 kind,
@@ -70,7 +71,7 @@ pub async fn a_tun_device_never_takes_a_name_that_is_taken(fixture: &KernelFixtu
     Ok(())
 }
 
-/// MTU, alias, up and down change in place; what kind of TUN device it is does not, and a hardware
+/// MTU, length of the queue, alias, up and down change in place; what kind of TUN device it is does not, and a hardware
 /// address it has not.
 pub async fn a_tun_device_changes_in_place(fixture: &KernelFixture) -> Outcome {
     let Some(asked) = fixture.tun() else {
@@ -81,6 +82,10 @@ pub async fn a_tun_device_changes_in_place(fixture: &KernelFixture) -> Outcome {
     let changed = Link {
         mtu: Some(1300),
         alias: Some("flannel:other".to_owned()),
+        kind: LinkKind::Tun(Tun {
+            queue: Some(300),
+            ..Tun::FOR_TUNNEL
+        }),
         ..asked.clone()
     };
     fixture

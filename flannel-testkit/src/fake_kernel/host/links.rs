@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
-    Address, Change, Family, IfName, Link, LinkKind, MacAddr, Object, ObjectKey, Vxlan,
+    Address, Change, Family, IfName, Link, LinkKind, MacAddr, Object, ObjectKey, Tun, Vxlan,
 };
 
 use super::{Host, no_device, rejected};
@@ -77,7 +77,15 @@ impl Host {
         let room = self.room(&link.kind);
         let mac = (!matches!(link.kind, LinkKind::Loopback | LinkKind::Tun(_)))
             .then(|| MacAddr::local(u64::from(self.made) << 16 | 0xfa_0000_0000_0000));
+        let kind = match &link.kind {
+            LinkKind::Tun(tun) => LinkKind::Tun(Tun {
+                queue: tun.queue.or(Some(500)),
+                ..*tun
+            }),
+            kind => kind.clone(),
+        };
         let made = Link {
+            kind,
             mtu: Some(match (link.mtu, room) {
                 (Some(mtu), Some(room)) => mtu.min(room),
                 (Some(mtu), None) => mtu,
@@ -177,7 +185,10 @@ impl Host {
                 link.kind.clone()
             }
             (LinkKind::Veth { .. }, LinkKind::Veth { .. }) => found.kind.clone(),
-            (LinkKind::Tun(is), LinkKind::Tun(asked)) if is.is_like(*asked) => found.kind.clone(),
+            (LinkKind::Tun(is), LinkKind::Tun(asked)) if is.is_like(*asked) => LinkKind::Tun(Tun {
+                queue: asked.queue.or(is.queue),
+                ..*is
+            }),
             (is, asked) if is == asked => found.kind.clone(),
             _ => {
                 return Err(Error::Unsupported {

@@ -1,6 +1,6 @@
-//! A real node: leases on etcd, VXLAN, until it is told to stop. With `--lab` it runs in a network
-//! namespace of its own on an underlay that all nodes of the lab share, so that two terminals make
-//! a cluster on one machine.
+//! A real node: its lease on etcd, the backend of the config there, until it is told to stop. With
+//! `--lab` it runs in a network namespace of its own on an underlay that all nodes of the lab share,
+//! so that two terminals make a cluster on one machine.
 //!
 //! `sudo -E cargo run --features etcd --example etcd_node -- --lab demo --node a`
 

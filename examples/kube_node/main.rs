@@ -1,6 +1,6 @@
-//! A real node: its lease on its Kubernetes Node, VXLAN, until it is told to stop. With `--lab` it
-//! runs in a network namespace of its own on an underlay that all nodes of the lab share, so that
-//! two terminals and an API server make a cluster on one machine.
+//! A real node: its lease on its Kubernetes Node, the backend of the config, until it is told to stop.
+//! With `--lab` it runs in a network namespace of its own on an underlay that all nodes of the lab
+//! share, so that two terminals and an API server make a cluster on one machine.
 //!
 //! `sudo -E cargo run --features kube --example kube_node -- --kubeconfig FILE --lab demo --node a`
 

@@ -8,6 +8,7 @@
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -187,7 +188,11 @@ async fn packets_of_the_udp_backend_flow_on_while_programs_come_and_go() {
         .put(CONFIG, V4_UDP, None)
         .await
         .expect("an answer");
-    let (mut a, b) = (bench.node("a", &[]), bench.node("b", &[]));
+    let socket_b = format!("/run/flannel/{}-elsewhere.sock", bench.lab);
+    let (mut a, b) = (
+        bench.node("a", &[]),
+        bench.node("b", &["--handover", &socket_b]),
+    );
     let (ready_a, ready_b) = (a.line("ready node=a "), b.line("ready node=b "));
     assert!(ready_a.contains(" mtu=1472 backend=udp"), "{ready_a}");
     let (pod_a, pod_b) = (
@@ -247,11 +252,12 @@ async fn packets_of_the_udp_backend_flow_on_while_programs_come_and_go() {
     send(&a, Signal::SIGTERM);
     assert_eq!(a.end().0, 0);
     assert!(bench.is_kept("a"), "nobody keeps the packets");
+    assert!(Path::new(&socket_b).exists());
     send(&b, Signal::SIGTERM);
     assert_eq!(b.end().0, 0);
     assert_eq!(bench.namespaces(), [""; 0]);
     until("nobody keeps anything", LIMIT, async || {
-        !bench.is_kept("a") && !bench.is_kept("b")
+        !bench.is_kept("a") && !Path::new(&socket_b).exists()
     })
     .await;
 }

@@ -1,6 +1,7 @@
 //! The packet path of a backend that has one in user space: taken over from the program that had it
 //! before, handed over to the next, and kept meanwhile by a process that does nothing else.
 
+use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,7 +33,7 @@ pub(crate) struct Paths {
     socket: PathBuf,
     listener: Option<UnixListener>,
     /// What a keeper is told of the node.
-    node: Vec<String>,
+    node: Vec<OsString>,
 }
 
 impl Paths {
@@ -43,10 +44,12 @@ impl Paths {
             are_taken: false,
             socket: socket(flags, node),
             listener: None,
-            node: vec!["--node".to_owned(), node.to_string()],
+            node: vec!["--node".into(), node.to_string().into()],
         };
         let lab = flags.lab.iter().flat_map(|lab| ["--lab", lab]);
-        this.node.extend(lab.map(str::to_owned));
+        this.node.extend(lab.map(OsString::from));
+        this.node.push("--handover".into());
+        this.node.push(this.socket.clone().into());
         let Ok(stream) = UnixStream::connect(&this.socket) else {
             return Ok(this);
         };

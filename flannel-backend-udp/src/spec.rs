@@ -57,7 +57,8 @@ impl Default for Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Threads {
     /// One for both directions, and where the process may use two processors or more a second that
-    /// takes what comes in while there is much to do: the latency of one, the bytes of two.
+    /// takes what comes in while the first fills a processor which no other thread wants: the latency
+    /// and the cost of one, the bytes of two.
     #[default]
     Auto,
     /// One for both directions: the least latency and the least processor time per byte.

@@ -121,7 +121,10 @@ pub(crate) fn datagrams(bytes: &[u8]) -> bool {
         at += 2;
         let len = usize::from(u16::from_be_bytes([len[0], len[1]]));
         let end = (at + len).min(bytes.len());
-        if let Ok(ip) = Ip::parse(&bytes[at..end]) {
+        if coalescer.follow(bytes, at..end) {
+            packets += 1;
+            total += end - at;
+        } else if let Ok(ip) = Ip::parse(&bytes[at..end]) {
             coalescer.push(bytes, at, &ip);
             packets += 1;
             total += ip.total;

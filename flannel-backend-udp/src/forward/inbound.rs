@@ -31,6 +31,8 @@ struct Checks {
     sender: Option<(SocketAddr, u32)>,
     /// The last inner source, and whose it is.
     source: Option<(IpAddr, Option<u32>)>,
+    /// The peer that sent the last good packet.
+    good: Option<u32>,
 }
 
 /// What became of a datagram.
@@ -187,11 +189,19 @@ impl Checks {
         let (mut good, mut good_bytes, mut bad) = (0, 0, 0);
         while start < end {
             let next = (start + datagrams.segment).min(end);
+            // What continues this peer's last packet is as good as that.
+            if self.good == Some(peer) && coalescer.follow(buffer, start..next) {
+                good += 1;
+                good_bytes += (next - start) as u64;
+                start = next;
+                continue;
+            }
             match self.judge(&buffer[start..next], peer, view) {
                 Verdict::Good(ip) => {
                     good += 1;
                     good_bytes += ip.total as u64;
                     coalescer.push(buffer, start, &ip);
+                    self.good = Some(peer);
                 }
                 verdict => {
                     bad += 1;

@@ -1,24 +1,32 @@
 //! Who takes what comes in: a worker's lead, or its helper.
 //!
-//! One thread for both directions answers soonest, because no other has to wake up first; two move
-//! more, where a second processor is idle. So there is one while little is to be done and two while
-//! there is much.
+//! One thread for both directions answers soonest and costs least, because no other has to wake up
+//! for what it does. A second one moves more only where the first has a processor to itself and uses
+//! all of it: then another processor may be idle. So there is one thread until that is so, and two
+//! for as long.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::worker::Wake;
-use crate::counters::Shard;
+use nix::sys::resource::{UsageWho, getrusage};
 
-/// For so long a helper looks at what it has to do, in milliseconds.
-pub(crate) const WINDOW_MS: u16 = 20;
-/// With fewer packets in a window, it is little: 10,000 a second, a stream of 120 Mbit/s.
-const LITTLE: u64 = 200;
-/// With as many packets between two waits, it is much.
-const MUCH: u64 = 24;
-/// So often much must be, in a row with at most as many exceptions.
-const TIMES: u32 = 4;
+use super::worker::Wake;
+
+/// A thread looks at what it has to do so often while it has.
+const WINDOW: Duration = Duration::from_millis(10);
+/// For so long at most a helper waits for packets before it looks, in milliseconds.
+pub(crate) const LOOK_MS: u16 = 20;
+/// What was told so long ago says nothing of now.
+const OLD: Duration = Duration::from_millis(100);
+/// A thread that works for such a part of its time has a processor full, in thousandths.
+const FULL: u64 = 900;
+/// Together two threads work for so little that one could do it, in thousandths.
+const LITTLE: u64 = 800;
+/// A thread that was made to give way more than once in so long has no processor to itself.
+const CROWDED: Duration = Duration::from_millis(2);
+/// So many looks in a row must say the same before a helper is called.
+const TIMES: u32 = 3;
 
 /// What comes in, and whose it is at the moment.
 #[derive(Debug, Default)]
@@ -26,6 +34,11 @@ pub(crate) struct Share {
     is_lent: AtomicBool,
     lead: Mutex<Option<Arc<Wake>>>,
     helper: Mutex<Option<Arc<Wake>>>,
+    /// What the lead last told: when, in milliseconds, and its load.
+    told: AtomicU64,
+    /// Whether it changes hands whenever it can.
+    #[cfg(test)]
+    pub(crate) is_restless: AtomicBool,
 }
 
 impl Share {
@@ -54,6 +67,22 @@ impl Share {
         self.is_lent.store(false, Ordering::Release);
         nudge(&self.lead);
     }
+
+    /// The lead says what it has to do.
+    fn tell(&self, load: Load, now: Duration) {
+        let told = (now.as_millis() as u64) << 16 | load.encode();
+        self.told.store(told, Ordering::Relaxed);
+    }
+
+    /// What the lead has to do: nothing, if it has not said so for a while, since then it waits.
+    fn lead_load(&self, now: Duration) -> Load {
+        let told = self.told.load(Ordering::Relaxed);
+        let at = Duration::from_millis(told >> 16);
+        match now.saturating_sub(at) < OLD {
+            true => Load::decode(told),
+            false => Load::default(),
+        }
+    }
 }
 
 fn nudge(whom: &Mutex<Option<Arc<Wake>>>) {
@@ -62,53 +91,237 @@ fn nudge(whom: &Mutex<Option<Arc<Wake>>>) {
     }
 }
 
-/// What a thread has had to do of late.
-#[derive(Debug, Default)]
-pub(crate) struct Load {
-    own: Meter,
-    lead: Meter,
-    times: u32,
-    since: Duration,
+/// What a thread has used since it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Usage {
+    /// Time of a processor.
+    pub(crate) time: Duration,
+    /// How often it had to give way to another thread although it had more to do.
+    pub(crate) preempted: u64,
 }
 
-/// Tells how many packets came since it was last asked.
-#[derive(Debug, Default)]
-struct Meter(u64);
-
-impl Meter {
-    fn moved(&mut self, shard: &Shard) -> u64 {
-        let packets = shard.sent_packets.value() + shard.received_packets.value();
-        let moved = packets.wrapping_sub(self.0);
-        self.0 = packets;
-        moved
+impl Usage {
+    /// This thread's; nothing where the kernel does not tell.
+    pub(crate) fn of_this_thread() -> Self {
+        let Ok(usage) = getrusage(UsageWho::RUSAGE_THREAD) else {
+            return Self::default();
+        };
+        let micros = |time: nix::sys::time::TimeVal| {
+            let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
+            Duration::from_secs(seconds)
+                + Duration::from_micros(u64::try_from(time.tv_usec()).unwrap_or(0))
+        };
+        Self {
+            time: micros(usage.user_time()) + micros(usage.system_time()),
+            preempted: u64::try_from(usage.involuntary_context_switches()).unwrap_or(0),
+        }
     }
+}
+
+/// What a thread had to do in a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Load {
+    /// The part of its time in which it worked, in thousandths.
+    busy: u64,
+    /// Others want its processor.
+    is_crowded: bool,
 }
 
 impl Load {
-    /// For a lead, between two waits.
-    pub(crate) fn is_much(&mut self, shard: &Shard) -> bool {
-        self.times = match self.own.moved(shard) >= MUCH {
-            true => self.times + 1,
-            false => self.times.saturating_sub(1),
-        };
-        let is_much = self.times >= TIMES;
-        if is_much {
-            self.times = 0;
-        }
-        is_much
+    const fn encode(self) -> u64 {
+        (self.busy << 1 | self.is_crowded as u64) & 0xffff
     }
 
-    /// For a helper, between two waits: whether both it and its lead have little to do. What comes
-    /// in of a stream that goes out is little, and still in the way of it.
-    pub(crate) fn is_little(&mut self, shard: &Shard, lead: &Shard, now: Duration) -> bool {
-        let window = Duration::from_millis(WINDOW_MS.into());
-        if now < self.since + window {
+    const fn decode(told: u64) -> Self {
+        let told = told & 0xffff;
+        Self {
+            busy: told >> 1,
+            is_crowded: told & 1 == 1,
+        }
+    }
+}
+
+/// Tells a thread's load, window after window.
+#[derive(Debug, Default)]
+struct Meter {
+    since: Duration,
+    before: Usage,
+}
+
+impl Meter {
+    /// The load since it was last told; `None` while that is too short ago.
+    fn look(&mut self, now: Duration, usage: impl FnOnce() -> Usage) -> Option<Load> {
+        let window = now.saturating_sub(self.since);
+        if window < WINDOW {
+            return None;
+        }
+        let usage = usage();
+        let worked = usage.time.saturating_sub(self.before.time);
+        let preempted = usage.preempted.saturating_sub(self.before.preempted);
+        *self = Self {
+            since: now,
+            before: usage,
+        };
+        let busy = worked.as_micros() * 1_000 / window.as_micros().max(1);
+        Some(Load {
+            busy: busy.min(1_000) as u64,
+            is_crowded: u128::from(preempted) * CROWDED.as_micros() > window.as_micros(),
+        })
+    }
+}
+
+/// When what comes in changes hands, as one of the two threads sees it.
+#[derive(Debug, Default)]
+pub(crate) struct Scale {
+    meter: Meter,
+    times: u32,
+    had: bool,
+}
+
+impl Scale {
+    /// For a lead, between two waits: whether it is to lend.
+    pub(crate) fn is_to_lend(
+        &mut self,
+        share: &Share,
+        now: Duration,
+        usage: impl FnOnce() -> Usage,
+    ) -> bool {
+        let Some(load) = self.meter.look(now, usage) else {
+            return false;
+        };
+        share.tell(load, now);
+        self.times = match load.busy >= FULL && !load.is_crowded && !share.is_lent() {
+            true => self.times + 1,
+            false => 0,
+        };
+        let is_full = self.times >= TIMES;
+        if is_full {
+            self.times = 0;
+        }
+        is_full
+    }
+
+    /// For a helper, between two waits: whether it is to give back. Both threads count: what comes in
+    /// of a stream that goes out is little, and still in the way of it.
+    pub(crate) fn is_to_give_back(
+        &mut self,
+        share: &Share,
+        now: Duration,
+        usage: impl FnOnce() -> Usage,
+    ) -> bool {
+        let is_new = !std::mem::replace(&mut self.had, share.is_lent());
+        if !share.is_lent() {
             return false;
         }
-        // A look at a window that began long ago tells nothing: it was not this thread's turn.
-        let is_old = now > self.since + window * 10;
-        self.since = now;
-        let (own, lead) = (self.own.moved(shard), self.lead.moved(lead));
-        own < LITTLE && lead < LITTLE && !is_old
+        if is_new {
+            // It begins now: what was before was not its turn.
+            self.meter = Meter {
+                since: now,
+                before: usage(),
+            };
+            return false;
+        }
+        let Some(own) = self.meter.look(now, usage) else {
+            return false;
+        };
+        let lead = share.lead_load(now);
+        own.busy + lead.busy < LITTLE || own.is_crowded || lead.is_crowded
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A thread that works for a part of its time, in thousandths, and gives way so often in each
+    /// hundred milliseconds.
+    fn usage(now: Duration, busy: u32, preempted: u64) -> Usage {
+        Usage {
+            time: now * busy / 1_000,
+            preempted: now.as_millis() as u64 * preempted / 100,
+        }
+    }
+
+    const TICK: Duration = Duration::from_millis(1);
+
+    /// How long a lead works until it lends.
+    fn lends(busy: u32, preempted: u64) -> Option<Duration> {
+        let (share, mut scale) = (Share::default(), Scale::default());
+        let mut times = (1..500).map(|tick| TICK * tick);
+        times.find(|now| scale.is_to_lend(&share, *now, || usage(*now, busy, preempted)))
+    }
+
+    #[test]
+    fn a_lead_lends_when_it_fills_a_processor_that_nobody_else_wants() {
+        assert_eq!(lends(1_000, 0), Some(Duration::from_millis(30)));
+        assert_eq!(lends(950, 10), Some(Duration::from_millis(30)));
+        assert_eq!(lends(850, 0), None, "it waits at times");
+        assert_eq!(lends(950, 200), None, "others take its place");
+        assert_eq!(lends(0, 0), None);
+    }
+
+    #[test]
+    fn one_full_window_is_not_enough() {
+        let (share, mut scale) = (Share::default(), Scale::default());
+        let mut worked = Duration::ZERO;
+        for tick in 1..500u32 {
+            // Full for two windows of three.
+            if tick % 30 < 20 {
+                worked += TICK;
+            }
+            let time = worked;
+            let usage = || Usage { time, preempted: 0 };
+            assert!(!scale.is_to_lend(&share, TICK * tick, usage));
+        }
+    }
+
+    /// How long a helper keeps what was lent, while its lead works so much or has fallen asleep.
+    fn keeps(own: u32, preempted: u64, lead: Option<Load>) -> Option<Duration> {
+        let (share, mut scale) = (Share::default(), Scale::default());
+        assert!(!scale.is_to_give_back(&share, TICK, Usage::default), "it has nothing");
+        share.lend();
+        let mut times = (1..500).map(|tick| TICK * (1_000 + tick));
+        let until = times.find(|now| {
+            if let Some(lead) = lead {
+                share.tell(lead, *now);
+            }
+            scale.is_to_give_back(&share, *now, || usage(*now, own, preempted))
+        });
+        until.map(|until| until - TICK * 1_001)
+    }
+
+    #[test]
+    fn a_helper_gives_back_what_one_thread_can_do() {
+        let lead = |busy, is_crowded| Some(Load { busy, is_crowded });
+        assert_eq!(keeps(100, 0, lead(950, false)), None, "its lead is full");
+        assert_eq!(keeps(950, 0, lead(50, false)), None, "it is full itself");
+        assert_eq!(keeps(950, 0, None), None, "and its lead sleeps");
+        assert_eq!(keeps(300, 0, lead(400, false)), Some(WINDOW));
+        assert_eq!(keeps(300, 0, None), Some(WINDOW));
+        assert_eq!(keeps(500, 200, lead(900, false)), Some(WINDOW), "crowded");
+        assert_eq!(keeps(500, 0, lead(900, true)), Some(WINDOW), "crowded");
+    }
+
+    #[test]
+    fn what_a_lead_tells_is_what_is_heard() {
+        let share = Share::default();
+        for busy in [0, 1, 999, 1_000] {
+            for is_crowded in [false, true] {
+                let (load, now) = (Load { busy, is_crowded }, Duration::from_secs(86_400 * 365));
+                share.tell(load, now);
+                assert_eq!(share.lead_load(now + OLD / 2), load);
+                assert_eq!(share.lead_load(now + OLD * 2), Load::default());
+            }
+        }
+    }
+
+    #[test]
+    fn a_thread_that_works_has_used_its_processor() {
+        let before = Usage::of_this_thread();
+        let mut n = 0u64;
+        while Usage::of_this_thread().time < before.time + Duration::from_millis(5) {
+            n = std::hint::black_box(n + 1);
+        }
+        assert!(n > 0);
     }
 }

@@ -12,7 +12,7 @@ use flannel_core::{DualStack, Family};
 use super::clock::Clock;
 use super::io::{Failure, Io, Socket};
 use super::open::{Lent, Opened, Queues, listen_of};
-use super::share::Load;
+use super::share::Scale;
 use super::slot::Slot;
 use super::state::{Capabilities, State, lock};
 use super::worker::{Direction, Thread, Wake};
@@ -458,8 +458,7 @@ impl Supervisor {
             let thread = Thread {
                 direction,
                 share,
-                load: Load::default(),
-                lead: Arc::clone(&self.state.shards[index / per_worker * per_worker]),
+                scale: Scale::default(),
                 io: self.ios[index / per_worker].reader(),
                 view: self.state.view.reader(),
                 wake: Arc::clone(&wake),

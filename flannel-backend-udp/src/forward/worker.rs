@@ -13,7 +13,7 @@ use super::clock::Clock;
 use super::inbound::Inbound;
 use super::io::{Failure, Io, View};
 use super::outbound::{Outbound, Progress};
-use super::share::{Load, Share, WINDOW_MS};
+use super::share::{LOOK_MS, Scale, Share, Usage};
 use super::slot::Reader;
 use crate::counters::Shard;
 
@@ -26,9 +26,9 @@ pub(crate) enum Direction {
     Both,
     Outbound,
     Inbound,
-    /// Both, but what comes in is left to the helper while there is much to do.
+    /// Both, but what comes in is left to the helper while one thread is not enough.
     Lead,
-    /// What comes in, while there is much to do.
+    /// What comes in, while its lead has left it that.
     Helper,
 }
 
@@ -83,9 +83,7 @@ pub(crate) struct Thread {
     pub(crate) clock: Clock,
     /// What comes in, for a lead and its helper.
     pub(crate) share: Arc<Share>,
-    pub(crate) load: Load,
-    /// What the lead counts.
-    pub(crate) lead: Arc<Shard>,
+    pub(crate) scale: Scale,
     #[cfg(test)]
     pub(crate) fault: Arc<std::sync::atomic::AtomicU8>,
 }
@@ -157,17 +155,27 @@ impl Thread {
         Ok(())
     }
 
-    /// A lead that has much to do leaves what comes in to its helper; a helper that has little to do
-    /// gives it back. Each has written what it received before the other receives more, so the
-    /// order of packets stays.
+    /// A lead that has more to do than one thread can leaves what comes in to its helper; a helper
+    /// gives back what one thread can do. Each has written what it received before the other receives
+    /// more, so the order of packets stays.
     fn weigh(&mut self) {
-        let is_lent = self.share.is_lent();
+        let now = self.clock.now();
+        let (share, scale) = (&self.share, &mut self.scale);
+        #[cfg(test)]
+        let restless = share.is_restless.load(Ordering::Relaxed);
+        #[cfg(not(test))]
+        let restless = false;
         match self.direction {
-            Direction::Lead if !is_lent && self.load.is_much(&self.shard) => self.share.lend(),
-            Direction::Helper if is_lent => {
-                let now = self.clock.now();
-                if self.load.is_little(&self.shard, &self.lead, now) {
-                    self.share.give_back();
+            Direction::Lead => {
+                let is_to_lend = scale.is_to_lend(share, now, Usage::of_this_thread);
+                if is_to_lend || (restless && !share.is_lent()) {
+                    share.lend();
+                }
+            }
+            Direction::Helper => {
+                let is_to_give = scale.is_to_give_back(share, now, Usage::of_this_thread);
+                if is_to_give || (restless && share.is_lent()) {
+                    share.give_back();
                 }
             }
             _ => {}
@@ -201,7 +209,7 @@ impl Thread {
             }
         }
         let timeout = match self.direction {
-            Direction::Helper if takes_inbound => PollTimeout::from(WINDOW_MS),
+            Direction::Helper if takes_inbound => PollTimeout::from(LOOK_MS),
             _ => PollTimeout::NONE,
         };
         match poll(&mut fds[..count], timeout) {

@@ -34,6 +34,20 @@ impl Sum {
         }
     }
 
+    /// Adds two bytes: the number that stands there in network order.
+    #[must_use]
+    #[inline]
+    pub fn with_u16(self, number: u16) -> Self {
+        Self(self.0 + u64::from(number.to_be()))
+    }
+
+    /// Adds four bytes: the number that stands there in network order.
+    #[must_use]
+    #[inline]
+    pub fn with_u32(self, number: u32) -> Self {
+        Self(self.0 + u64::from(number.to_be()))
+    }
+
     /// The checksum, as the number that stands in the packet in network order.
     pub fn checksum(self) -> u16 {
         u16::from_be(!fold(self.0))

@@ -17,6 +17,7 @@
 //! The checksums are verified first, because a merged packet is one that the kernel believes.
 
 use std::net::IpAddr;
+use std::ops::Range;
 
 use super::checksum::Sum;
 use super::ip::{self, Fragment, Ip};
@@ -94,6 +95,25 @@ pub struct Coalescer {
     parts: Vec<Part>,
     slots: Box<[Slot]>,
     generation: u32,
+    /// The entry that the last packet is part of, if others may be.
+    trail: Option<Trail>,
+}
+
+/// Where the packet that comes next is likely to belong.
+#[derive(Debug, Clone, Copy)]
+struct Trail {
+    entry: u32,
+    /// Made when it is first needed.
+    same: Option<Same>,
+}
+
+/// The sums of what the headers of an entry's packets have in common.
+#[derive(Debug, Clone, Copy)]
+struct Same {
+    /// Of the IPv4 header, without length, identification and checksum.
+    ip: Sum,
+    /// Of addresses and protocol.
+    pseudo: Sum,
 }
 
 /// What makes a packet one that can be merged.
@@ -117,6 +137,7 @@ impl Coalescer {
             parts: Vec::with_capacity(4096),
             slots: vec![slot; SLOTS].into_boxed_slice(),
             generation: 1,
+            trail: None,
         }
     }
 
@@ -130,6 +151,7 @@ impl Coalescer {
         let Some(packet) = buffer.get(start..start + ip.total) else {
             return;
         };
+        self.trail = None;
         let steer = flow::symmetric_hash(ip, packet);
         if !matches!(ip.protocol, ip::TCP | ip::UDP) {
             self.begin(start, ip, steer, None, packet);
@@ -146,6 +168,7 @@ impl Coalescer {
             && self.slots[slot].generation == self.generation
             && self.join(self.slots[slot].entry, buffer, start, ip, candidate)
         {
+            self.set_trail(self.slots[slot].entry);
             return;
         }
         self.slots[slot] = Slot {
@@ -153,6 +176,64 @@ impl Coalescer {
             entry: self.entries.len() as u32,
         };
         self.begin(start, ip, steer, candidate, packet);
+        self.set_trail(self.slots[slot].entry);
+    }
+
+    /// Adds the packet that stands at `place` in `buffer` if its headers say that it continues the
+    /// packet that was added last: then it has the same source and destination. Otherwise nothing is
+    /// changed and `false` returned, and what the packet is has to be found out for
+    /// [`push`](Self::push), which does the same with it, only later.
+    pub fn follow(&mut self, buffer: &[u8], place: Range<usize>) -> bool {
+        let Some(Trail { entry: index, same }) = self.trail else {
+            return false;
+        };
+        let (Some(entry), Some(packet)) =
+            (self.entries.get(index as usize), buffer.get(place.clone()))
+        else {
+            return false;
+        };
+        let (at, headers) = (usize::from(entry.transport), usize::from(entry.headers));
+        let start = entry.start as usize;
+        let (Some(kind), Some(first), Some(head)) = (
+            entry.kind,
+            buffer.get(start..start + headers),
+            packet.get(..headers),
+        ) else {
+            return false;
+        };
+        let is_v4 = first[0] >> 4 == 4;
+        let len = match is_v4 {
+            true => usize::from(be16(head, 2)),
+            false => 40 + usize::from(be16(head, 4)),
+        };
+        let payload = packet.len() - headers;
+        let (is_plain, last) = match kind {
+            Kind::Udp => {
+                let whole = usize::from(be16(head, at + 4)) == packet.len() - at;
+                (whole && be16(head, at + 6) != 0, false)
+            }
+            Kind::Tcp4 | Kind::Tcp6 => (head[at + 13] & !PSH == ACK, head[at + 13] & PSH != 0),
+        };
+        let continues = len == packet.len()
+            && payload > 0
+            && is_plain
+            && entry.takes(kind, headers, payload)
+            && same_flow(is_v4, at, kind, first, head, entry);
+        if !continues {
+            return false;
+        }
+        if self.merge.verify {
+            let same = same.unwrap_or_else(|| Same::of(is_v4, kind, first));
+            self.trail = Some(Trail {
+                entry: index,
+                same: Some(same),
+            });
+            if !same.is_valid(is_v4, at, packet) {
+                return false;
+            }
+        }
+        self.append(index, place.start + headers, payload, be16(packet, 4), last);
+        true
     }
 
     /// What is to be written, in order.
@@ -174,7 +255,12 @@ impl Coalescer {
     pub fn clear(&mut self) {
         self.entries.clear();
         self.parts.clear();
+        self.trail = None;
         self.end_all_flows();
+    }
+
+    fn set_trail(&mut self, entry: u32) {
+        self.trail = Some(Trail { entry, same: None });
     }
 
     fn end_all_flows(&mut self) {
@@ -270,32 +356,33 @@ impl Coalescer {
         ip: &Ip,
         candidate: &Candidate,
     ) -> bool {
-        let Some(entry) = self.entries.get_mut(index as usize) else {
+        let Some(entry) = self.entries.get(index as usize) else {
             return false;
         };
         let headers = candidate.headers;
         let payload = ip.total - headers;
-        let most = match candidate.kind {
-            Kind::Udp => MAX_DATAGRAMS,
-            Kind::Tcp4 | Kind::Tcp6 => MAX_PARTS,
-        };
-        let fits = entry.open
-            && entry.kind == Some(candidate.kind)
-            && usize::from(entry.headers) == headers
-            && payload <= usize::from(entry.size)
-            && entry.count < most
-            && entry.total + payload as u32 <= MAX_TOTAL;
-        if !fits {
+        if !entry.takes(candidate.kind, headers, payload) {
             return false;
         }
+        let is_v4 = matches!(ip.src, IpAddr::V4(_));
         let first = &buffer[entry.start as usize..entry.start as usize + headers];
         let packet = &buffer[start..start + headers];
-        if !same_flow(ip, candidate.kind, first, packet, entry) {
+        if !same_flow(is_v4, ip.header, candidate.kind, first, packet, entry) {
             return false;
         }
+        let id = be16(packet, 4);
+        self.append(index, start + headers, payload, id, candidate.last);
+        true
+    }
+
+    /// Makes a payload part of an entry.
+    fn append(&mut self, index: u32, start: usize, payload: usize, id: u16, last: bool) {
+        let Some(entry) = self.entries.get_mut(index as usize) else {
+            return;
+        };
         let part = self.parts.len() as u32;
         self.parts.push(Part {
-            start: (start + headers) as u32,
+            start: start as u32,
             len: payload as u32,
             next: NONE,
         });
@@ -307,14 +394,27 @@ impl Coalescer {
         entry.count += 1;
         entry.total += payload as u32;
         entry.next_seq = entry.next_seq.wrapping_add(payload as u32);
-        entry.next_id = be16(packet, 4).wrapping_add(1);
-        entry.push = candidate.last;
-        entry.open = !candidate.last && payload == usize::from(entry.size);
-        true
+        entry.next_id = id.wrapping_add(1);
+        entry.push = last;
+        entry.open = !last && payload == usize::from(entry.size);
     }
 }
 
 impl Entry {
+    /// Whether it takes so much payload more, as far as its form goes.
+    fn takes(&self, kind: Kind, headers: usize, payload: usize) -> bool {
+        let most = match kind {
+            Kind::Udp => MAX_DATAGRAMS,
+            Kind::Tcp4 | Kind::Tcp6 => MAX_PARTS,
+        };
+        self.open
+            && self.kind == Some(kind)
+            && usize::from(self.headers) == headers
+            && payload <= usize::from(self.size)
+            && self.count < most
+            && self.total + payload as u32 <= MAX_TOTAL
+    }
+
     /// How many packets it is made of.
     pub const fn count(&self) -> u16 {
         self.count
@@ -400,11 +500,42 @@ impl Entry {
     }
 }
 
-/// Whether a packet continues the entry that `first` begins. Both are headers of the same length.
-fn same_flow(ip: &Ip, kind: Kind, first: &[u8], packet: &[u8], entry: &Entry) -> bool {
-    let at = ip.header;
-    let same_ip = match ip.src {
-        IpAddr::V4(_) => {
+impl Same {
+    fn of(is_v4: bool, kind: Kind, first: &[u8]) -> Self {
+        let protocol = match kind {
+            Kind::Udp => ip::UDP,
+            Kind::Tcp4 | Kind::Tcp6 => ip::TCP,
+        };
+        let addresses = Sum::new().with(&first[if is_v4 { 12..20 } else { 8..40 }]);
+        Self {
+            ip: addresses.with(&first[..2]).with(&first[6..10]),
+            pseudo: addresses.with(&[0, protocol]),
+        }
+    }
+
+    /// Whether the checksums of a packet with headers like these are right.
+    fn is_valid(&self, is_v4: bool, at: usize, packet: &[u8]) -> bool {
+        let len = (packet.len() - at) as u32;
+        let of_ip = || {
+            let sum = self.ip.with(&packet[2..6]).with(&packet[10..12]);
+            !is_v4 || sum.is_valid()
+        };
+        of_ip() && self.pseudo.with_u32(len).with(&packet[at..]).is_valid()
+    }
+}
+
+/// Whether a packet continues the entry that `first` begins. Both are headers of the same length,
+/// the transport's at `at`.
+fn same_flow(
+    is_v4: bool,
+    at: usize,
+    kind: Kind,
+    first: &[u8],
+    packet: &[u8],
+    entry: &Entry,
+) -> bool {
+    let same_ip = match is_v4 {
+        true => {
             // Version, type of service; flags; TTL, protocol; addresses. The identification counts
             // up as it does in segments that a kernel cut, or means nothing (RFC 6864).
             let whole = packet[6] & 0x40 != 0;
@@ -414,7 +545,7 @@ fn same_flow(ip: &Ip, kind: Kind, first: &[u8], packet: &[u8], entry: &Entry) ->
                 && (whole || be16(packet, 4) == entry.next_id)
         }
         // Version, class, flow label; next header, hop limit, addresses.
-        IpAddr::V6(_) => first[..4] == packet[..4] && first[6..40] == packet[6..40],
+        false => first[..4] == packet[..4] && first[6..40] == packet[6..40],
     };
     if !same_ip || first[at..at + 4] != packet[at..at + 4] {
         return false;

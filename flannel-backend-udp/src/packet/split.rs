@@ -48,6 +48,42 @@ pub struct Splitter<'a> {
     /// Segments written so far.
     next: usize,
     count: usize,
+    same: Same,
+}
+
+/// The sums of what all segments' headers have in common.
+#[derive(Debug, Clone, Copy)]
+struct Same {
+    /// Of the IPv4 header, without length, identification and checksum.
+    ip: Sum,
+    /// Of what the transport's checksum covers, without lengths, sequence number, flags, checksum
+    /// and payload.
+    transport: Sum,
+}
+
+impl Same {
+    fn of(head: &[u8], ip: &Ip, kind: Kind) -> Self {
+        let (addresses, transport) = (&head[ip.addresses()], &head[ip.header..]);
+        let both = Sum::new().with(addresses);
+        Self {
+            ip: match ip.family() {
+                Family::V4 => both
+                    .with(&head[..2])
+                    .with(&head[6..10])
+                    .with(&head[20..ip.header]),
+                Family::V6 => Sum::new(),
+            },
+            transport: match kind {
+                Kind::Udp => both.with(&[0, ip::UDP]).with(&transport[..4]),
+                Kind::Tcp4 | Kind::Tcp6 => both
+                    .with(&[0, ip::TCP])
+                    .with(&transport[..4])
+                    .with(&transport[8..12])
+                    .with(&transport[14..16])
+                    .with(&transport[18..]),
+            },
+        }
+    }
 }
 
 impl<'a> Splitter<'a> {
@@ -102,8 +138,10 @@ impl<'a> Splitter<'a> {
             return Err(Malformed::Offload);
         }
         let len = ip.total - headers;
+        let head = packet.get(..headers).ok_or(Malformed::Offload)?;
         Ok(Self {
-            head: packet.get(..headers).ok_or(Malformed::Offload)?,
+            same: Same::of(head, ip, segments.kind),
+            head,
             payload: &[],
             ip: *ip,
             kind: segments.kind,
@@ -178,12 +216,11 @@ impl<'a> Splitter<'a> {
     fn write_ip(&self, head: &mut [u8], len: usize) {
         match self.ip.family() {
             Family::V4 => {
-                put16(head, 2, len as u16);
+                let len = len as u16;
                 let id = be16(head, 4).wrapping_add(self.next as u16);
+                put16(head, 2, len);
                 put16(head, 4, id);
-                put16(head, 10, 0);
-                let sum = Sum::new().with(&head[..self.ip.header]).checksum();
-                put16(head, 10, sum);
+                put16(head, 10, self.same.ip.with_u16(len).with_u16(id).checksum());
             }
             Family::V6 => put16(head, 4, (len - 40) as u16),
         }
@@ -191,13 +228,11 @@ impl<'a> Splitter<'a> {
 
     fn write_udp(&self, head: &mut [u8], body: &[u8]) {
         let at = self.ip.header;
-        let len = 8 + body.len();
-        put16(head, at + 4, len as u16);
-        put16(head, at + 6, 0);
-        let sum = Sum::pseudo(&self.ip, head, ip::UDP, len)
-            .with(&head[at..])
-            .with(body)
-            .checksum();
+        let len = (8 + body.len()) as u16;
+        put16(head, at + 4, len);
+        // The length counts twice: in the header, and beside the addresses.
+        let sum = self.same.transport.with_u16(len).with_u16(len);
+        let sum = sum.with(body).checksum();
         put16(head, at + 6, if sum == 0 { 0xffff } else { sum });
     }
 
@@ -211,12 +246,9 @@ impl<'a> Splitter<'a> {
         if !last {
             head[at + 13] &= !(FIN | PSH);
         }
-        put16(head, at + 16, 0);
         let len = head.len() - at + body.len();
-        let sum = Sum::pseudo(&self.ip, head, ip::TCP, len)
-            .with(&head[at..])
-            .with(body)
-            .checksum();
+        let sum = self.same.transport.with_u32(len as u32).with_u32(seq);
+        let sum = sum.with_u16(be16(head, at + 12)).with(body).checksum();
         put16(head, at + 16, sum);
     }
 }

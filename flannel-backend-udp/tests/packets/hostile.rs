@@ -82,7 +82,7 @@ fn no_bytes_panic() {
         verify: false,
     });
     let mut seq = 0u32;
-    let (mut whole, mut merged, mut cut) = (0u64, 0u64, 0u64);
+    let (mut whole, mut merged, mut followed, mut cut) = (0u64, 0u64, 0u64, 0u64);
     for n in 0..PACKETS {
         packet.clear();
         if random.below(8) == 0 {
@@ -144,11 +144,16 @@ fn no_bytes_panic() {
             continue;
         };
         decrement_ttl(&ip, &mut packet);
-        places.push((batch.len(), ip));
+        places.push((batch.len()..batch.len() + packet.len(), ip));
         batch.extend(&packet);
         if places.len() == 64 {
-            for (start, ip) in places.drain(..) {
-                coalescer.push(&batch, start, &ip);
+            for (place, ip) in places.drain(..) {
+                let start = place.start;
+                if coalescer.follow(&batch, place) {
+                    followed += 1;
+                } else {
+                    coalescer.push(&batch, start, &ip);
+                }
             }
             let mut count = 0;
             for entry in coalescer.entries() {
@@ -171,5 +176,6 @@ fn no_bytes_panic() {
     let part = u64::from(PACKETS);
     assert!(whole > part / 2, "{whole} of {part} were packets");
     assert!(cut > part / 50, "{cut} of {part} were cut");
+    assert!(followed > part / 1000, "{followed} of {part} followed");
     assert!(merged > part / 1000, "{merged} of {part} were merged");
 }

@@ -196,6 +196,25 @@ proptest! {
 
     }
 
+    /// What stands behind a packet in its datagram is no part of it, merged or not.
+    #[test]
+    fn bytes_behind_a_packet_are_left_out((mut shape, bytes, size) in stream(), behind in 1usize..40) {
+        shape.flags = 0x10;
+        let (vnet, large) = shape.large(&bytes, size);
+        let mut packets = sent(&vnet, &large);
+        prop_assume!(packets.len() > 1);
+        // The second is longer than it says.
+        let len = packets[1].len();
+        packets[1].resize(len + behind, 0xaa);
+        let unverified = Merge { verify: false, ..ALL };
+        let total: usize = written(&packets, unverified)
+            .iter()
+            .flat_map(|(vnet, packet)| sent(vnet, packet))
+            .map(|segment| segment.len())
+            .sum();
+        prop_assert_eq!(total, packets.iter().map(Vec::len).sum::<usize>() - behind);
+    }
+
     #[test]
     fn what_the_kernel_does_not_take_is_not_merged((shape, bytes, size) in stream()) {
         let (vnet, large) = shape.large(&bytes, size);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::sys::resource::{UsageWho, getrusage};
 
 use super::worker::Wake;
+use crate::counters::Shard;
 
 /// A thread looks at what it has to do so often while it has.
 const WINDOW: Duration = Duration::from_millis(10);
@@ -36,7 +37,7 @@ pub(crate) struct Share {
     helper: Mutex<Option<Arc<Wake>>>,
     /// What the lead last told: when, in milliseconds, and its load.
     told: AtomicU64,
-    /// Whether it changes hands whenever it can.
+    /// Whether it changes hands after every batch.
     #[cfg(test)]
     pub(crate) is_restless: AtomicBool,
 }
@@ -176,9 +177,24 @@ pub(crate) struct Scale {
     meter: Meter,
     times: u32,
     had: bool,
+    #[cfg(test)]
+    received: u64,
 }
 
 impl Scale {
+    /// Whether it is to let go of what it receives because a test wants it to after every batch.
+    #[cfg(test)]
+    pub(super) fn is_restless(&mut self, share: &Share, shard: &Shard) -> bool {
+        let received = shard.received_packets.value();
+        let before = std::mem::replace(&mut self.received, received);
+        share.is_restless.load(Ordering::Relaxed) && before != received
+    }
+
+    #[cfg(not(test))]
+    pub(super) const fn is_restless(&self, _: &Share, _: &Shard) -> bool {
+        false
+    }
+
     /// For a lead, between two waits: whether it is to lend.
     pub(crate) fn is_to_lend(
         &mut self,
@@ -278,7 +294,10 @@ mod tests {
     /// How long a helper keeps what was lent, while its lead works so much or has fallen asleep.
     fn keeps(own: u32, preempted: u64, lead: Option<Load>) -> Option<Duration> {
         let (share, mut scale) = (Share::default(), Scale::default());
-        assert!(!scale.is_to_give_back(&share, TICK, Usage::default), "it has nothing");
+        assert!(
+            !scale.is_to_give_back(&share, TICK, Usage::default),
+            "it has nothing"
+        );
         share.lend();
         let mut times = (1..500).map(|tick| TICK * (1_000 + tick));
         let until = times.find(|now| {

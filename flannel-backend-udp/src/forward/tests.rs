@@ -12,11 +12,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use flannel_core::{DualStack, IfName};
-use flannel_testkit::netns::Lab;
+use flannel_core::{DualStack, Family, IfName};
+use flannel_testkit::netns::{Host, Lab, Ns};
+use flannel_testkit::prober::{self, Prober};
 
 use super::{Failure, Forwarder, Report};
+use crate::table::TableBuilder;
 use crate::{InNamespace, Options, Sockets, Threads, TunnelSpec, UdpOptions};
+
+/// Makes a device as a forwarder takes it.
+fn add_device(ns: &Ns) {
+    ip(ns, "tuntap add flannel0 mode tun multi_queue vnet_hdr");
+}
+
+fn ip(ns: &Ns, arguments: &str) {
+    let made = ns.run(|| Command::new("ip").args(arguments.split(' ')).status());
+    assert!(made.expect("the namespace").expect("ip runs").success());
+}
 
 fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
@@ -54,19 +66,7 @@ impl Sockets for Counting {
 fn suffer(test: &str, fault: u8) -> Option<(Vec<Report>, usize)> {
     let lab = Lab::for_test(test)?;
     let ns = lab.namespace("node").expect("a namespace");
-    let made = ns.run(|| {
-        let device = [
-            "tuntap",
-            "add",
-            "flannel0",
-            "mode",
-            "tun",
-            "multi_queue",
-            "vnet_hdr",
-        ];
-        Command::new("ip").args(device).status()
-    });
-    assert!(made.expect("the namespace").expect("ip runs").success());
+    add_device(&ns);
     let spec = TunnelSpec {
         device: "flannel0".parse().expect("a name"),
         listen: vec!["127.0.0.1:8285".parse().expect("an address")],
@@ -126,4 +126,108 @@ fn a_socket_that_fails_is_opened_again() {
     });
     assert_eq!(failed.count(), 3, "{reports:?}");
     assert_eq!(opened, 3, "one each time");
+}
+
+/// A forwarder of a node, for one other node and pod.
+fn between(node: &Host, number: usize, other: &Host) -> Forwarder {
+    let subnet = |number: usize| format!("10.42.{number}.0/24").parse().expect("a subnet");
+    let endpoint = |host: &Host| {
+        let ip = host.ips.ip(Family::V4).expect("both families");
+        SocketAddr::new(ip, 8285)
+    };
+    add_device(&node.ns);
+    ip(&node.ns, "link set flannel0 mtu 1472 up");
+    let (own, others) = (number, 3 - number);
+    ip(
+        &node.ns,
+        &format!("route add 10.42.{others}.0/24 dev flannel0"),
+    );
+    let spec = TunnelSpec {
+        device: "flannel0".parse().expect("a name"),
+        listen: vec![endpoint(node)],
+        own: DualStack::of_subnets([subnet(own)]),
+        mtu: DualStack::both(1472, 1472),
+    };
+    let options = Options {
+        threads: Threads::Auto,
+        ..Options::default()
+    };
+    let fd = node.ns.fd().try_clone_to_owned().expect("a descriptor");
+    let sockets = Arc::new(InNamespace::fd(fd));
+    let forwarder = Forwarder::start(spec, options, sockets, Arc::new(|_| {}));
+    let forwarder = forwarder.expect("a forwarder");
+    let mut peers = TableBuilder::new();
+    peers.insert(subnet(others), endpoint(other));
+    forwarder.set_table(peers.build());
+    forwarder
+}
+
+/// What comes in changes hands all the time, and no packet is lost, passes another or comes twice.
+#[test]
+fn packets_keep_their_order_while_what_comes_in_changes_hands() {
+    let Some(lab) = Lab::for_test("udp-hands") else {
+        return;
+    };
+    let underlay = lab.underlay(2).expect("an underlay");
+    let nodes = &underlay.nodes;
+    let pods: Vec<Host> = (1..=2)
+        .map(|number| {
+            let subnet = format!("10.42.{number}.0/24").parse().expect("a subnet");
+            let subnets = DualStack::of_subnets([subnet]);
+            let node = &nodes[number - 1].ns;
+            lab.pod(&format!("pod-{number}"), node, &subnets, 1472)
+                .expect("a pod")
+        })
+        .collect();
+    let forwarders = [
+        between(&nodes[0], 1, &nodes[1]),
+        between(&nodes[1], 2, &nodes[0]),
+    ];
+    let is_shared = forwarders[0].state.directions.len() == 2;
+    if !is_shared {
+        flannel_testkit::skip(
+            "udp-hands",
+            "there is one processor, so no thread is helped",
+        );
+        return;
+    }
+    for forwarder in &forwarders {
+        let restless = &forwarder.state.shares[0].is_restless;
+        restless.store(true, Ordering::Relaxed);
+    }
+    let ends = [0, 1].map(|pod| {
+        let host: &Host = &pods[pod];
+        (&host.ns, host.ips.ip(Family::V4).expect("it has one"))
+    });
+    let flow = prober::Options {
+        packets: 30_000,
+        rate: 10_000,
+        ..prober::Options::default()
+    };
+    let report = Prober::start(ends[0], ends[1], flow)
+        .expect("a prober")
+        .finish();
+    assert_eq!(report.lost(), 0, "{report}");
+    for direction in [&report.forth, &report.back] {
+        assert_eq!(direction.reordered, 0, "{report}");
+    }
+    for forwarder in &forwarders {
+        let shared = forwarder.totals_by_thread();
+        let parts: Vec<u64> = shared
+            .iter()
+            .map(|thread| thread.received_packets)
+            .collect();
+        assert!(
+            parts.iter().all(|part| *part > 1_000),
+            "each thread has had its part: {parts:?}"
+        );
+        let restless = &forwarder.state.shares[0].is_restless;
+        restless.store(false, Ordering::Relaxed);
+        forwarder.state.shares[0].lend();
+    }
+    wait_until("what little there is to do is given back", || {
+        forwarders
+            .iter()
+            .all(|forwarder| !forwarder.state.shares[0].is_lent())
+    });
 }

@@ -161,20 +161,17 @@ impl Thread {
     fn weigh(&mut self) {
         let now = self.clock.now();
         let (share, scale) = (&self.share, &mut self.scale);
-        #[cfg(test)]
-        let restless = share.is_restless.load(Ordering::Relaxed);
-        #[cfg(not(test))]
-        let restless = false;
+        let usage = Usage::of_this_thread;
         match self.direction {
             Direction::Lead => {
-                let is_to_lend = scale.is_to_lend(share, now, Usage::of_this_thread);
-                if is_to_lend || (restless && !share.is_lent()) {
+                let is_to_lend = scale.is_to_lend(share, now, usage);
+                if is_to_lend || scale.is_restless(share, &self.shard) {
                     share.lend();
                 }
             }
             Direction::Helper => {
-                let is_to_give = scale.is_to_give_back(share, now, Usage::of_this_thread);
-                if is_to_give || (restless && share.is_lent()) {
+                let is_to_give_back = scale.is_to_give_back(share, now, usage);
+                if is_to_give_back || scale.is_restless(share, &self.shard) {
                     share.give_back();
                 }
             }

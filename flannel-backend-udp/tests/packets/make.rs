@@ -258,7 +258,10 @@ pub(crate) fn sent_in_place(layout: Layout, vnet: &Vnet, packet: &[u8]) -> Optio
 /// or not it is asked first whether a packet follows the one before.
 pub(crate) fn written(packets: &[Vec<u8>], merge: Merge) -> Vec<(Vnet, Vec<u8>)> {
     let pushed = coalesced(packets, merge, false);
-    assert!(coalesced(packets, merge, true) == pushed, "a short cut led elsewhere");
+    assert!(
+        coalesced(packets, merge, true) == pushed,
+        "a short cut led elsewhere"
+    );
     pushed
 }
 

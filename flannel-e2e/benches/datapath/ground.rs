@@ -72,6 +72,8 @@ pub(crate) struct Ground {
     lab: Lab,
     pub(crate) nodes: [Host; 2],
     pub(crate) pods: Vec<Host>,
+    /// The processor of each node and its pod, where they have one each.
+    pub(crate) processors: Option<[usize; 2]>,
 }
 
 /// The device of a node on the cable.
@@ -80,12 +82,12 @@ pub(crate) const CABLE: &str = "eth0";
 const TO_POD: &str = "veth-pod";
 
 impl Ground {
-    /// The nodes alone; `None` if that is not permitted here.
-    pub(crate) fn new(name: &str) -> Option<Self> {
+    /// The nodes alone, on a cable with an MTU; `None` if that is not permitted here.
+    pub(crate) fn new(name: &str, mtu: u32) -> Option<Self> {
         let lab = Lab::for_test(name)?;
         let namespace = |name: &str| lab.namespace(name).expect("a namespace");
         let (a, b) = (namespace("node-1"), namespace("node-2"));
-        a.add_veth(CABLE, &b, CABLE, 1500).expect("a cable");
+        a.add_veth(CABLE, &b, CABLE, mtu).expect("a cable");
         let dev = IfName::new(CABLE).expect("a name");
         let mut number = 0;
         let nodes = [a, b].map(|ns| {
@@ -118,6 +120,7 @@ impl Ground {
             lab,
             nodes,
             pods: Vec::new(),
+            processors: None,
         })
     }
 
@@ -174,6 +177,7 @@ impl Ground {
             from: &self.pods[0].ns,
             to: &self.pods[1].ns,
             ip: self.pods[1].ips.ip(family).expect("both families"),
+            processors: self.processors,
         }
     }
 

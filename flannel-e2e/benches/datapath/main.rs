@@ -29,7 +29,7 @@ use flannel_core::Family;
 
 use ground::Mode;
 use report::{Kind, Table, Values};
-use ways::{Way, WayKind};
+use ways::{Plan, Way, WayKind};
 
 /// What is measured of each way in each round, a value for each [`Kind`].
 pub(crate) fn sample(way: &Way, family: Family, args: &Args) -> Values {
@@ -146,7 +146,7 @@ async fn main() -> ExitCode {
     eprintln!("... making namespaces");
     let mut ways = Vec::new();
     for kind in chosen(&args.ways) {
-        let Some(way) = Way::new(kind, Family::V4, 0).await else {
+        let Some(way) = Way::new(kind, Plan::USUAL).await else {
             return ExitCode::SUCCESS;
         };
         ways.push(way);
@@ -168,6 +168,7 @@ async fn main() -> ExitCode {
     if !args.modes_only {
         for table in further(&args, ways).await {
             print!("{table}");
+            missed += report::goals(&table);
             tables.push(table);
         }
     }
@@ -184,29 +185,27 @@ async fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What is measured in the mode `nic` alone: a lossy underlay, many flows, many peers, IPv6.
+/// What is measured of fewer works: a processor for each node, large packets below; and in the mode
+/// `nic` alone: a lossy underlay, many flows, many peers, IPv6.
 async fn further(args: &Args, mut ways: Vec<Way>) -> Vec<Table> {
-    let mut tables = Vec::new();
+    let mut tables = separated(args, &mut ways);
+    tables.extend(jumbo(args).await);
     for way in &ways {
         way.ground.set_mode(Mode::Nic);
         way.ground.lose(1);
     }
-    tables.push(tokio::task::block_in_place(|| {
-        let mut table = measure_bulk(args, "1 % lost by the underlay", &ways, 1);
-        table.keep(&[Kind::Stream, Kind::Cpu]);
-        table
-    }));
+    tables.push(measure_bulk(args, "1 % lost by the underlay", &ways, 1));
     for way in &ways {
         way.ground.lose_none();
     }
-    tables.push(tokio::task::block_in_place(|| {
-        let mut table = measure_bulk(args, "64 streams", &ways, 64);
-        table.keep(&[Kind::Stream, Kind::Cpu]);
-        table
-    }));
+    tables.push(measure_bulk(args, "64 streams", &ways, 64));
     ways.retain(|way| way.kind != WayKind::Baseline);
     ways.retain(|way| way.kind != WayKind::Udp);
-    if let Some(way) = Way::new(WayKind::Udp, Family::V4, 50_000).await {
+    let many = Plan {
+        peers: 50_000,
+        ..Plan::USUAL
+    };
+    if let Some(way) = Way::new(WayKind::Udp, many).await {
         way.ground.set_mode(Mode::Nic);
         ways.push(way);
         tables.push(tokio::task::block_in_place(|| {
@@ -214,9 +213,13 @@ async fn further(args: &Args, mut ways: Vec<Way>) -> Vec<Table> {
         }));
     }
     drop(ways);
+    let plan = Plan {
+        family: Family::V6,
+        ..Plan::USUAL
+    };
     let mut ways = Vec::new();
     for kind in [WayKind::Bare, WayKind::Vxlan, WayKind::Udp] {
-        if let Some(way) = Way::new(kind, Family::V6, 0).await {
+        if let Some(way) = Way::new(kind, plan).await {
             way.ground.set_mode(Mode::Nic);
             ways.push(way);
         }
@@ -227,20 +230,67 @@ async fn further(args: &Args, mut ways: Vec<Way>) -> Vec<Table> {
     tables
 }
 
+/// A node and its pod have a processor, the others the other: so it is where nodes are busy.
+fn separated(args: &Args, ways: &mut [Way]) -> Vec<Table> {
+    let processors = std::thread::available_parallelism().map_or(1, |count| count.get());
+    if processors < 2 {
+        eprintln!("... one processor per node: left out, there is only one");
+        return Vec::new();
+    }
+    for way in &mut *ways {
+        way.separate(Some([0, 1]));
+    }
+    let modes = chosen(&args.modes).into_iter().map(|mode| {
+        for way in &*ways {
+            way.ground.set_mode(mode);
+        }
+        let what = format!("one processor per node, {}", mode.name());
+        measure_bulk(args, &what, ways, 1)
+    });
+    let tables = modes.collect();
+    for way in ways {
+        way.separate(None);
+    }
+    tables
+}
+
+/// An underlay of 9,000 bytes.
+async fn jumbo(args: &Args) -> Vec<Table> {
+    let plan = Plan {
+        mtu: 9_000,
+        ..Plan::USUAL
+    };
+    let mut ways = Vec::new();
+    for kind in chosen(&args.ways) {
+        ways.extend(Way::new(kind, plan).await);
+    }
+    let modes = [Mode::Nic, Mode::Wire].into_iter().map(|mode| {
+        for way in &ways {
+            way.ground.set_mode(mode);
+        }
+        let what = format!("9,000 bytes, {}", mode.name());
+        measure_bulk(args, &what, &ways, 1)
+    });
+    modes.collect()
+}
+
 /// Streams alone.
 fn measure_bulk(args: &Args, what: &str, ways: &[Way], count: usize) -> Table {
     let mut table = Table::new(what, ways.iter().map(|way| way.kind).collect());
+    table.keep(&[Kind::Stream, Kind::Cpu]);
     let (lead, time) = (Duration::from_millis(500), Duration::from_millis(1_500));
-    for round in 0..args.rounds.max(1) {
-        eprintln!("... {what}: round {} of {}", round + 1, args.rounds);
-        let mut row = vec![Values::default(); ways.len()];
-        for i in 0..ways.len() {
-            let at = (i + round) % ways.len();
-            let bulk = traffic::streams(ways[at].ground.path(Family::V4), count, lead, time);
-            row[at].set(Kind::Stream, bulk.rate / 1e9);
-            row[at].set(Kind::Cpu, bulk.cpu);
+    tokio::task::block_in_place(|| {
+        for round in 0..args.rounds.max(1) {
+            eprintln!("... {what}: round {} of {}", round + 1, args.rounds);
+            let mut row = vec![Values::default(); ways.len()];
+            for i in 0..ways.len() {
+                let at = (i + round) % ways.len();
+                let bulk = traffic::streams(ways[at].ground.path(Family::V4), count, lead, time);
+                row[at].set(Kind::Stream, bulk.rate / 1e9);
+                row[at].set(Kind::Cpu, bulk.cpu);
+            }
+            table.add(row);
         }
-        table.add(row);
-    }
+    });
     table
 }

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use flannel_testkit::netns::Ns;
 use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg};
-use nix::unistd::{SysconfVar, sysconf};
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 /// The payload of a small packet, in bytes.
 const SMALL: usize = 64;
@@ -28,6 +29,26 @@ pub(crate) struct Between<'a> {
     pub(crate) to: &'a Ns,
     /// The receiver's address.
     pub(crate) ip: IpAddr,
+    /// The processors of the sender and of the receiver, where they have one each.
+    pub(crate) processors: Option<[usize; 2]>,
+}
+
+/// Lets a thread run on some processors alone.
+pub(crate) fn pin(thread: Pid, processors: impl IntoIterator<Item = usize>) {
+    let mut set = CpuSet::new();
+    for processor in processors {
+        set.set(processor).expect("there are not so many");
+    }
+    sched_setaffinity(thread, &set).expect("it is there");
+}
+
+impl Between<'_> {
+    /// Gives the thread that calls it the processor of an end: 0, the sender; 1, the receiver.
+    fn take_processor(processors: Option<[usize; 2]>, end: usize) {
+        if let Some(processors) = processors {
+            pin(Pid::from_raw(0), [processors[end]]);
+        }
+    }
 }
 
 fn bind<T: Send>(ns: &Ns, open: impl FnOnce() -> io::Result<T> + Send) -> T {
@@ -61,8 +82,15 @@ pub(crate) fn streams(path: Between<'_>, count: usize, lead: Duration, time: Dur
     let mut threads = Vec::new();
     for (client, server) in connections {
         let (counter, done) = (Arc::clone(&received), Arc::clone(&over));
-        threads.push(thread::spawn(move || receive(server, &counter)));
-        threads.push(thread::spawn(move || send(client, &done)));
+        let processors = path.processors;
+        threads.push(thread::spawn(move || {
+            Between::take_processor(processors, 1);
+            receive(server, &counter);
+        }));
+        threads.push(thread::spawn(move || {
+            Between::take_processor(processors, 0);
+            send(client, &done);
+        }));
     }
     thread::sleep(lead);
     let (bytes, busy, start) = (received.load(Ordering::Relaxed), busy(), Instant::now());

@@ -1,8 +1,10 @@
 //! The ways between the pods.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use clap::ValueEnum;
@@ -17,11 +19,16 @@ use flannel_core::{
 use flannel_e2e::{Peers, config, dev, run_in};
 use flannel_netlink::NetlinkKernel;
 use flannel_testkit::netns::Host;
+use nix::sched::CpuSet;
+use nix::unistd::Pid;
 
 use crate::ground::{CABLE, Ground};
+use crate::traffic::pin;
 
 /// The port of the UDP backend and of the proxy.
 const PORT: u16 = 8285;
+/// How many packets wait in the proxy's device: as many as in the UDP backend's.
+const QUEUE: u32 = 2_000;
 
 /// How packets get from node to node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -54,8 +61,43 @@ pub(crate) struct Way {
     pub(crate) ground: Ground,
     overlays: Vec<Overlay>,
     proxies: Vec<JoinHandle<()>>,
+    /// The threads that forward, of each node.
+    threads: [Vec<Pid>; 2],
     over: Arc<AtomicBool>,
 }
+
+/// What is between two pods.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) family: Family,
+    /// Of the cable.
+    pub(crate) mtu: u32,
+    /// So many peers more, that exist in the store alone.
+    pub(crate) peers: u32,
+}
+
+impl Plan {
+    pub(crate) const USUAL: Self = Self {
+        family: Family::V4,
+        mtu: 1500,
+        peers: 0,
+    };
+}
+
+/// The threads of this process that forward packets.
+fn forwarding() -> BTreeSet<i32> {
+    let tasks = fs::read_dir("/proc/self/task").expect("the kernel tells");
+    let forwards = |task: &fs::DirEntry| {
+        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        name.starts_with(PROXY) || name.starts_with("flannel-udp")
+    };
+    let tasks = tasks.flatten().filter(forwards);
+    let ids = tasks.filter_map(|task| task.file_name().to_str()?.parse().ok());
+    ids.collect()
+}
+
+/// What the threads of the simple proxies are called.
+const PROXY: &str = "simple-proxy";
 
 /// The subnet of a node's pods, where no overlay has chosen one.
 fn by_hand(node: usize) -> DualStack<Subnet> {
@@ -75,27 +117,47 @@ fn kernel(host: &Host) -> NetlinkKernel {
 }
 
 impl Way {
-    /// Makes one, with so many peers more, that exist in the store alone; `None` if that is not
-    /// permitted here.
-    pub(crate) async fn new(kind: WayKind, family: Family, peers: u32) -> Option<Self> {
+    /// Makes one; `None` if that is not permitted here.
+    pub(crate) async fn new(kind: WayKind, plan: Plan) -> Option<Self> {
         let mut way = Self {
             kind,
-            ground: Ground::new(&format!("way-{}", kind as u8))?,
+            ground: Ground::new(&format!("way-{}", kind as u8), plan.mtu)?,
             overlays: Vec::new(),
             proxies: Vec::new(),
+            threads: [Vec::new(), Vec::new()],
             over: Arc::new(AtomicBool::new(false)),
         };
         match kind {
-            WayKind::Bare => way.routes(),
-            WayKind::Vxlan | WayKind::Udp => way.overlay(peers).await,
-            WayKind::Baseline => way.proxies(),
+            WayKind::Bare => way.routes(plan.mtu),
+            WayKind::Vxlan | WayKind::Udp => way.overlay(plan.peers).await,
+            WayKind::Baseline => way.proxies(plan.mtu - 28),
         }
-        way.ground.assert_reachable(kind.name(), family);
+        way.ground.assert_reachable(kind.name(), plan.family);
         Some(way)
     }
 
-    fn routes(&mut self) {
-        self.ground.add_pods([by_hand(1), by_hand(2)], 1500);
+    /// Gives each node, with its pod, a processor of its own, or lets both have all there are.
+    pub(crate) fn separate(&mut self, processors: Option<[usize; 2]>) {
+        self.ground.processors = processors;
+        for (node, threads) in self.threads.iter().enumerate() {
+            for thread in threads {
+                match processors {
+                    Some(processors) => pin(*thread, [processors[node]]),
+                    None => pin(*thread, 0..CpuSet::count()),
+                }
+            }
+        }
+    }
+
+    /// Notes the threads of a node: those that are there and were not before.
+    fn note_threads(&mut self, node: usize, before: &BTreeSet<i32>) {
+        let now = forwarding();
+        let new = now.difference(before);
+        self.threads[node] = new.map(|id| Pid::from_raw(*id)).collect();
+    }
+
+    fn routes(&mut self, mtu: u32) {
+        self.ground.add_pods([by_hand(1), by_hand(2)], mtu);
         for (from, to) in [(0, 1), (1, 0)] {
             let ips = self.ground.nodes[to].ips;
             for (family, subnet) in by_hand(to + 1).iter() {
@@ -132,10 +194,12 @@ impl Way {
             manager.reserve(&id, own).expect("it is free");
             let builder = Overlay::builder(id).manager(manager.clone());
             let host = &self.ground.nodes[i];
+            let before = forwarding();
             let overlay = with_backend(builder, self.kind, host).start().await;
             let overlay = overlay.expect("all parts");
             overlay.ready().await.expect("ready");
             self.overlays.push(overlay);
+            self.note_threads(i, &before);
         }
         for n in 0..peers {
             let mut lease = others.gw_lease(n);
@@ -157,13 +221,13 @@ impl Way {
     }
 
     /// Two of the simplest there are, over IPv4.
-    fn proxies(&mut self) {
-        self.ground.add_pods([by_hand(1), by_hand(2)], 1472);
+    fn proxies(&mut self, mtu: u32) {
+        self.ground.add_pods([by_hand(1), by_hand(2)], mtu);
         for (from, to) in [(0, 1), (1, 0)] {
             let host = &self.ground.nodes[from];
             for command in [
                 "ip tuntap add dev flannel0 mode tun multi_queue".to_owned(),
-                "ip link set flannel0 mtu 1472 txqueuelen 1000 up".to_owned(),
+                format!("ip link set flannel0 mtu {mtu} txqueuelen {QUEUE} up"),
                 format!("ip route add 10.42.{}.0/24 dev flannel0", to + 1),
             ] {
                 run_in(&host.ns, &command);
@@ -180,9 +244,17 @@ impl Way {
             };
             let socket = sockets.udp(listen, &options).expect("a socket");
             let over = Arc::clone(&self.over);
-            self.proxies.push(thread::spawn(move || {
+            let before = forwarding();
+            let (started, start) = mpsc::channel();
+            let proxy = thread::Builder::new().name(PROXY.to_owned());
+            let proxy = proxy.spawn(move || {
+                started.send(()).expect("it is waited for");
                 baseline::run(&queue, socket, peer, &over).expect("it runs until it is stopped");
-            }));
+            });
+            self.proxies.push(proxy.expect("a thread"));
+            // It has its name by then.
+            start.recv().expect("it runs");
+            self.note_threads(from, &before);
         }
     }
 }

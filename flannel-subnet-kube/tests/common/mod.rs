@@ -100,19 +100,22 @@ pub(crate) async fn failure(watch: &mut EventStream) -> Error {
         .expect("a failure in time")
 }
 
-/// Follows a watch until an event is this.
+/// Follows a watch until an event is this. What else is told does not make it wait longer.
 pub(crate) async fn until(
     watch: &mut EventStream,
     what: &str,
     is: impl Fn(&Event) -> bool,
 ) -> Event {
-    for _ in 0..10_000 {
-        let event = next(watch).await;
-        if is(&event) {
-            return event;
+    let wanted = async {
+        loop {
+            let event = next(watch).await;
+            if is(&event) {
+                return event;
+            }
         }
-    }
-    panic!("{what}: not among ten thousand events");
+    };
+    let event = tokio::time::timeout(Duration::from_secs(60), wanted).await;
+    event.unwrap_or_else(|_| panic!("{what}: not told in time"))
 }
 
 /// Follows a watch until it tells of a node's lease that is as wanted.

@@ -104,7 +104,7 @@ pub(crate) async fn failure(watch: &mut EventStream) -> Error {
 pub(crate) async fn until(
     watch: &mut EventStream,
     what: &str,
-    is: impl Fn(&Event) -> bool,
+    is: impl Fn(&Event) -> bool + Send + Sync,
 ) -> Event {
     let wanted = async {
         loop {

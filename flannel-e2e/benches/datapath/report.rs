@@ -147,8 +147,9 @@ impl fmt::Display for Table {
                 write!(f, " {value:.digits$} |")?;
             }
             for (_, to) in &others {
-                match udp {
-                    Some(udp) => write!(f, " {:.2} |", self.ratio(udp, *to, *kind))?,
+                let ratio = udp.map(|udp| self.ratio(udp, *to, *kind));
+                match ratio.filter(|ratio| ratio.is_finite()) {
+                    Some(ratio) => write!(f, " {ratio:.2} |")?,
                     None => write!(f, " |")?,
                 }
             }

@@ -10,7 +10,7 @@ use flannel_backend_udp::{Forwarders, InNamespace, Options, UdpBackend, WithTunn
 use flannel_backend_vxlan::VxlanBackend;
 use flannel_core::{
     DualStack, Family, IfName, Kernel, MemoryManager, NodeId, Object, ObjectKey, Objects, Op,
-    Overlay, OverlayBuilder, OverlayName, RouteProtocol, Scope, Subnet,
+    Overlay, OverlayBuilder, OverlayName, PublicIp, RouteProtocol, Scope, Subnet,
 };
 use flannel_netlink::NetlinkKernel;
 use flannel_testkit::netns::{Host, Lab, Underlay};
@@ -247,6 +247,32 @@ impl Cluster {
                 .expect("running");
             node.converged().await;
         }
+    }
+
+    /// Takes a node's addresses on the underlay away and gives it others, and waits until it publishes
+    /// them. Answers which.
+    pub async fn readdress(&mut self, i: usize) -> PublicIp {
+        let subnets = self.underlay.segments[0].subnets;
+        let old = self.nodes[i].host.ips;
+        let mut new = PublicIp::default();
+        for (family, subnet) in subnets.iter() {
+            new.set_ip(subnet.nth(101).expect("it is large"));
+            let old = old.ip(family).expect("both families");
+            let ns = &self.nodes[i].host.ns;
+            ns.remove_address("eth0", old, subnet.len())
+                .expect("it is there");
+        }
+        self.nodes[i].host.ips = new;
+        let node = &self.nodes[i];
+        node.configure_underlay(&self.underlay);
+        let published = node.overlay().wait_for(|status| {
+            let lease = status.lease.as_ref();
+            lease.is_some_and(|lease| lease.public_ip == new)
+        });
+        within("it is published", LIMIT, published)
+            .await
+            .expect("running");
+        new
     }
 
     /// Pings every pod from every other in every family.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_backend_udp::PacketPath;
-use flannel_core::{Family, Kernel, Object, ObjectKey, Op, PublicIp, Scope};
+use flannel_core::{Family, Kernel, Object, ObjectKey, Op, Scope};
 use flannel_e2e::{
     Cluster, DUAL, DUAL_GW, DUAL_UDP, LIMIT, Node, Path, Setup, config, dev, no_loss, until, within,
 };
@@ -101,32 +101,13 @@ async fn a_changed_address_is_followed_on_the_same_device() {
         return;
     };
     let device = index_of_device(&cluster.nodes[0]).await;
-    let subnets = cluster.underlay.segments[0].subnets;
-    let mut moved = PublicIp::default();
-    for subnet in subnets.values() {
-        moved.set_ip(subnet.nth(101).expect("it is large"));
-    }
-    let node = &cluster.nodes[0];
-    for (family, subnet) in subnets.iter() {
-        let old = node.host.ips.ip(family).expect("both families");
-        let removed = node.host.ns.remove_address("eth0", old, subnet.len());
-        removed.expect("it is there");
-    }
-    cluster.nodes[0].host.ips = moved;
-    let node = &cluster.nodes[0];
-    node.configure_underlay(&cluster.underlay);
-    let published = node.overlay().wait_for(|status| {
-        let lease = status.lease.as_ref();
-        lease.is_some_and(|lease| lease.public_ip == moved)
-    });
-    within("it is published", LIMIT, published)
-        .await
-        .expect("running");
+    let moved = cluster.readdress(0).await;
     cluster
         .reachable_within("the address is another", LIMIT)
         .await;
     cluster.settle().await;
     let moved: BTreeSet<IpAddr> = moved.ips().collect();
+    let node = &cluster.nodes[0];
     let own = node.paths.running().remove(0).tunnel.listen;
     let own: BTreeSet<IpAddr> = own.values().map(std::net::SocketAddr::ip).collect();
     assert_eq!(own, moved);

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_core::{
-    ConditionStatus, ConditionType, Family, Link, LinkKind, Object, ObjectKey, PublicIp, Route,
-    RouteTarget, Subnet,
+    ConditionStatus, ConditionType, Family, Link, LinkKind, Object, ObjectKey, Route, RouteTarget,
+    Subnet,
 };
 use flannel_e2e::{
     Cluster, DUAL, DUAL_GW, DUAL_UDP, LIMIT, Node, Setup, dev, route_key, until, within,
@@ -128,29 +128,9 @@ async fn a_changed_address_is_published_and_followed_by_all() {
     let Some(mut cluster) = Cluster::start("eth0-moved", on_hints(&[3], DUAL)).await else {
         return;
     };
-    let subnets = cluster.underlay.segments[0].subnets;
-    let mut moved = PublicIp::default();
-    for subnet in subnets.values() {
-        moved.set_ip(subnet.nth(101).expect("it is large"));
-    }
-    let node = &cluster.nodes[0];
     let right = cluster.nodes[1].ours().await;
-    for (family, subnet) in subnets.iter() {
-        let old = node.host.ips.ip(family).expect("both families");
-        let removed = node.host.ns.remove_address("eth0", old, subnet.len());
-        removed.expect("it is there");
-    }
-    cluster.nodes[0].host.ips = moved;
+    let moved = cluster.readdress(0).await;
     let node = &cluster.nodes[0];
-    node.configure_underlay(&cluster.underlay);
-
-    let published = node.overlay().wait_for(|status| {
-        let lease = status.lease.as_ref();
-        lease.is_some_and(|lease| lease.public_ip == moved)
-    });
-    within("it is published", LIMIT, published)
-        .await
-        .expect("running");
     let leases = cluster.manager.snapshot().leases;
     let stored = leases.iter().find(|lease| lease.node == node.id);
     assert_eq!(stored.map(|lease| lease.attrs.public_ip), Some(moved));

@@ -3,6 +3,7 @@
 mod clock;
 mod inbound;
 mod io;
+mod load;
 mod open;
 mod outbound;
 mod share;
@@ -11,6 +12,7 @@ mod state;
 mod supervisor;
 #[cfg(test)]
 mod tests;
+mod wake;
 mod worker;
 
 use std::fmt;

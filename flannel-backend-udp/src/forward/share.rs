@@ -9,13 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use nix::sys::resource::{UsageWho, getrusage};
-
-use super::worker::Wake;
+use super::load::{Load, Meter, Usage};
+use super::wake::Wake;
 use crate::counters::Shard;
 
-/// A thread looks at what it has to do so often while it has.
-const WINDOW: Duration = Duration::from_millis(10);
 /// For so long at most a helper waits for packets before it looks, in milliseconds.
 pub(crate) const LOOK_MS: u16 = 20;
 /// What was told so long ago says nothing of now.
@@ -24,8 +21,6 @@ const OLD: Duration = Duration::from_millis(100);
 const FULL: u64 = 900;
 /// Together two threads work for so little that one could do it, in thousandths.
 const LITTLE: u64 = 800;
-/// A thread that was made to give way more than once in so long has no processor to itself.
-const CROWDED: Duration = Duration::from_millis(2);
 /// So many looks in a row must say the same before a helper is called.
 const TIMES: u32 = 3;
 
@@ -92,85 +87,6 @@ fn nudge(whom: &Mutex<Option<Arc<Wake>>>) {
     }
 }
 
-/// What a thread has used since it began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Usage {
-    /// Time of a processor.
-    pub(crate) time: Duration,
-    /// How often it had to give way to another thread although it had more to do.
-    pub(crate) preempted: u64,
-}
-
-impl Usage {
-    /// This thread's; nothing where the kernel does not tell.
-    pub(crate) fn of_this_thread() -> Self {
-        let Ok(usage) = getrusage(UsageWho::RUSAGE_THREAD) else {
-            return Self::default();
-        };
-        let micros = |time: nix::sys::time::TimeVal| {
-            let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
-            Duration::from_secs(seconds)
-                + Duration::from_micros(u64::try_from(time.tv_usec()).unwrap_or(0))
-        };
-        Self {
-            time: micros(usage.user_time()) + micros(usage.system_time()),
-            preempted: u64::try_from(usage.involuntary_context_switches()).unwrap_or(0),
-        }
-    }
-}
-
-/// What a thread had to do in a window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Load {
-    /// The part of its time in which it worked, in thousandths.
-    busy: u64,
-    /// Others want its processor.
-    is_crowded: bool,
-}
-
-impl Load {
-    const fn encode(self) -> u64 {
-        (self.busy << 1 | self.is_crowded as u64) & 0xffff
-    }
-
-    const fn decode(told: u64) -> Self {
-        let told = told & 0xffff;
-        Self {
-            busy: told >> 1,
-            is_crowded: told & 1 == 1,
-        }
-    }
-}
-
-/// Tells a thread's load, window after window.
-#[derive(Debug, Default)]
-struct Meter {
-    since: Duration,
-    before: Usage,
-}
-
-impl Meter {
-    /// The load since it was last told; `None` while that is too short ago.
-    fn look(&mut self, now: Duration, usage: impl FnOnce() -> Usage) -> Option<Load> {
-        let window = now.saturating_sub(self.since);
-        if window < WINDOW {
-            return None;
-        }
-        let usage = usage();
-        let worked = usage.time.saturating_sub(self.before.time);
-        let preempted = usage.preempted.saturating_sub(self.before.preempted);
-        *self = Self {
-            since: now,
-            before: usage,
-        };
-        let busy = worked.as_micros() * 1_000 / window.as_micros().max(1);
-        Some(Load {
-            busy: busy.min(1_000) as u64,
-            is_crowded: u128::from(preempted) * CROWDED.as_micros() > window.as_micros(),
-        })
-    }
-}
-
 /// When what comes in changes hands, as one of the two threads sees it.
 #[derive(Debug, Default)]
 pub(crate) struct Scale {
@@ -231,10 +147,7 @@ impl Scale {
         }
         if is_new {
             // It begins now: what was before was not its turn.
-            self.meter = Meter {
-                since: now,
-                before: usage(),
-            };
+            self.meter = Meter::new(now, usage());
             return false;
         }
         let Some(own) = self.meter.look(now, usage) else {
@@ -247,6 +160,7 @@ impl Scale {
 
 #[cfg(test)]
 mod tests {
+    use super::super::load::WINDOW;
     use super::*;
 
     /// A thread that works for a part of its time, in thousandths, and gives way so often in each
@@ -332,15 +246,5 @@ mod tests {
                 assert_eq!(share.lead_load(now + OLD * 2), Load::default());
             }
         }
-    }
-
-    #[test]
-    fn a_thread_that_works_has_used_its_processor() {
-        let before = Usage::of_this_thread();
-        let mut n = 0u64;
-        while Usage::of_this_thread().time < before.time + Duration::from_millis(5) {
-            n = std::hint::black_box(n + 1);
-        }
-        assert!(n > 0);
     }
 }

@@ -2,19 +2,20 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use flannel_core::Family;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::clock::Clock;
 use super::inbound::Inbound;
 use super::io::{Failure, Io, View};
+use super::load::Usage;
 use super::outbound::{Outbound, Progress};
-use super::share::{LOOK_MS, Scale, Share, Usage};
+use super::share::{LOOK_MS, Scale, Share};
 use super::slot::Reader;
+use super::wake::Wake;
 use crate::counters::Shard;
 
 /// Batches in a row before the other direction and the control plane are looked at again.
@@ -39,35 +40,6 @@ impl Direction {
 
     const fn is_inbound(self) -> bool {
         !matches!(self, Self::Outbound)
-    }
-}
-
-/// Ends a thread's wait.
-#[derive(Debug)]
-pub(crate) struct Wake {
-    event: EventFd,
-    stop: AtomicBool,
-}
-
-impl Wake {
-    pub(crate) fn new() -> std::io::Result<Self> {
-        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-        Ok(Self {
-            event: EventFd::from_value_and_flags(0, flags)?,
-            stop: AtomicBool::new(false),
-        })
-    }
-
-    /// The thread looks what has changed.
-    pub(crate) fn nudge(&self) {
-        // It fails only when the number is as large as it can be, and then the thread wakes too.
-        let _ = self.event.write(1);
-    }
-
-    /// The thread ends at the next boundary between two batches.
-    pub(crate) fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
-        self.nudge();
     }
 }
 

@@ -32,8 +32,7 @@ fn sleeps() -> u64 {
     sleeps.iter().sum()
 }
 
-/// Nothing wakes a forwarder that has nothing to do, also after it had so much that a second thread
-/// took part.
+/// Nothing wakes a forwarder that has nothing to do, also after it had much.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "it watches real threads")]
 fn a_forwarder_without_work_sleeps() {

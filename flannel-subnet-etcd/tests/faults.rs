@@ -251,11 +251,14 @@ async fn a_store_that_is_full_says_so_and_keeps_the_leases_it_has(version: EtcdV
     let lease = acquire(&ours, &request("a", 1)).await;
     let big = "x".repeat(256 << 10);
     let mut full = false;
-    for n in 0..64 {
-        full |= client
-            .put(format!("/fill/{n}"), big.as_str(), None)
-            .await
-            .is_err();
+    for n in 0..200 {
+        let fill = client.put(format!("/fill/{n}"), big.as_str(), None).await;
+        full = fill.is_err();
+        if full {
+            break;
+        }
+        // It counts what it has committed, ten times a second.
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(full, "the store is not full: the test shows nothing");
     let refused = ours.acquire_lease(&request("b", 2)).await;

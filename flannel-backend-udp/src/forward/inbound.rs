@@ -265,3 +265,66 @@ impl Checks {
         Verdict::Good(ip)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use flannel_core::DualStack;
+
+    use super::*;
+    use crate::packet::coalesce::Merge;
+    use crate::table::TableBuilder;
+
+    /// A segment of TCP from 10.42.2.2 to 10.42.1.2 with ten bytes of payload.
+    fn segment(seq: u32) -> [u8; 50] {
+        let mut packet = [0; 50];
+        packet[..4].copy_from_slice(&[0x45, 0, 0, 50]);
+        // Not to be fragmented, so its identification means nothing.
+        packet[6..10].copy_from_slice(&[0x40, 0, 64, 6]);
+        packet[12..20].copy_from_slice(&[10, 42, 2, 2, 10, 42, 1, 2]);
+        packet[24..28].copy_from_slice(&seq.to_be_bytes());
+        packet[32..34].copy_from_slice(&[0x50, 0x10]);
+        packet
+    }
+
+    /// What continues a peer's stream is taken from that peer alone, although it came in one batch.
+    #[test]
+    fn a_peer_does_not_continue_the_stream_of_another() {
+        let endpoint = |node: u8| SocketAddr::from(([192, 0, 2, node], 8285));
+        let subnet = |text: &str| text.parse().expect("a subnet");
+        let mut peers = TableBuilder::new();
+        peers.insert(subnet("10.42.2.0/24"), endpoint(2));
+        peers.insert(subnet("10.42.3.0/24"), endpoint(3));
+        let view = View {
+            table: Arc::new(peers.build()),
+            own: DualStack::of_subnets([subnet("10.42.1.0/24")]),
+            mtu: DualStack::default(),
+        };
+        let (mut checks, shard) = (Checks::default(), Shard::default());
+        let mut coalescer = Coalescer::new(Merge {
+            tcp: true,
+            udp: true,
+            verify: false,
+        });
+        let buffer = [segment(0), segment(10), segment(20), segment(20)].concat();
+        let senders = [2, 2, 3, 2];
+        for (index, node) in senders.into_iter().enumerate() {
+            let datagrams = Datagrams {
+                from: Some(endpoint(node)),
+                start: index * 50,
+                len: 50,
+                segment: 50,
+                is_truncated: false,
+            };
+            checks.take(&datagrams, &buffer, &mut coalescer, &view, &shard);
+        }
+        assert_eq!(shard.spoofed.value(), 1);
+        let [entry] = coalescer.entries() else {
+            panic!("one stream: {:?}", coalescer.entries());
+        };
+        assert_eq!((entry.count(), entry.total()), (3, 70));
+        let places: Vec<_> = coalescer.parts(entry).collect();
+        assert_eq!(places, [(90, 10), (190, 10)], "the third is not among them");
+    }
+}

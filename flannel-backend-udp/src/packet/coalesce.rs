@@ -180,9 +180,8 @@ impl Coalescer {
     }
 
     /// Adds the packet that stands at `place` in `buffer` if its headers say that it continues the
-    /// packet that was added last: then it has the same source and destination. Otherwise nothing is
-    /// changed and `false` returned, and what the packet is has to be found out for
-    /// [`push`](Self::push), which does the same with it, only later.
+    /// packet that was added last: then it has the same source and destination. Otherwise it is not
+    /// added and `false` returned. What is added is what [`push`](Self::push) would make of it.
     pub fn follow(&mut self, buffer: &[u8], place: Range<usize>) -> bool {
         let Some(Trail { entry: index, same }) = self.trail else {
             return false;

@@ -42,12 +42,10 @@ pub(crate) fn pin(thread: Pid, processors: impl IntoIterator<Item = usize>) {
     sched_setaffinity(thread, &set).expect("it is there");
 }
 
-impl Between<'_> {
-    /// Gives the thread that calls it the processor of an end: 0, the sender; 1, the receiver.
-    fn take_processor(processors: Option<[usize; 2]>, end: usize) {
-        if let Some(processors) = processors {
-            pin(Pid::from_raw(0), [processors[end]]);
-        }
+/// Gives the thread that calls it the processor of an end: 0, the sender; 1, the receiver.
+fn take_processor(processors: Option<[usize; 2]>, end: usize) {
+    if let Some(processors) = processors {
+        pin(Pid::from_raw(0), [processors[end]]);
     }
 }
 
@@ -84,11 +82,11 @@ pub(crate) fn streams(path: Between<'_>, count: usize, lead: Duration, time: Dur
         let (counter, done) = (Arc::clone(&received), Arc::clone(&over));
         let processors = path.processors;
         threads.push(thread::spawn(move || {
-            Between::take_processor(processors, 1);
+            take_processor(processors, 1);
             receive(server, &counter);
         }));
         threads.push(thread::spawn(move || {
-            Between::take_processor(processors, 0);
+            take_processor(processors, 0);
             send(client, &done);
         }));
     }

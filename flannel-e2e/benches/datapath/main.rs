@@ -4,8 +4,10 @@
 //! `cargo xtask datapath` (root; it works in namespaces of its own, and all traffic is between
 //! them). The ways stand side by side and are measured in turns, round after round, in three modes of
 //! the devices between the nodes; of each the median is taken, and of its ratio to another way's in
-//! the same round, so that what else the machine does concerns both. Prints tables with the goals
-//! beside the ratios; `--svg FILE` draws them, `--rounds N` takes more or fewer.
+//! the same round, so that what else the machine does concerns both. Streams are measured with each
+//! of two congestion controls, because the machine's own, whichever it is, decides much of the result.
+//! Prints tables with the goals beside the ratios; `--svg FILE` draws them, `--rounds N` takes more or
+//! fewer.
 #![allow(
     clippy::disallowed_methods,
     clippy::print_stdout,
@@ -25,18 +27,19 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use flannel_backend_udp::Options;
 use flannel_core::Family;
 
-use ground::Mode;
+use ground::{Congestion, Mode};
 use report::{Kind, Table, Values};
 use ways::{Plan, Way, WayKind};
 
 /// What is measured of each way in each round, a value for each [`Kind`].
-pub(crate) fn sample(way: &Way, family: Family, args: &Args) -> Values {
+pub(crate) fn sample(way: &Way, family: Family, args: &Args, works: &[Work]) -> Values {
     let path = way.ground.path(family);
     let short = |long: u64| Duration::from_millis(if args.quick { long / 4 } else { long });
     let mut values = Values::default();
-    for work in args.works() {
+    for work in works {
         match work {
             Work::Stream => {
                 let one = traffic::streams(path, 1, short(300), short(1_200));
@@ -75,6 +78,19 @@ enum Work {
     RoundTrips,
 }
 
+impl Work {
+    /// What is known then.
+    const fn kinds(self) -> &'static [Kind] {
+        match self {
+            Self::Stream => &[Kind::Stream, Kind::Cpu],
+            Self::Streams => &[Kind::Streams],
+            Self::Small => &[Kind::Small],
+            Self::Flood => &[Kind::Flood],
+            Self::RoundTrips => &[Kind::Median, Kind::Slow],
+        }
+    }
+}
+
 #[derive(Debug, Parser)]
 pub(crate) struct Args {
     /// Draw the tables too
@@ -92,18 +108,28 @@ pub(crate) struct Args {
     /// These modes alone
     #[arg(long, value_enum, value_delimiter = ',')]
     modes: Vec<Mode>,
+    /// These congestion controls alone
+    #[arg(long, value_enum, value_delimiter = ',')]
+    congestions: Vec<Congestion>,
     /// These ways alone
     #[arg(long, value_enum, value_delimiter = ',')]
     ways: Vec<WayKind>,
     /// This work alone
     #[arg(long, value_enum, value_delimiter = ',')]
     works: Vec<Work>,
+    /// How the UDP backend works, as JSON: `{"threads": "One"}`
+    #[arg(long, value_name = "JSON", value_parser = options, default_value = "{}")]
+    options: Options,
     /// What cargo gives a benchmark; without it nothing is measured
     #[arg(long, hide = true)]
     bench: bool,
     /// Parts of other benchmarks
     #[arg(hide = true)]
     words: Vec<String>,
+}
+
+fn options(text: &str) -> Result<Options, serde_json::Error> {
+    serde_json::from_str(text)
 }
 
 /// What was asked for, or all.
@@ -120,16 +146,28 @@ impl Args {
     }
 }
 
+/// Those that were asked for, and are there.
+fn congestions(args: &Args) -> Vec<Congestion> {
+    let (there, missing): (Vec<_>, Vec<_>) = chosen(&args.congestions)
+        .into_iter()
+        .partition(|congestion| congestion.is_there());
+    if !missing.is_empty() {
+        eprintln!("... this kernel does not have {missing:?}: left out");
+    }
+    there
+}
+
 /// Measures ways in turns.
-fn measure(args: &Args, what: &str, ways: &[Way], family: Family) -> Table {
+fn measure(args: &Args, works: &[Work], what: &str, ways: &[Way], family: Family) -> Table {
     let mut table = Table::new(what, ways.iter().map(|way| way.kind).collect());
+    table.keep(|kind| works.iter().any(|work| work.kinds().contains(&kind)));
     for round in 0..args.rounds.max(1) {
         let mut row = vec![Values::default(); ways.len()];
         for i in 0..ways.len() {
             let at = (i + round) % ways.len();
             let (name, of) = (ways[at].kind.name(), args.rounds);
             eprintln!("... {what}: round {} of {of}, {name}", round + 1);
-            row[at] = sample(&ways[at], family, args);
+            row[at] = sample(&ways[at], family, args, works);
         }
         table.add(row);
     }
@@ -146,19 +184,34 @@ async fn main() -> ExitCode {
     eprintln!("... making namespaces");
     let mut ways = Vec::new();
     for kind in chosen(&args.ways) {
-        let Some(way) = Way::new(kind, Plan::USUAL).await else {
+        let Some(way) = Way::new(kind, Plan::USUAL, &args.options).await else {
             return ExitCode::SUCCESS;
         };
         ways.push(way);
     }
     let mut tables = Vec::new();
-    for mode in chosen(&args.modes) {
-        for way in &ways {
-            way.ground.set_mode(mode);
+    for congestion in congestions(&args) {
+        // What is not TCP is the same with each of them.
+        let works = args.works().into_iter().filter(|work| {
+            congestion == Congestion::Cubic || matches!(work, Work::Stream | Work::Streams)
+        });
+        let works: Vec<Work> = works.collect();
+        if works.is_empty() {
+            continue;
         }
-        tables.push(tokio::task::block_in_place(|| {
-            measure(&args, mode.name(), &ways, Family::V4)
-        }));
+        for mode in chosen(&args.modes) {
+            for way in &ways {
+                way.ground.set_mode(mode);
+                way.ground.set_congestion(congestion);
+            }
+            let what = format!("{}{}", mode.name(), congestion.suffix());
+            tables.push(tokio::task::block_in_place(|| {
+                measure(&args, &works, &what, &ways, Family::V4)
+            }));
+        }
+    }
+    for way in &ways {
+        way.ground.set_congestion(Congestion::Cubic);
     }
     let mut missed = 0;
     for table in &tables {
@@ -194,9 +247,16 @@ async fn further(args: &Args, mut ways: Vec<Way>) -> Vec<Table> {
         way.ground.set_mode(Mode::Nic);
         way.ground.lose(1);
     }
-    tables.push(measure_bulk(args, "1 % lost by the underlay", &ways, 1));
+    for congestion in congestions(args) {
+        for way in &ways {
+            way.ground.set_congestion(congestion);
+        }
+        let what = format!("1 % lost by the underlay{}", congestion.suffix());
+        tables.push(measure_bulk(args, &what, &ways, 1));
+    }
     for way in &ways {
         way.ground.lose_none();
+        way.ground.set_congestion(Congestion::Cubic);
     }
     tables.push(measure_bulk(args, "64 streams", &ways, 64));
     ways.retain(|way| way.kind != WayKind::Baseline);
@@ -205,11 +265,11 @@ async fn further(args: &Args, mut ways: Vec<Way>) -> Vec<Table> {
         peers: 50_000,
         ..Plan::USUAL
     };
-    if let Some(way) = Way::new(WayKind::Udp, many).await {
+    if let Some(way) = Way::new(WayKind::Udp, many, &args.options).await {
         way.ground.set_mode(Mode::Nic);
         ways.push(way);
         tables.push(tokio::task::block_in_place(|| {
-            measure(args, "50,000 peers", &ways, Family::V4)
+            measure(args, &args.works(), "50,000 peers", &ways, Family::V4)
         }));
     }
     drop(ways);
@@ -219,13 +279,19 @@ async fn further(args: &Args, mut ways: Vec<Way>) -> Vec<Table> {
     };
     let mut ways = Vec::new();
     for kind in [WayKind::Bare, WayKind::Vxlan, WayKind::Udp] {
-        if let Some(way) = Way::new(kind, plan).await {
+        if let Some(way) = Way::new(kind, plan, &args.options).await {
             way.ground.set_mode(Mode::Nic);
             ways.push(way);
         }
     }
     tables.push(tokio::task::block_in_place(|| {
-        measure(args, "IPv6 inside and outside", &ways, Family::V6)
+        measure(
+            args,
+            &args.works(),
+            "IPv6 inside and outside",
+            &ways,
+            Family::V6,
+        )
     }));
     tables
 }
@@ -262,7 +328,7 @@ async fn jumbo(args: &Args) -> Vec<Table> {
     };
     let mut ways = Vec::new();
     for kind in chosen(&args.ways) {
-        ways.extend(Way::new(kind, plan).await);
+        ways.extend(Way::new(kind, plan, &args.options).await);
     }
     let modes = [Mode::Nic, Mode::Wire].into_iter().map(|mode| {
         for way in &ways {
@@ -277,7 +343,7 @@ async fn jumbo(args: &Args) -> Vec<Table> {
 /// Streams alone.
 fn measure_bulk(args: &Args, what: &str, ways: &[Way], count: usize) -> Table {
     let mut table = Table::new(what, ways.iter().map(|way| way.kind).collect());
-    table.keep(&[Kind::Stream, Kind::Cpu]);
+    table.keep(|kind| Work::Stream.kinds().contains(&kind));
     let (lead, time) = (Duration::from_millis(500), Duration::from_millis(1_500));
     tokio::task::block_in_place(|| {
         for round in 0..args.rounds.max(1) {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::ground::BBR;
 use crate::ways::WayKind;
 
 /// What is measured.
@@ -96,8 +97,9 @@ impl Table {
         self.rounds.push(round);
     }
 
-    pub(crate) fn keep(&mut self, kinds: &[Kind]) {
-        self.kinds = kinds.to_vec();
+    /// Leaves out what was not measured.
+    pub(crate) fn keep(&mut self, is_measured: impl Fn(Kind) -> bool) {
+        self.kinds.retain(|kind| is_measured(*kind));
     }
 
     /// The median of what was measured of a way.
@@ -222,8 +224,9 @@ pub(crate) fn goals(table: &Table) -> usize {
         return 0;
     };
     println!();
+    let what = table.what.strip_suffix(BBR).unwrap_or(&table.what);
     for goal in all_goals() {
-        if goal.what != table.what {
+        if goal.what != what {
             continue;
         }
         let (reached, to) = match goal.to {
@@ -247,7 +250,7 @@ pub(crate) fn goals(table: &Table) -> usize {
         missed += usize::from(!good);
         println!(
             "- {}, {}{to}: {reached:.2}, goal {sign} {:.2}{}",
-            goal.what,
+            table.what,
             goal.kind.name(),
             goal.bound,
             if good { "" } else { ": MISSED" }

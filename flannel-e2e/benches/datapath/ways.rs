@@ -118,7 +118,7 @@ fn kernel(host: &Host) -> NetlinkKernel {
 
 impl Way {
     /// Makes one; `None` if that is not permitted here.
-    pub(crate) async fn new(kind: WayKind, plan: Plan) -> Option<Self> {
+    pub(crate) async fn new(kind: WayKind, plan: Plan, options: &Options) -> Option<Self> {
         let mut way = Self {
             kind,
             ground: Ground::new(&format!("way-{}", kind as u8), plan.mtu)?,
@@ -129,7 +129,7 @@ impl Way {
         };
         match kind {
             WayKind::Bare => way.routes(plan.mtu),
-            WayKind::Vxlan | WayKind::Udp => way.overlay(plan.peers).await,
+            WayKind::Vxlan | WayKind::Udp => way.overlay(plan.peers, options).await,
             WayKind::Baseline => way.proxies(plan.mtu - 28),
         }
         way.ground.assert_reachable(kind.name(), plan.family);
@@ -170,7 +170,7 @@ impl Way {
         }
     }
 
-    async fn overlay(&mut self, peers: u32) {
+    async fn overlay(&mut self, peers: u32, options: &Options) {
         let backend = match self.kind {
             WayKind::Udp => "udp",
             _ => "vxlan",
@@ -195,7 +195,9 @@ impl Way {
             let builder = Overlay::builder(id).manager(manager.clone());
             let host = &self.ground.nodes[i];
             let before = forwarding();
-            let overlay = with_backend(builder, self.kind, host).start().await;
+            let overlay = with_backend(builder, self.kind, host, options)
+                .start()
+                .await;
             let overlay = overlay.expect("all parts");
             overlay.ready().await.expect("ready");
             self.overlays.push(overlay);
@@ -259,12 +261,17 @@ impl Way {
     }
 }
 
-fn with_backend(builder: OverlayBuilder, kind: WayKind, host: &Host) -> OverlayBuilder {
+fn with_backend(
+    builder: OverlayBuilder,
+    kind: WayKind,
+    host: &Host,
+    options: &Options,
+) -> OverlayBuilder {
     if kind == WayKind::Vxlan {
         return builder.backend(VxlanBackend::new()).kernel(kernel(host));
     }
     let sockets = InNamespace::fd(namespace(host));
-    let path = Forwarders::new(Options::default(), Arc::new(sockets));
+    let path = Forwarders::new(options.clone(), Arc::new(sockets));
     builder
         .backend(UdpBackend::new())
         .kernel(WithTunnels::new(kernel(host), path))

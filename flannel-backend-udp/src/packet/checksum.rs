@@ -1,7 +1,5 @@
 //! The Internet checksum (RFC 1071), and changing one without the packet (RFC 1624).
 
-use super::ip::Ip;
-
 /// A sum of 16-bit words in ones' complement that is not finished yet.
 ///
 /// It is kept in the byte order of the machine, which the sum does not mind (RFC 1071, 2B).
@@ -12,16 +10,6 @@ impl Sum {
     /// The sum of nothing.
     pub const fn new() -> Self {
         Self(0)
-    }
-
-    /// The sum of the addresses, the length and the protocol that TCP and UDP checksums include.
-    pub fn pseudo(ip: &Ip, packet: &[u8], protocol: u8, len: usize) -> Self {
-        let addresses = packet.get(ip.addresses()).unwrap_or_default();
-        let len = u32::try_from(len).unwrap_or(u32::MAX);
-        Self::new()
-            .with(addresses)
-            .with(&len.to_be_bytes())
-            .with(&[0, protocol])
     }
 
     /// Adds bytes. What was added before must have been of even length.

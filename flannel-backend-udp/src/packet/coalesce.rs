@@ -563,7 +563,7 @@ fn same_flow(
 
 fn transport_is_valid(ip: &Ip, packet: &[u8]) -> bool {
     let transport = &packet[ip.header..];
-    Sum::pseudo(ip, packet, ip.protocol, transport.len())
+    ip.pseudo_header(packet, transport.len())
         .with(transport)
         .is_valid()
 }

@@ -87,9 +87,7 @@ pub fn error(
             put32(out, 44, mtu);
             out[48..].copy_from_slice(quoted);
             let own = Ip::parse(out).ok()?;
-            let sum = Sum::pseudo(&own, out, ip::ICMPV6, len - 40)
-                .with(&out[40..])
-                .checksum();
+            let sum = own.pseudo_header(out, len - 40).with(&out[40..]).checksum();
             put16(out, 42, sum);
             Some(len)
         }

@@ -88,6 +88,17 @@ impl Ip {
         }
     }
 
+    /// The sum of the addresses, of the length of what follows the headers, and of its protocol, that
+    /// TCP and UDP checksums include (RFC 9293, section 3.1; RFC 8200, section 8.1).
+    pub fn pseudo_header(&self, packet: &[u8], len: usize) -> Sum {
+        let addresses = packet.get(self.addresses()).unwrap_or_default();
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        Sum::new()
+            .with(addresses)
+            .with(&len.to_be_bytes())
+            .with(&[0, self.protocol])
+    }
+
     fn parse_v4(packet: &[u8]) -> Result<Self, Malformed> {
         let head: &[u8; 20] = packet.first_chunk().ok_or(Malformed::Short)?;
         let header = usize::from(head[0] & 0xf) * 4;

@@ -13,7 +13,7 @@ use flannel_testkit::prober::ping;
 
 pub(crate) const DEVICE: &str = "flannel0";
 pub(crate) const PORT: u16 = 8285;
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Bed {
     pub(crate) underlay: Underlay,

@@ -39,7 +39,7 @@ fn tcp(v6: bool, seq: u32, payload: &[u8]) -> Vec<u8> {
     packet[header + 14] = 0x40;
     if let Ok(ip) = Ip::parse(&packet) {
         let segment = packet.len() - header;
-        let sum = Sum::pseudo(&ip, &packet, 6, segment).with(&packet[header..]);
+        let sum = ip.pseudo_header(&packet, segment).with(&packet[header..]);
         let sum = sum.checksum().to_be_bytes();
         packet[header + 16..header + 18].copy_from_slice(&sum);
     }

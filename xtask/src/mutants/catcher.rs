@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::run::{Outcome, cargo, line, run_limited};
+use crate::run::{Outcome, cargo, line, run, run_limited};
 use crate::suite::counts_of;
 
 use super::list::{Catcher, Mutant};
@@ -22,8 +22,8 @@ const LIMIT: Duration = Duration::from_secs(240);
 const UNOPTIMISED: &str = r#"profile.dev.package."*".opt-level=0"#;
 
 /// Where mutants are tried.
-pub(super) struct Bench<'a> {
-    pub(super) tree: &'a Tree,
+pub(super) struct Bench {
+    pub(super) tree: Tree,
     /// What is built together.
     pub(super) packages: BTreeSet<String>,
     /// And with which features, as `package/feature`.
@@ -88,7 +88,18 @@ impl fmt::Display for Verdict {
 /// The test programs by their packages' folders and their own names.
 type Programs = BTreeMap<(String, String), PathBuf>;
 
-impl Bench<'_> {
+impl Bench {
+    /// Begins with what another has built: of that, all but the workspace's own is good here too.
+    pub(super) fn take_what_is_built(&self, other: &Self) -> Outcome {
+        if self.build.exists() {
+            return Ok(());
+        }
+        // With their times, by which cargo tells what is new.
+        let mut copy = Command::new("cp");
+        copy.args(["--archive", "--reflink=auto"]);
+        run(copy.arg(&other.build).arg(&self.build))
+    }
+
     /// Builds the code as it is and checks that every catcher is there and passes: one that fails
     /// anyway shows nothing.
     pub(super) fn accept_the_original(&self, mutants: &[&Mutant]) -> Outcome {

@@ -8,6 +8,8 @@ mod tree;
 
 use std::fmt::Write as _;
 use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Instant;
 
 use crate::metadata::Workspace;
@@ -16,6 +18,10 @@ use crate::run::Outcome;
 use catcher::{Bench, Verdict};
 use list::{List, Mutant};
 use tree::Tree;
+
+/// From so many mutants on, two at a time are done sooner than one after the other: the second of
+/// two builds the workspace once more.
+const ENOUGH: usize = 12;
 
 /// What became of one mutant.
 struct Result<'a> {
@@ -38,36 +44,37 @@ pub(crate) fn run(args: &[String]) -> Outcome {
     let mutants = list.selected(names)?;
     let workspace = Workspace::load()?;
     let target = workspace.target_directory.join("mutants");
-    let tree = Tree::copy(target.join("tree"))?;
     let logs = target.join("logs");
     fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))?;
-    let bench = Bench {
-        tree: &tree,
-        packages: list.packages(),
-        features: list.features(&workspace),
-        build: target.join("build"),
-        logs,
+    let bench = |lane: usize| -> Outcome<Bench> {
+        // The first has had these names when there was no second.
+        let place = |what: &str| match lane {
+            0 => target.join(what),
+            _ => target.join(format!("{what}-{}", lane + 1)),
+        };
+        Ok(Bench {
+            tree: Tree::copy(place("tree"))?,
+            packages: list.packages(),
+            features: list.features(&workspace),
+            build: place("build"),
+            logs: logs.clone(),
+        })
     };
     let start = Instant::now();
     eprintln!("building the catchers of {} mutants", mutants.len());
-    bench.accept_the_original(&mutants)?;
+    let first = bench(0)?;
+    first.accept_the_original(&mutants)?;
     eprintln!(
         "they pass on the code as it is ({:.0} s)",
         start.elapsed().as_secs_f64()
     );
-    let mut results = Vec::new();
-    for (at, mutant) in mutants.iter().enumerate() {
-        let start = Instant::now();
-        let verdict = bench.try_mutant(mutant)?;
-        let seconds = start.elapsed().as_secs_f64();
-        let (nth, of) = (at + 1, mutants.len());
-        eprintln!("[{nth}/{of}] {}: {verdict} ({seconds:.1} s)", mutant.name);
-        results.push(Result {
-            mutant,
-            verdict,
-            seconds,
-        });
+    let mut benches = vec![first];
+    if mutants.len() >= ENOUGH && thread::available_parallelism().is_ok_and(|n| n.get() > 1) {
+        let second = bench(1)?;
+        second.take_what_is_built(&benches[0])?;
+        benches.push(second);
     }
+    let results = try_all(&benches, &mutants)?;
     print!("{}", table(&results));
     let count = |wanted: fn(&Verdict) -> bool| {
         let of_kind = results.iter().filter(|result| wanted(&result.verdict));
@@ -96,6 +103,49 @@ pub(crate) fn run(args: &[String]) -> Outcome {
             results.len() - caught
         ))
     }
+}
+
+/// Tries mutants, as many at a time as there are benches; the results are in the order of the
+/// mutants.
+fn try_all<'a>(benches: &[Bench], mutants: &[&'a Mutant]) -> Outcome<Vec<Result<'a>>> {
+    let next = AtomicUsize::new(0);
+    let lane = |bench: &Bench| -> Outcome<Vec<(usize, Result<'a>)>> {
+        let mut results = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(mutant) = mutants.get(at) else {
+                return Ok(results);
+            };
+            let start = Instant::now();
+            let verdict = bench.try_mutant(mutant).inspect_err(|_| {
+                // The others need not go on either.
+                next.store(mutants.len(), Ordering::Relaxed);
+            })?;
+            let seconds = start.elapsed().as_secs_f64();
+            let (nth, of) = (at + 1, mutants.len());
+            eprintln!("[{nth}/{of}] {}: {verdict} ({seconds:.1} s)", mutant.name);
+            let result = Result {
+                mutant,
+                verdict,
+                seconds,
+            };
+            results.push((at, result));
+        }
+    };
+    let mut results = thread::scope(|scope| -> Outcome<Vec<(usize, Result<'a>)>> {
+        let lanes: Vec<_> = benches
+            .iter()
+            .map(|bench| scope.spawn(|| lane(bench)))
+            .collect();
+        let mut results = Vec::new();
+        for lane in lanes {
+            let of_lane = lane.join().map_err(|_| "a lane panicked".to_owned())?;
+            results.extend(of_lane?);
+        }
+        Ok(results)
+    })?;
+    results.sort_by_key(|(at, _)| *at);
+    Ok(results.into_iter().map(|(_, result)| result).collect())
 }
 
 /// The results in columns.

@@ -11,15 +11,15 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use flannel_core::kernel::{self, Result};
-use flannel_core::{Change, ChangeStream, DualStack, IfName, Note, Traffic, Tunnel};
+use flannel_core::{Change, ChangeStream, IfName, Note, Traffic, Tunnel};
 use futures_core::Stream;
 use tokio::sync::mpsc;
 
 use crate::forward::{Error, Failure, Forwarder, Report, Watch};
 use crate::handover::HandoverError;
 use crate::kernel::{PacketPath, Peers, Running};
+use crate::options::Options;
 use crate::sockets::{InNamespace, Sockets};
-use crate::spec::{Options, TunnelSpec};
 use crate::table::TableBuilder;
 
 /// Hints that are not read yet: more of them say nothing more.
@@ -114,7 +114,7 @@ impl Forwarders {
         let lost = Arc::new(AtomicBool::new(false));
         let sockets = Arc::clone(&self.shared.sockets);
         let forwarder = Forwarder::take_over(stream, sockets, self.watch(&lost))?;
-        let dev = forwarder.spec().device;
+        let dev = forwarder.tunnel().dev;
         let mut builder = TableBuilder::new();
         let table = forwarder.table();
         for (subnet, endpoint) in table.routes() {
@@ -174,7 +174,7 @@ impl Forwarders {
         self.shared.wait_for_ended();
         let lost = Arc::new(AtomicBool::new(false));
         let forwarder = Forwarder::start(
-            spec_of(tunnel),
+            tunnel.clone(),
             self.shared.options.clone(),
             Arc::clone(&self.shared.sockets),
             self.watch(&lost),
@@ -270,7 +270,7 @@ impl PacketPath for Forwarders {
             .collect();
         let ended: Vec<Entry> = lost.iter().filter_map(|dev| all.remove(dev)).collect();
         let running = all.values().map(|entry| Running {
-            tunnel: tunnel_of(entry.forwarder.spec()),
+            tunnel: entry.forwarder.tunnel(),
             peers: Arc::clone(&entry.peers),
         });
         let running = running.collect();
@@ -292,7 +292,7 @@ impl PacketPath for Forwarders {
         self.blocking(move |this| {
             let all = this.shared.all();
             let entry = all.get(&tunnel.dev).ok_or_else(|| nowhere(tunnel.dev))?;
-            entry.forwarder.alter(spec_of(&tunnel)).map_err(meaning)
+            entry.forwarder.alter(tunnel.clone()).map_err(meaning)
         })
         .await
     }
@@ -376,28 +376,6 @@ impl Stream for Hints {
     }
 }
 
-fn spec_of(tunnel: &Tunnel) -> TunnelSpec {
-    TunnelSpec {
-        device: tunnel.dev,
-        listen: tunnel.listen.values().copied().collect(),
-        own: tunnel.own,
-        mtu: tunnel.mtu,
-    }
-}
-
-fn tunnel_of(spec: TunnelSpec) -> Tunnel {
-    let mut listen = DualStack::default();
-    for at in spec.listen {
-        listen.set(flannel_core::Family::of(&at.ip()), Some(at));
-    }
-    Tunnel {
-        dev: spec.device,
-        listen,
-        own: spec.own,
-        mtu: spec.mtu,
-    }
-}
-
 fn nowhere(dev: IfName) -> kernel::Error {
     kernel::Error::NotFound {
         message: format!("a packet path on {dev}"),
@@ -434,6 +412,6 @@ fn meaning(error: Error) -> kernel::Error {
             reason: text,
             source: None,
         },
-        Error::Spec { .. } => kernel::Error::Rejected { message: text },
+        Error::Invalid { .. } => kernel::Error::Rejected { message: text },
     }
 }

@@ -1,6 +1,6 @@
 //! A forwarder goes from one process to another without losing a packet.
 //!
-//! The old process offers its descriptors, its spec and its table through a Unix socket. The new one
+//! The old process offers its descriptors, its tunnel and its table through a Unix socket. The new one
 //! looks at all of it and says that it is ready; the old one stops between two batches and says so;
 //! the new one begins. In between packets wait: outbound in the device, inbound in the sockets'
 //! buffers. Whichever process fails, the other goes on: the old one takes up its work again unless
@@ -28,12 +28,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flannel_core::{DualStack, Family, Subnet};
+use flannel_core::{DualStack, Family, Subnet, Tunnel};
 use serde::{Deserialize, Serialize};
 
-use crate::forward::{Error, Forwarder, Opened, Queues, Socket, Watch, check, listen_of};
+use crate::forward::{Error, Forwarder, Opened, Queues, Socket, Watch, check};
+use crate::options::Options;
 use crate::sockets::Sockets;
-use crate::spec::{Options, TunnelSpec};
 use crate::sys::descriptors;
 use crate::table::TableBuilder;
 
@@ -90,7 +90,7 @@ pub enum HandoverError {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Body {
-    spec: TunnelSpec,
+    tunnel: Tunnel,
     options: Options,
     peers: Vec<(Subnet, SocketAddr)>,
 }
@@ -123,7 +123,7 @@ impl Forwarder {
             return Err(HandoverError::Detached);
         }
         let body = Body {
-            spec: self.spec(),
+            tunnel: self.tunnel(),
             options: self.options().clone(),
             peers: self.table().routes().to_vec(),
         };
@@ -193,7 +193,7 @@ impl Forwarder {
                 if source.kind() == io::ErrorKind::UnexpectedEof => {}
             Err(error) => return Err(error),
         }
-        let this = Self::adopt(body.spec, body.options, table, opened, sockets, watch)
+        let this = Self::adopt(body.tunnel, body.options, table, opened, sockets, watch)
             .map_err(HandoverError::Forwarder)?;
         // If nobody hears it any more, nobody is there to forward in our place.
         let _ = stream.write_all(&[RUNNING]);
@@ -203,14 +203,14 @@ impl Forwarder {
 
 /// Whether the descriptors are those that the description speaks of.
 fn judge(body: &Body, fds: Vec<OwnedFd>) -> Result<Opened, HandoverError> {
-    check(&body.spec, &body.options).map_err(HandoverError::Forwarder)?;
+    check(&body.tunnel, &body.options).map_err(HandoverError::Forwarder)?;
     let workers = usize::from(body.options.workers);
     let mut fds = fds.into_iter();
     let queues: Vec<OwnedFd> = fds.by_ref().take(workers).collect();
     let vnet = body.options.offload;
     let are_queues = queues
         .iter()
-        .all(|queue| descriptors::is_queue_of(queue.as_fd(), &body.spec.device, vnet));
+        .all(|queue| descriptors::is_queue_of(queue.as_fd(), &body.tunnel.dev, vnet));
     if queues.len() != workers || !are_queues {
         return Err(wrong("a descriptor is no queue of the device"));
     }
@@ -218,7 +218,7 @@ fn judge(body: &Body, fds: Vec<OwnedFd>) -> Result<Opened, HandoverError> {
     for _ in 0..workers {
         let mut of_worker = DualStack::default();
         for family in [Family::V4, Family::V6] {
-            let Some(listen) = listen_of(&body.spec.listen, family) else {
+            let Some(listen) = body.tunnel.listen.get(family).copied() else {
                 continue;
             };
             let socket = fds.next().ok_or_else(|| wrong("a socket is missing"))?;

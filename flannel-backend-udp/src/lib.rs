@@ -19,19 +19,19 @@
 //! use std::sync::Arc;
 //!
 //! use flannel_backend_udp::table::TableBuilder;
-//! use flannel_backend_udp::{Forwarder, InNamespace, Options, TunnelSpec};
-//! use flannel_core::DualStack;
+//! use flannel_backend_udp::{Forwarder, InNamespace, Options};
+//! use flannel_core::{DualStack, Tunnel};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let spec = TunnelSpec {
-//!     device: "flannel0".parse()?,
-//!     listen: vec!["192.0.2.1:8285".parse()?],
+//! let tunnel = Tunnel {
+//!     dev: "flannel0".parse()?,
+//!     listen: DualStack::v4("192.0.2.1:8285".parse()?),
 //!     own: DualStack::of_subnets(["10.42.1.0/24".parse()?]),
 //!     mtu: DualStack::both(1472, 1472),
 //! };
 //! let sockets = Arc::new(InNamespace::current());
 //! let watch = Arc::new(|report: &_| eprintln!("{report:?}"));
-//! let forwarder = Forwarder::start(spec, Options::default(), sockets, watch)?;
+//! let forwarder = Forwarder::start(tunnel, Options::default(), sockets, watch)?;
 //!
 //! let mut peers = TableBuilder::new();
 //! peers.insert("10.42.2.0/24".parse()?, "192.0.2.2:8285".parse()?);
@@ -84,9 +84,9 @@ mod forwarders;
 mod handover;
 mod kernel;
 mod network;
+mod options;
 pub mod packet;
 mod sockets;
-mod spec;
 mod sys;
 pub mod table;
 
@@ -97,5 +97,5 @@ pub use forward::{Capabilities, Error, Failure, Forwarder, Health, Report, Watch
 pub use forwarders::Forwarders;
 pub use handover::HandoverError;
 pub use kernel::{PacketPath, Peers, Running, WithTunnels};
+pub use options::{Options, Threads};
 pub use sockets::{InNamespace, Sockets, UdpOptions};
-pub use spec::{Options, Threads, TunnelSpec};

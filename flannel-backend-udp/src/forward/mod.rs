@@ -25,15 +25,15 @@ pub use self::state::{Capabilities, Health};
 
 pub(crate) use self::io::Socket;
 use self::io::View;
-pub(crate) use self::open::{Lent, Opened, Queues, listen_of};
+pub(crate) use self::open::{Lent, Opened, Queues};
 
-use flannel_core::PeerTraffic;
+use flannel_core::{PeerTraffic, Tunnel};
 
 use self::state::State;
 use self::supervisor::{Command, Supervisor};
 use crate::counters::Totals;
+use crate::options::Options;
 use crate::sockets::Sockets;
-use crate::spec::{Options, TunnelSpec};
 use crate::table::Table;
 
 /// Why a forwarder does not do what it was asked to.
@@ -42,8 +42,8 @@ use crate::table::Table;
 pub enum Error {
     /// What was asked for cannot be.
     #[error("{field}: {reason}")]
-    Spec {
-        /// The field of [`TunnelSpec`] or [`Options`].
+    Invalid {
+        /// The field of [`Options`], or `tunnel`.
         field: &'static str,
         /// What is wrong with it and what to do.
         reason: String,
@@ -111,16 +111,16 @@ impl Forwarder {
     ///
     /// # Errors
     ///
-    /// [`Error::Spec`] for what cannot be; [`Error::Device`] and [`Error::Socket`] where the system
+    /// [`Error::Invalid`] for what cannot be; [`Error::Device`] and [`Error::Socket`] where the system
     /// refuses. Nothing is left behind then.
     pub fn start(
-        spec: TunnelSpec,
+        tunnel: Tunnel,
         options: Options,
         sockets: Arc<dyn Sockets>,
         watch: Watch,
     ) -> Result<Self, Error> {
-        check(&spec, &options)?;
-        let state = Arc::new(State::new(spec, options, Arc::new(Table::default())));
+        check(&tunnel, &options)?;
+        let state = Arc::new(State::new(tunnel, options, Arc::new(Table::default())));
         Self::launch(state, sockets, watch, None)
     }
 
@@ -161,16 +161,16 @@ impl Forwarder {
         }
     }
 
-    /// Goes over to another spec. Queues stay when the device does; sockets stay when their address
-    /// does. On an error the old spec stays in force, except for a socket whose port the new one
-    /// could not have while the old one was open.
+    /// Becomes another tunnel. Queues stay when the device does; sockets stay when their address
+    /// does. On an error it stays the old one, except for a socket whose port the new one could not
+    /// have while the old one was open.
     ///
     /// # Errors
     ///
     /// As [`start`](Self::start).
-    pub fn alter(&self, spec: TunnelSpec) -> Result<(), Error> {
-        check(&spec, &self.state.options)?;
-        self.ask(|reply| Command::Alter(spec, reply))?
+    pub fn alter(&self, tunnel: Tunnel) -> Result<(), Error> {
+        check(&tunnel, &self.state.options)?;
+        self.ask(|reply| Command::Alter(tunnel, reply))?
     }
 
     /// Attaches to the device again, whether or not it seems to be the same.
@@ -193,8 +193,8 @@ impl Forwarder {
     }
 
     /// What it was last asked to be.
-    pub fn spec(&self) -> TunnelSpec {
-        self.state.spec()
+    pub fn tunnel(&self) -> Tunnel {
+        self.state.tunnel()
     }
 
     /// How it works.
@@ -278,14 +278,14 @@ impl Forwarder {
 
     /// Begins to forward with what is open, and with a table.
     pub(crate) fn adopt(
-        spec: TunnelSpec,
+        tunnel: Tunnel,
         options: Options,
         table: Table,
         opened: Opened,
         sockets: Arc<dyn Sockets>,
         watch: Watch,
     ) -> Result<Self, Error> {
-        let state = Arc::new(State::new(spec, options, Arc::new(table)));
+        let state = Arc::new(State::new(tunnel, options, Arc::new(table)));
         Self::launch(state, sockets, watch, Some(opened))
     }
 
@@ -320,29 +320,21 @@ impl Drop for Forwarder {
 impl fmt::Debug for Forwarder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Forwarder")
-            .field("spec", &self.spec())
+            .field("tunnel", &self.tunnel())
             .field("options", &self.state.options)
             .finish_non_exhaustive()
     }
 }
 
-pub(crate) fn check(spec: &TunnelSpec, options: &Options) -> Result<(), Error> {
+pub(crate) fn check(tunnel: &Tunnel, options: &Options) -> Result<(), Error> {
     let wrong = |field, reason: &str| {
-        Err(Error::Spec {
+        Err(Error::Invalid {
             field,
             reason: reason.to_owned(),
         })
     };
-    let of_v4 = spec.listen.iter().filter(|listen| listen.is_ipv4()).count();
-    let of_v6 = spec.listen.len() - of_v4;
-    if of_v4 > 1 || of_v6 > 1 {
-        return wrong("listen", "more than one address of a family: give one");
-    }
-    if spec.listen.is_empty() {
-        return wrong("listen", "no address: give one of the underlay's family");
-    }
-    if spec.own.check_families().is_err() {
-        return wrong("own", "a subnet stands in the other family's place");
+    if let Some(fault) = tunnel.fault() {
+        return wrong("tunnel", fault);
     }
     if !(1..=16).contains(&options.workers) {
         return wrong("workers", "not between 1 and 16");

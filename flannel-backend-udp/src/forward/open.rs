@@ -1,16 +1,16 @@
-//! Queues and sockets, as a spec asks for them.
+//! Queues and sockets, as a tunnel needs them.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use flannel_core::{DualStack, Family, IfName};
+use flannel_core::{DualStack, IfName};
 
 use super::Error;
 use super::io::Socket;
+use crate::options::Options;
 use crate::sockets::{Sockets, UdpOptions};
-use crate::spec::Options;
 use crate::sys::{self, Offload};
 
 /// The queues of all workers.
@@ -109,10 +109,4 @@ impl Socket {
             can_merge,
         }
     }
-}
-
-/// The address to listen on of a family.
-pub(crate) fn listen_of(listen: &[SocketAddr], family: Family) -> Option<SocketAddr> {
-    let mut of_family = listen.iter().copied();
-    of_family.find(|listen| Family::of(&listen.ip()) == family)
 }

@@ -2,12 +2,14 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use flannel_core::Tunnel;
+
 use super::io::{Io, View};
 use super::share::Share;
 use super::slot::Slot;
 use super::worker::Direction;
 use crate::counters::{Shard, Totals};
-use crate::spec::{Options, Threads, TunnelSpec};
+use crate::options::{Options, Threads};
 use crate::table::Table;
 
 /// Messages that tell how datagrams come.
@@ -17,7 +19,7 @@ const ENOUGH: u64 = 100_000;
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) options: Options,
-    spec: Mutex<TunnelSpec>,
+    tunnel: Mutex<Tunnel>,
     pub(crate) view: Arc<Slot<View>>,
     /// One for each thread, in the order of `directions`, worker after worker.
     pub(crate) shards: Vec<Arc<Shard>>,
@@ -34,7 +36,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(spec: TunnelSpec, options: Options, table: Arc<Table>) -> Self {
+    pub(crate) fn new(tunnel: Tunnel, options: Options, table: Arc<Table>) -> Self {
         let directions: &[Direction] = match options.threads {
             Threads::One => &[Direction::Both],
             Threads::PerDirection => &[Direction::Outbound, Direction::Inbound],
@@ -44,11 +46,11 @@ impl State {
         let threads = directions.len() * usize::from(options.workers);
         let view = View {
             table,
-            own: spec.own,
-            mtu: spec.mtu,
+            own: tunnel.own,
+            mtu: tunnel.mtu,
         };
         Self {
-            spec: Mutex::new(spec),
+            tunnel: Mutex::new(tunnel),
             view: Arc::new(Slot::new(view)),
             shards: (0..threads).map(|_| Arc::default()).collect(),
             directions,
@@ -62,18 +64,18 @@ impl State {
         }
     }
 
-    pub(crate) fn spec(&self) -> TunnelSpec {
-        lock(&self.spec).clone()
+    pub(crate) fn tunnel(&self) -> Tunnel {
+        lock(&self.tunnel).clone()
     }
 
-    /// Another spec is in force: what packets are judged by follows.
-    pub(crate) fn set_spec(&self, spec: TunnelSpec) {
+    /// It is another tunnel now: what packets are judged by follows.
+    pub(crate) fn set_tunnel(&self, tunnel: Tunnel) {
         self.view.change(|view| View {
             table: Arc::clone(&view.table),
-            own: spec.own,
-            mtu: spec.mtu,
+            own: tunnel.own,
+            mtu: tunnel.mtu,
         });
-        *lock(&self.spec) = spec;
+        *lock(&self.tunnel) = tunnel;
     }
 
     pub(crate) fn set_capabilities(&self, capabilities: Capabilities) {

@@ -7,11 +7,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use flannel_core::{DualStack, Family};
+use flannel_core::{DualStack, Family, Tunnel};
 
 use super::clock::Clock;
 use super::io::{Failure, Io, Socket};
-use super::open::{Lent, Opened, Queues, listen_of};
+use super::open::{Lent, Opened, Queues};
 use super::share::Scale;
 use super::slot::Slot;
 use super::state::{Capabilities, State, lock};
@@ -20,7 +20,6 @@ use super::worker::{Direction, Thread};
 use super::{Error, Report, Watch};
 use crate::packet::coalesce::Merge;
 use crate::sockets::Sockets;
-use crate::spec::TunnelSpec;
 
 /// The first and the longest pause before something is tried again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
@@ -33,7 +32,7 @@ const FORKED: Duration = Duration::from_millis(100);
 
 /// What a supervisor is told.
 pub(crate) enum Command {
-    Alter(TunnelSpec, SyncSender<Result<(), Error>>),
+    Alter(Tunnel, SyncSender<Result<(), Error>>),
     Reattach(SyncSender<Result<(), Error>>),
     Ended {
         thread: usize,
@@ -131,8 +130,8 @@ impl Supervisor {
             };
             match command {
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-                Ok(Command::Alter(spec, reply)) => {
-                    let result = self.alter(spec);
+                Ok(Command::Alter(tunnel, reply)) => {
+                    let result = self.alter(tunnel);
                     let _ = reply.send(result);
                 }
                 Ok(Command::Reattach(reply)) => {
@@ -163,18 +162,18 @@ impl Supervisor {
         lock(&self.state.health).is_running = false;
     }
 
-    /// Goes over to another spec: opens what is new, then lets go of what is not wanted.
-    fn alter(&mut self, spec: TunnelSpec) -> Result<(), Error> {
-        let before = self.state.spec();
-        if spec.device != before.device {
-            self.queues = Queues::open(&spec.device, &self.state.options, &*self.opener)?;
+    /// Becomes another tunnel: opens what is new, then lets go of what is not wanted.
+    fn alter(&mut self, tunnel: Tunnel) -> Result<(), Error> {
+        let before = self.state.tunnel();
+        if tunnel.dev != before.dev {
+            self.queues = Queues::open(&tunnel.dev, &self.state.options, &*self.opener)?;
             self.is_detached = false;
         }
         let mut changed = Vec::new();
         for family in [Family::V4, Family::V6] {
             let (old, new) = (
-                listen_of(&before.listen, family),
-                listen_of(&spec.listen, family),
+                before.listen.get(family).copied(),
+                tunnel.listen.get(family).copied(),
             );
             if old == new {
                 continue;
@@ -194,7 +193,7 @@ impl Supervisor {
             }
         }
         self.install();
-        self.state.set_spec(spec);
+        self.state.set_tunnel(tunnel);
         // A thread may be waiting for a device of the old name.
         if self.threads.iter().any(|thread| thread.handle.is_none()) {
             let _ = self.recover();
@@ -247,7 +246,7 @@ impl Supervisor {
             }
         };
         if opened.is_err()
-            && let Some(before) = listen_of(&self.state.spec().listen, family)
+            && let Some(before) = self.state.tunnel().listen.get(family).copied()
             && let Ok(again) = Socket::open(before, &self.state.options, &*self.opener)
         {
             for (sockets, again) in self.sockets.iter_mut().zip(again) {
@@ -424,16 +423,16 @@ impl Supervisor {
 
     fn try_recover(&mut self) -> Result<(), Error> {
         if self.is_detached {
-            let device = self.state.spec().device;
-            self.queues = Queues::open(&device, &self.state.options, &*self.opener)?;
+            let dev = self.state.tunnel().dev;
+            self.queues = Queues::open(&dev, &self.state.options, &*self.opener)?;
             self.is_detached = false;
             self.install();
         }
         if self.is_deaf {
-            for listen in self.state.spec().listen {
-                let opened = self.open_instead(Family::of(&listen.ip()), listen)?;
+            for (family, listen) in self.state.tunnel().listen.iter() {
+                let opened = self.open_instead(family, *listen)?;
                 for (sockets, opened) in self.sockets.iter_mut().zip(opened) {
-                    sockets.set(Family::of(&listen.ip()), Some(opened));
+                    sockets.set(family, Some(opened));
                 }
             }
             self.is_deaf = false;
@@ -504,13 +503,13 @@ impl Supervisor {
 }
 
 fn open(state: &State, opener: &dyn Sockets) -> Result<Opened, Error> {
-    let spec = state.spec();
-    let queues = Queues::open(&spec.device, &state.options, opener)?;
+    let tunnel = state.tunnel();
+    let queues = Queues::open(&tunnel.dev, &state.options, opener)?;
     let mut sockets = vec![DualStack::default(); usize::from(state.options.workers)];
-    for listen in &spec.listen {
+    for (family, listen) in tunnel.listen.iter() {
         let opened = Socket::open(*listen, &state.options, opener)?;
         for (sockets, opened) in sockets.iter_mut().zip(opened) {
-            sockets.set(Family::of(&listen.ip()), Some(opened));
+            sockets.set(family, Some(opened));
         }
     }
     Ok(Opened { queues, sockets })

@@ -12,13 +12,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use flannel_core::{DualStack, Family, IfName};
+use flannel_core::{DualStack, Family, IfName, Tunnel};
 use flannel_testkit::netns::{Host, Lab, Ns};
 use flannel_testkit::prober::{self, Prober};
 
 use super::{Failure, Forwarder, Report};
 use crate::table::TableBuilder;
-use crate::{InNamespace, Options, Sockets, Threads, TunnelSpec, UdpOptions};
+use crate::{InNamespace, Options, Sockets, Threads, UdpOptions};
 
 /// Makes a device as a forwarder takes it.
 fn add_device(ns: &Ns) {
@@ -67,11 +67,11 @@ fn suffer(test: &str, fault: u8) -> Option<(Vec<Report>, usize)> {
     let lab = Lab::for_test(test)?;
     let ns = lab.namespace("node").expect("a namespace");
     add_device(&ns);
-    let spec = TunnelSpec {
-        device: "flannel0".parse().expect("a name"),
-        listen: vec!["127.0.0.1:8285".parse().expect("an address")],
+    let tunnel = Tunnel {
+        dev: "flannel0".parse().expect("a name"),
+        listen: DualStack::v4("127.0.0.1:8285".parse().expect("an address")),
         own: DualStack::default(),
-        mtu: DualStack::default(),
+        mtu: DualStack::both(1472, 1472),
     };
     let options = Options {
         threads: Threads::PerDirection,
@@ -85,13 +85,13 @@ fn suffer(test: &str, fault: u8) -> Option<(Vec<Report>, usize)> {
     };
     let sockets = Arc::new(Counting(InNamespace::fd(fd), AtomicUsize::new(0)));
     let shared: Arc<dyn Sockets> = Arc::<Counting>::clone(&sockets);
-    let forwarder = Forwarder::start(spec.clone(), options, shared, Arc::new(watch));
+    let forwarder = Forwarder::start(tunnel.clone(), options, shared, Arc::new(watch));
     let forwarder = forwarder.expect("a forwarder");
     let before = sockets.1.load(Ordering::Relaxed);
     for round in 1..=3 {
         forwarder.state.fault.store(fault, Ordering::Release);
         // What makes every thread wake: the one that is first fails.
-        forwarder.alter(spec.clone()).expect("the same spec");
+        forwarder.alter(tunnel.clone()).expect("the same");
         wait_until("it is replaced", || {
             let health = forwarder.health();
             health.is_running && health.restarts == round
@@ -142,9 +142,9 @@ fn between(node: &Host, number: usize, other: &Host) -> Forwarder {
         &node.ns,
         &format!("route add 10.42.{others}.0/24 dev flannel0"),
     );
-    let spec = TunnelSpec {
-        device: "flannel0".parse().expect("a name"),
-        listen: vec![endpoint(node)],
+    let tunnel = Tunnel {
+        dev: "flannel0".parse().expect("a name"),
+        listen: DualStack::v4(endpoint(node)),
         own: DualStack::of_subnets([subnet(own)]),
         mtu: DualStack::both(1472, 1472),
     };
@@ -154,7 +154,7 @@ fn between(node: &Host, number: usize, other: &Host) -> Forwarder {
     };
     let fd = node.ns.fd().try_clone_to_owned().expect("a descriptor");
     let sockets = Arc::new(InNamespace::fd(fd));
-    let forwarder = Forwarder::start(spec, options, sockets, Arc::new(|_| {}));
+    let forwarder = Forwarder::start(tunnel, options, sockets, Arc::new(|_| {}));
     let forwarder = forwarder.expect("a forwarder");
     let mut peers = TableBuilder::new();
     peers.insert(subnet(others), endpoint(other));

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use flannel_backend_udp::table::{Table, TableBuilder};
-use flannel_backend_udp::{Forwarder, InNamespace, Options, Report, TunnelSpec, Watch};
-use flannel_core::{DualStack, Family, IfName, Subnet};
+use flannel_backend_udp::{Forwarder, InNamespace, Options, Report, Watch};
+use flannel_core::{DualStack, Family, IfName, Subnet, Tunnel};
 use flannel_testkit::netns::{Host, Lab, Ns, Underlay};
 use flannel_testkit::prober::ping;
 
@@ -93,10 +93,12 @@ impl Bed {
         SocketAddr::new(ip.expect("both families"), PORT)
     }
 
-    pub(crate) fn spec(&self, node: usize) -> TunnelSpec {
-        TunnelSpec {
-            device: DEVICE.parse::<IfName>().expect("a name"),
-            listen: vec![self.endpoint(node)],
+    pub(crate) fn tunnel(&self, node: usize) -> Tunnel {
+        let mut listen = DualStack::default();
+        listen.set(self.outside, Some(self.endpoint(node)));
+        Tunnel {
+            dev: DEVICE.parse::<IfName>().expect("a name"),
+            listen,
             own: subnets(node),
             mtu: DualStack::both(self.mtu, self.mtu),
         }
@@ -112,7 +114,7 @@ impl Bed {
     }
 
     pub(crate) fn start_watched(&self, node: usize, options: Options, watch: Watch) -> Forwarder {
-        let forwarder = Forwarder::start(self.spec(node), options, self.sockets(node), watch)
+        let forwarder = Forwarder::start(self.tunnel(node), options, self.sockets(node), watch)
             .expect("a forwarder");
         forwarder.set_table(self.table(node));
         forwarder

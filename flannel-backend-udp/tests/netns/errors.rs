@@ -1,7 +1,7 @@
 //! Senders hear what a router would tell them.
 
-use flannel_backend_udp::{Options, TunnelSpec};
-use flannel_core::{DualStack, Family};
+use flannel_backend_udp::Options;
+use flannel_core::{DualStack, Family, Tunnel};
 use flannel_testkit::require_tool;
 
 use crate::bed::{Bed, output};
@@ -34,11 +34,11 @@ fn senders_hear_what_a_router_would_tell_them() {
     hears(&["-c1", "-W2", "-t2", &v6], "Hop limit");
     hears(&["-c1", "-W2", "-t4", &v6], "1 received");
     // The limit is lower than what the device lets through.
-    let spec = TunnelSpec {
+    let tunnel = Tunnel {
         mtu: DualStack::both(1400, 1380),
-        ..bed.spec(0)
+        ..bed.tunnel(0)
     };
-    forwarders[0].alter(spec).expect("another limit");
+    forwarders[0].alter(tunnel).expect("another limit");
     hears(&["-c1", "-W2", "-Mdo", "-s1373", &v4], "mtu = 1400");
     hears(&["-c1", "-W2", "-Mdo", "-s1333", &v6], "mtu=1380");
     let totals = forwarders[0].totals();

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use flannel_backend_udp::table::TableBuilder;
-use flannel_backend_udp::{Error, Forwarder, HandoverError, Options, Report, Threads, TunnelSpec};
-use flannel_core::Family;
+use flannel_backend_udp::{Error, Forwarder, HandoverError, Options, Report, Threads};
+use flannel_core::{DualStack, Family, Tunnel};
 use flannel_testkit::prober::{self, Prober};
 
 use crate::bed::{Bed, DEVICE, ip, output, remember, subnets, wait_until};
@@ -79,12 +79,13 @@ fn another_address_of_the_underlay_needs_no_restart() {
     // By way of all addresses: the new socket and the old one cannot be there at once.
     for listen in ["0.0.0.0:8285", "192.0.2.200:8285"] {
         let listen: SocketAddr = listen.parse().expect("an address");
-        let spec = TunnelSpec {
-            listen: vec![listen],
-            ..bed.spec(0)
+        let tunnel = Tunnel {
+            listen: DualStack::v4(listen),
+            ..bed.tunnel(0)
         };
-        forwarders[0].alter(spec.clone()).expect("another address");
-        assert_eq!(forwarders[0].spec(), spec);
+        let altered = forwarders[0].alter(tunnel.clone());
+        altered.expect("another address");
+        assert_eq!(forwarders[0].tunnel(), tunnel);
         if listen.ip().is_unspecified() {
             bed.assert_reachable();
         }
@@ -99,9 +100,9 @@ fn another_address_of_the_underlay_needs_no_restart() {
     let taken: SocketAddr = "192.0.2.200:9999".parse().expect("an address");
     let holder = bed.ns(0).run(|| UdpSocket::bind(taken));
     let _holder = holder.expect("the namespace").expect("a socket");
-    let wrong = TunnelSpec {
-        listen: vec![taken],
-        ..bed.spec(0)
+    let wrong = Tunnel {
+        listen: DualStack::v4(taken),
+        ..bed.tunnel(0)
     };
     let refused = forwarders[0].alter(wrong);
     assert!(matches!(refused, Err(Error::Socket { .. })), "{refused:?}");
@@ -140,7 +141,7 @@ fn no_packet_is_lost_when_a_forwarder_is_handed_over() {
                 panic!("not handed over: {error}");
             }
             forwarder = taking.join().expect("no panic");
-            assert_eq!(forwarder.spec(), bed.spec(0));
+            assert_eq!(forwarder.tunnel(), bed.tunnel(0));
             assert_eq!(forwarder.peers().len(), 1);
         }
         let report = prober.finish();
@@ -220,31 +221,41 @@ fn what_cannot_be_is_refused_at_once() {
     let Some(bed) = Bed::new("udp-cannot", 2, Family::V4) else {
         return;
     };
-    let start = |spec, options| {
-        Forwarder::start(spec, options, bed.sockets(0), Arc::new(|_| {})).expect_err("it cannot be")
+    let start = |tunnel, options| {
+        let started = Forwarder::start(tunnel, options, bed.sockets(0), Arc::new(|_| {}));
+        started.expect_err("it cannot be")
     };
-    let missing = TunnelSpec {
-        device: "absent0".parse().expect("a name"),
-        ..bed.spec(0)
+    let missing = Tunnel {
+        dev: "absent0".parse().expect("a name"),
+        ..bed.tunnel(0)
     };
     let error = start(missing, Options::default());
     assert!(matches!(error, Error::Device { .. }), "{error:?}");
     assert!(!output(bed.ns(0), "ip", &["link", "show", "absent0"]).0);
-    let twice = TunnelSpec {
-        listen: vec![bed.endpoint(0), bed.endpoint(1)],
-        ..bed.spec(0)
-    };
-    assert!(matches!(
-        start(twice, Options::default()),
-        Error::Spec {
-            field: "listen",
-            ..
-        }
-    ));
+    let faults = [
+        DualStack::default(),
+        DualStack::v6(bed.endpoint(0)),
+        DualStack::v4(SocketAddr::new(bed.endpoint(0).ip(), 0)),
+    ];
+    for listen in faults {
+        let wrong = Tunnel {
+            listen,
+            ..bed.tunnel(0)
+        };
+        let error = start(wrong, Options::default());
+        let is_told = matches!(
+            error,
+            Error::Invalid {
+                field: "tunnel",
+                ..
+            }
+        );
+        assert!(is_told, "{error:?}");
+    }
     let holder = bed.ns(0).run(|| UdpSocket::bind(bed.endpoint(0)));
     let _holder = holder.expect("the namespace").expect("a socket");
     assert!(matches!(
-        start(bed.spec(0), Options::default()),
+        start(bed.tunnel(0), Options::default()),
         Error::Socket { .. }
     ));
     let none = Options {
@@ -252,8 +263,8 @@ fn what_cannot_be_is_refused_at_once() {
         ..Options::default()
     };
     assert!(matches!(
-        start(bed.spec(0), none),
-        Error::Spec {
+        start(bed.tunnel(0), none),
+        Error::Invalid {
             field: "workers",
             ..
         }

@@ -165,7 +165,7 @@ fn a_plain_proxy_understands_it() {
         shared: false,
     };
     let queue = sockets
-        .tun_queue(&bed.spec(1).device, false)
+        .tun_queue(&bed.tunnel(1).dev, false)
         .expect("a queue");
     let socket = sockets.udp(bed.endpoint(1), &options).expect("a socket");
     let stop = Arc::new(AtomicBool::new(false));

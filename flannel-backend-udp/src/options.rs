@@ -1,25 +1,6 @@
-//! What a forwarder is asked to be.
+//! How a forwarder works.
 
-use std::net::SocketAddr;
-
-use flannel_core::{DualStack, IfName, Subnet};
 use serde::{Deserialize, Serialize};
-
-/// A node's own end of the overlay: all but the peers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TunnelSpec {
-    /// The TUN device: it must be there, persistent and with several queues.
-    pub device: IfName,
-    /// The addresses to send from and to receive on: at most one of each family.
-    pub listen: Vec<SocketAddr>,
-    /// This node's subnets: only what is for them is taken from peers. Their first addresses are
-    /// the source of ICMP errors.
-    pub own: DualStack<Subnet>,
-    /// The largest inner packet of each family, in bytes, header included. A larger one is dropped
-    /// and its sender told; none is fragmented here.
-    pub mtu: DualStack<u32>,
-}
 
 /// How a forwarder works. The default is right for most.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -106,7 +106,9 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    /// Opens queues and sockets and begins to forward. There are no peers until
+    /// Opens queues and sockets and begins to forward. The tunnel's device must be there, persistent
+    /// and with several queues ([`Tun::FOR_TUNNEL`](flannel_core::Tun::FOR_TUNNEL)). The first
+    /// addresses of its own subnets are the source of ICMP errors. There are no peers until
     /// [`set_table`](Self::set_table).
     ///
     /// # Errors

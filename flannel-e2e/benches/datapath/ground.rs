@@ -68,7 +68,8 @@ impl Mode {
 }
 
 /// How the pods' TCP finds out how much it may send: with the one it sends what there is room for,
-/// with the other as fast as it has seen packets arrive. Which of them a machine has, others do not.
+/// with the other as fast as it has seen packets arrive. One machine's kernel begins with this one,
+/// another's with that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Congestion {
     Cubic,

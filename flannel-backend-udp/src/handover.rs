@@ -1,8 +1,8 @@
 //! A forwarder goes from one process to another without losing a packet.
 //!
-//! The old process offers its descriptors, its tunnel and its table through a Unix socket. The new one
-//! looks at all of it and says that it is ready; the old one stops between two batches and says so;
-//! the new one begins. In between packets wait: outbound in the device, inbound in the sockets'
+//! The old process offers its descriptors, its tunnel and its table through a Unix socket. The new
+//! one looks at all of it and says that it is ready; the old one stops between two batches and says
+//! so; the new one begins. In between packets wait: outbound in the device, inbound in the sockets'
 //! buffers. Whichever process fails, the other goes on: the old one takes up its work again unless
 //! the new one has said that it runs, and the new one begins when the old one is gone.
 //!
@@ -39,8 +39,8 @@ use crate::table::TableBuilder;
 
 /// What a head begins with.
 const MAGIC: [u8; 6] = *b"FLNUDP";
-/// The version of all this.
-const VERSION: u16 = 1;
+/// The version of all this; another one, whenever the head or the description changes.
+const VERSION: u16 = 2;
 /// Magic, version, number of descriptors, four unused bytes, length of the body.
 const HEAD: usize = 16;
 /// More than a million peers.

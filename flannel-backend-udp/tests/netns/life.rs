@@ -196,12 +196,12 @@ fn an_offer_is_looked_at_before_it_is_taken() {
     };
     let offers = [
         b"something else, long enough".to_vec(),
+        head(3, 0, 0),
         head(2, 0, 0),
-        head(1, 0, 0),
-        head(1, 65, 0),
-        head(1, 0, u32::MAX),
-        [head(1, 0, 2), b"{}".to_vec()].concat(),
-        head(1, 0, 1_000_000),
+        head(2, 65, 0),
+        head(2, 0, u32::MAX),
+        [head(2, 0, 2), b"{}".to_vec()].concat(),
+        head(2, 0, 1_000_000),
         b"FLN".to_vec(),
     ];
     for offer in offers {
@@ -211,8 +211,8 @@ fn an_offer_is_looked_at_before_it_is_taken() {
         let sockets = Arc::new(flannel_backend_udp::InNamespace::current());
         let taken = Forwarder::take_over(&new, sockets, Arc::new(|_| {}));
         let error = taken.expect_err("it is nonsense");
-        let is_version = matches!(error, HandoverError::Version { theirs: 2 });
-        assert_eq!(is_version, offer.get(7) == Some(&2), "{error:?}");
+        let is_version = matches!(error, HandoverError::Version { theirs: 3 });
+        assert_eq!(is_version, offer.get(7) == Some(&3), "{error:?}");
     }
 }
 

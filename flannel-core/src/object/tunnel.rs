@@ -85,13 +85,15 @@ impl Tunnel {
             Family::of(&listen.ip()) == family && !listen.ip().is_multicast() && listen.port() != 0
         };
         if self.listen.is_empty() {
-            Some("it listens nowhere")
+            Some("it listens nowhere: give it an address of the underlay")
         } else if !self.listen.iter().all(|(family, ip)| usable(family, ip)) {
-            Some("it listens at no address of its family with a port")
+            Some(
+                "where it listens is no address of its family with a port: give one of the node's own",
+            )
         } else if !self.own.iter().all(|(family, own)| own.family() == family) {
-            Some("a subnet of its own is of the other family")
+            Some("a subnet of its own stands in the other family's place")
         } else if !self.listen.families().all(|family| self.mtu.has(family)) {
-            Some("it lacks the MTU of a family")
+            Some("it lacks the MTU of a family that it listens in: give one")
         } else {
             None
         }

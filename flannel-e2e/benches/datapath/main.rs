@@ -108,7 +108,7 @@ pub(crate) struct Args {
     /// These modes alone
     #[arg(long, value_enum, value_delimiter = ',')]
     modes: Vec<Mode>,
-    /// These congestion controls alone
+    /// These congestion controls alone, where streams are measured with several
     #[arg(long, value_enum, value_delimiter = ',')]
     congestions: Vec<Congestion>,
     /// These ways alone
@@ -152,7 +152,7 @@ fn congestions(args: &Args) -> Vec<Congestion> {
         .into_iter()
         .partition(|congestion| congestion.is_there());
     if !missing.is_empty() {
-        eprintln!("... this kernel does not have {missing:?}: left out");
+        eprintln!("... this kernel does not have {missing:?}, or not loaded: left out");
     }
     there
 }
@@ -180,6 +180,12 @@ async fn main() -> ExitCode {
     let others = args.words.iter().any(|word| word != "datapath");
     if !args.bench || others {
         return ExitCode::SUCCESS;
+    }
+    if !Congestion::Cubic.is_there() {
+        eprintln!(
+            "this kernel does not have CUBIC, with which most is measured: modprobe tcp_cubic"
+        );
+        return ExitCode::FAILURE;
     }
     eprintln!("... making namespaces");
     let mut ways = Vec::new();

@@ -94,10 +94,17 @@ impl Bench {
         if self.build.exists() {
             return Ok(());
         }
+        // A copy that was broken off is not taken for a whole one.
+        let part = self.build.with_extension("part");
+        let failed = |error: std::io::Error| format!("{}: {error}", part.display());
+        if part.exists() {
+            fs::remove_dir_all(&part).map_err(failed)?;
+        }
         // With their times, by which cargo tells what is new.
         let mut copy = Command::new("cp");
         copy.args(["--archive", "--reflink=auto"]);
-        run(copy.arg(&other.build).arg(&self.build))
+        run(copy.arg(&other.build).arg(&part))?;
+        fs::rename(&part, &self.build).map_err(failed)
     }
 
     /// Builds the code as it is and checks that every catcher is there and passes: one that fails

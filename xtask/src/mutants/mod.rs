@@ -46,23 +46,18 @@ pub(crate) fn run(args: &[String]) -> Outcome {
     let target = workspace.target_directory.join("mutants");
     let logs = target.join("logs");
     fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))?;
-    let bench = |lane: usize| -> Outcome<Bench> {
-        // The first has had these names when there was no second.
-        let place = |what: &str| match lane {
-            0 => target.join(what),
-            _ => target.join(format!("{what}-{}", lane + 1)),
-        };
+    let bench = |tree: &str, build: &str| -> Outcome<Bench> {
         Ok(Bench {
-            tree: Tree::copy(place("tree"))?,
+            tree: Tree::copy(target.join(tree))?,
             packages: list.packages(),
             features: list.features(&workspace),
-            build: place("build"),
+            build: target.join(build),
             logs: logs.clone(),
         })
     };
     let start = Instant::now();
     eprintln!("building the catchers of {} mutants", mutants.len());
-    let first = bench(0)?;
+    let first = bench("tree", "build")?;
     first.accept_the_original(&mutants)?;
     eprintln!(
         "they pass on the code as it is ({:.0} s)",
@@ -70,7 +65,7 @@ pub(crate) fn run(args: &[String]) -> Outcome {
     );
     let mut benches = vec![first];
     if mutants.len() >= ENOUGH && thread::available_parallelism().is_ok_and(|n| n.get() > 1) {
-        let second = bench(1)?;
+        let second = bench("tree-2", "build-2")?;
         second.take_what_is_built(&benches[0])?;
         benches.push(second);
     }

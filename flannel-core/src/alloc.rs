@@ -90,14 +90,14 @@ impl Allocator {
             .then(|| Subnet::from_bits(self.first.family(), self.slot_bits(slot), self.first.len()))
     }
 
-    /// Marks a subnet of any length as taken, once more if it is already. One that shares no
-    /// address with the pool is ignored, and so is one that covers the whole network: no node can
-    /// hold that and no peer routes it, so a single such record must not leave nobody a subnet.
+    /// Marks a subnet of any length as taken, once more if it is already. One that no peer accepts
+    /// ([`Pool::admits`]) is ignored, such as half of the network: no node can hold that, so a few
+    /// such records must not leave nobody a subnet.
     pub fn take(&mut self, subnet: &Subnet) {
         let Some((from, to)) = self.slots_of(subnet) else {
             return;
         };
-        if subnet.contains(&self.pool.network) {
+        if !self.pool.admits(subnet) {
             return;
         }
         let count = self.taken.entry(*subnet).or_insert(0);

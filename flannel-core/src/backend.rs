@@ -98,6 +98,14 @@ pub enum Rejection {
         /// Ours.
         own: Subnet,
     },
+    /// Its subnet overlaps this host's LAN, or covers an address of this host.
+    #[error("subnet {subnet} overlaps {host}, which this host has on a device of its own")]
+    OverlapsHost {
+        /// The peer's.
+        subnet: Subnet,
+        /// The prefix of an address of this host, or the address itself.
+        host: Subnet,
+    },
     /// Its subnet overlaps that of an older record.
     #[error("subnet {subnet} overlaps {other} of the older record {by}")]
     SubnetTaken {

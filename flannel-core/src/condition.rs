@@ -113,6 +113,12 @@ impl Conditions {
         &self.0
     }
 
+    /// The reason of a condition.
+    pub(crate) fn reason(&self, kind: ConditionType) -> &str {
+        let found = self.0.iter().find(|condition| condition.kind == kind);
+        found.map_or("", |condition| condition.reason.as_str())
+    }
+
     /// Sets a condition; answers it if its status or reason is another than before.
     pub(crate) fn set(&mut self, mut condition: Condition) -> Option<&Condition> {
         let slot = self.0.iter_mut().find(|old| old.kind == condition.kind)?;

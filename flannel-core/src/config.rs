@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::family::{DualStack, Family};
 use crate::gojson::{Members, Scalar, is_key};
 use crate::lease::BackendType;
+use crate::reserved;
 use crate::subnet::{Subnet, ip_to_bits};
 
 /// Why a network config cannot be used.
@@ -259,9 +260,10 @@ impl fmt::Debug for BackendConfig {
 /// # Ok::<(), flannel_core::config::Error>(())
 /// ```
 ///
-/// Stricter than Go flannel in four places, where Go accepts what can never work: an IPv4 value
-/// under an IPv6 key, a `SubnetMin` behind `SubnetMax`, both families off, and a missing network of
-/// an enabled family also where subnets are assigned.
+/// Stricter than Go flannel in five places, where Go accepts what can never work: an IPv4 value
+/// under an IPv6 key, a `SubnetMin` behind `SubnetMax`, both families off, a missing network of
+/// an enabled family also where subnets are assigned, and a network in a reserved range (0.0.0.0/8,
+/// 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4; `::/8`, `fe80::/10`, `ff00::/8`).
 #[derive(Clone, PartialEq, Eq)]
 pub struct NetworkConfig {
     pools: DualStack<Pool>,
@@ -489,6 +491,13 @@ impl FamilyDraft {
                 format!("must be an {family} network such as {example}, unless {enable} is false"),
             )
         })?;
+        if let Some((range, what)) = reserved::around(&network) {
+            let rule = format!(
+                "{range} {what}: choose another network, such as {}",
+                names.example
+            );
+            return Err(Error::key(names.network, network, rule));
+        }
         let range = match mode {
             PoolMode::Assigned => None,
             PoolMode::Allocated => Some(self.range(names, network)?),

@@ -17,6 +17,9 @@ pub struct Snapshot {
     pub unreadable: Vec<Unreadable>,
     /// The position in the store's history that this is the state of.
     pub revision: Revision,
+    /// The store has no network config, where that is kept beside the records: it may have lost
+    /// everything, so what it lacks is no statement.
+    pub unconfigured: bool,
 }
 
 /// A record that is there and could not be read. It counts neither as a lease nor as deleted.

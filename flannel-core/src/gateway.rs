@@ -94,8 +94,8 @@ impl Gateways {
     /// tunnel. The other node needs nothing for it: to forward what arrives is all it has to do.
     ///
     /// # Errors
-    /// [`Rejection::NotOnLink`] if there is a router in between or no way at all,
-    /// [`Rejection::PublicIp`] if no other node can have the address.
+    /// [`Rejection::NotOnLink`] if there is a router in between or no way at all. That another host
+    /// can have the address has been found before ([`HostAddresses`](crate::HostAddresses)).
     pub fn direct(
         &self,
         underlay: &Underlay,
@@ -118,10 +118,6 @@ impl Gateways {
             )),
             Reach::Router(router) => Err(not_on_link(format!("{router} is the way to it"))),
             Reach::None => Err(not_on_link("no route leads to it".to_owned())),
-            Reach::NoHost(reason) => Err(Rejection::PublicIp {
-                found: gateway.to_string(),
-                reason: reason.to_owned(),
-            }),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! [`LeaseSet`]: folds the events of a store into the set of peers.
 
+mod record;
 mod tombstones;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,19 +8,19 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::admission::Admission;
-pub use crate::admission::Own;
+use crate::admission::{Admission, Screened};
+pub use crate::admission::{HostAddresses, Own};
 use crate::backend::Rejection;
 use crate::config::Pool;
 use crate::event::{Event, Snapshot, Unreadable};
 use crate::family::{DualStack, Family};
 use crate::lease::{BackendType, Lease, LeaseKey, Revision};
-use crate::node::NodeId;
 use crate::settle::{Claimant, Settlement};
 use crate::subnet::Subnet;
 use crate::wire;
-pub use crate::withdrawal::{Held, WithdrawalGuard};
+pub use crate::withdrawal::{Held, HeldReason, WithdrawalGuard};
 
+use record::{Good, Record, Records, Seat, Spoilt};
 use tombstones::Tombstones;
 
 /// Another node's record with what of it may be used.
@@ -32,6 +33,9 @@ pub struct Peer {
     /// Why a family that the record has is not among them. [`Rejection::NoSubnet`] stands in the
     /// places of the families that this node runs.
     pub rejected: DualStack<Rejection>,
+    /// The store's last word lacks the record, and that is not believed yet ([`Held`]): it stays,
+    /// and gives way to any record that is there.
+    pub doubted: bool,
 }
 
 /// What a change made of the set of peers: keys of records whose [`Peer`] came, differs or went,
@@ -50,6 +54,17 @@ impl LeaseDelta {
     /// Whether nothing changed.
     pub const fn is_empty(&self) -> bool {
         self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
+    }
+
+    /// This change and the next one, which is about other records.
+    fn and(mut self, next: Self) -> Self {
+        self.added.extend(next.added);
+        self.changed.extend(next.changed);
+        self.removed.extend(next.removed);
+        self.added.sort_unstable();
+        self.changed.sort_unstable();
+        self.removed.sort_unstable();
+        self
     }
 
     /// Every key named.
@@ -103,9 +118,13 @@ pub struct Applied {
 /// - A record that cannot be read keeps its last good value, but as long as its node has written
 ///   another record since, nothing of it is used ([`Rejection::Replaced`]).
 /// - A snapshot is the truth, but one that withdraws too much ([`WithdrawalGuard`]) removes
-///   nothing until a second one confirms it. Deletes that are delivered one by one are believed.
+///   nothing until a second one confirms it, and so do deletes that come together
+///   ([`apply_burst`](Self::apply_burst)). Deletes that come one by one are believed. A record that
+///   is there beats one that is held so.
+/// - A store without a network config makes no statement by what it lacks.
+/// - That our own record is gone is told at once, whatever is held.
 /// - Two records with overlapping subnets are settled by [`Seniority`](crate::Seniority), for each
-///   family by itself.
+///   family by itself, our own among them.
 ///
 /// Applying an event takes time in proportion to what it changes.
 #[derive(Debug, Clone)]
@@ -114,10 +133,8 @@ pub struct LeaseSet {
     guard: WithdrawalGuard,
     max_records: usize,
 
-    peers: BTreeMap<LeaseKey, Arc<Peer>>,
+    records: Records,
     of_other_backends: BTreeMap<BackendType, BTreeSet<LeaseKey>>,
-    own_records: BTreeMap<LeaseKey, Lease>,
-    unreadable: BTreeMap<LeaseKey, Unreadable>,
     subnets: Settlement<Subnet>,
 
     revision: Revision,
@@ -127,17 +144,24 @@ pub struct LeaseSet {
 
     /// Routes found in the kernel at start that no record has covered yet.
     adopted: BTreeSet<Subnet>,
-    /// The unreadable records of which a good value is known.
-    garbled: BTreeSet<LeaseKey>,
-    /// Of these, those whose good value is of a history that a restored backup ended: its revision
-    /// says nothing any more.
-    outdated: BTreeSet<LeaseKey>,
-    /// Of the adopted routes, those that unreadable records cover, of which no good value is known.
-    spared: BTreeMap<LeaseKey, Vec<Subnet>>,
-    /// Peers that the last snapshot lacks and that are kept until a second one lacks them too.
-    doubted: BTreeSet<LeaseKey>,
     held: Option<Held>,
     believed: bool,
+    /// Our own record was there and went, and is not back.
+    own_gone: bool,
+}
+
+/// A record as it is to be.
+#[derive(Debug)]
+enum Next {
+    /// It is not there.
+    Gone,
+    /// It is there, or may be.
+    Is {
+        /// Its new value; `None`: what was known stays.
+        value: Option<Lease>,
+        spoilt: Option<Box<Spoilt>>,
+        doubted: bool,
+    },
 }
 
 impl Default for LeaseSet {
@@ -158,21 +182,16 @@ impl LeaseSet {
             admission: Admission::default(),
             guard,
             max_records: Self::MAX_RECORDS,
-            peers: BTreeMap::new(),
+            records: Records::default(),
             of_other_backends: BTreeMap::new(),
-            own_records: BTreeMap::new(),
-            unreadable: BTreeMap::new(),
             subnets: Settlement::default(),
             revision: Revision::default(),
             floor: None,
             tombstones: Tombstones::default(),
             adopted: BTreeSet::new(),
-            garbled: BTreeSet::new(),
-            outdated: BTreeSet::new(),
-            spared: BTreeMap::new(),
-            doubted: BTreeSet::new(),
             held: None,
             believed: false,
+            own_gone: false,
         }
     }
 
@@ -190,6 +209,16 @@ impl LeaseSet {
             return LeaseDelta::default();
         }
         self.admission.own = Some(own);
+        self.judge_all()
+    }
+
+    /// Tells the addresses of this host; if they are others than before, all records are judged
+    /// anew.
+    pub fn set_host(&mut self, host: HostAddresses) -> LeaseDelta {
+        if self.admission.host == host {
+            return LeaseDelta::default();
+        }
+        self.admission.host = host;
         self.judge_all()
     }
 
@@ -226,14 +255,19 @@ impl LeaseSet {
             return;
         }
         self.adopted = subnets.into_iter().collect();
-        for peer in self.peers.values() {
+        for peer in Peers(&self.records).values() {
             cover(&mut self.adopted, &peer.lease);
         }
     }
 
     /// The peers by their records' keys: every other node's record, admitted or not.
-    pub const fn peers(&self) -> &BTreeMap<LeaseKey, Arc<Peer>> {
-        &self.peers
+    pub const fn peers(&self) -> Peers<'_> {
+        Peers(&self.records)
+    }
+
+    /// One peer, by its record's key.
+    pub fn peer(&self, key: &LeaseKey) -> Option<&Arc<Peer>> {
+        self.records.get(key)?.peer()
     }
 
     /// The peers that are admitted although they are of another backend than ours, by that: one of
@@ -243,14 +277,38 @@ impl LeaseSet {
     }
 
     /// The records that bear our node id: that of our lease, and stale ones.
-    pub const fn own_records(&self) -> &BTreeMap<LeaseKey, Lease> {
-        &self.own_records
+    pub fn own_records(&self) -> impl Iterator<Item = &Lease> {
+        let own = self.records.own().iter();
+        own.filter_map(|key| self.records.get(key)?.lease())
+    }
+
+    /// Why other nodes do not accept the record of our lease, by a rule that all apply: an older
+    /// one has the subnet. Empty while they do, and while the record is not known.
+    pub fn own_rejected(&self) -> DualStack<Rejection> {
+        let own = self.admission.own.as_ref();
+        let record = own.and_then(|own| self.records.get(own.key.as_ref()?));
+        let Some(record) = record.filter(|record| matches!(record.good, Some(Good::Own(_)))) else {
+            return DualStack::default();
+        };
+        let (Some(lease), Some(seat)) = (record.lease(), record.seat()) else {
+            return DualStack::default();
+        };
+        let mut rejected = DualStack::default();
+        for (family, screened) in self.admission.screen(lease).iter() {
+            let verdict = self.verdict(family, &seat, screened.clone());
+            rejected.set(family, verdict.err());
+        }
+        rejected
     }
 
     /// The records that are there and cannot be read. Where there was a good value before, it is
     /// still in force.
-    pub const fn unreadable(&self) -> &BTreeMap<LeaseKey, Unreadable> {
-        &self.unreadable
+    pub fn unreadable(&self) -> impl ExactSizeIterator<Item = &Unreadable> {
+        self.records.spoilt().iter().map(|key| {
+            let record = self.records.get(key);
+            let spoilt = record.and_then(|record| record.spoilt.as_ref());
+            &spoilt.expect("a key of those that cannot be read").record
+        })
     }
 
     /// How far the store's history is known.
@@ -277,13 +335,22 @@ impl LeaseSet {
     /// The subnets whose routes were found in the kernel at start and stay, although no peer is known
     /// to hold them: there are records under their keys that cannot be read, and those are not gone.
     pub fn spared(&self) -> impl Iterator<Item = &Subnet> {
-        self.spared.values().flatten()
+        let spoilt = self.records.spoilt().iter();
+        spoilt
+            .filter_map(|key| self.records.get(key)?.spoilt.as_ref())
+            .flat_map(|spoilt| &spoilt.spared)
+    }
+
+    /// Whether a key is that of our lease's record.
+    pub fn is_own_key(&self, key: &LeaseKey) -> bool {
+        let own = self.admission.own.as_ref();
+        own.is_some_and(|own| own.key.as_ref() == Some(key))
     }
 
     /// Takes an event in. Config events are not meant for the set and change nothing.
     pub fn apply(&mut self, event: Event) -> Applied {
         match event {
-            Event::Snapshot(snapshot) => self.snapshot(snapshot, false),
+            Event::Snapshot(snapshot) => self.snapshot(snapshot, false, self.guard),
             Event::Put(lease) => self.put(lease),
             Event::Delete { key, revision } => self.delete(key, revision),
             Event::Unreadable(unreadable) => self.mark(unreadable),
@@ -298,19 +365,76 @@ impl LeaseSet {
     /// Takes a snapshot in that was read a grace period after one that was held: what both lack is
     /// withdrawn. What only this one lacks is guarded as ever.
     pub fn apply_confirming(&mut self, snapshot: Snapshot) -> Applied {
-        self.snapshot(snapshot, true)
+        self.snapshot(snapshot, true, self.guard)
     }
 
     /// Takes a snapshot in after a silence that cost leases: whatever it lacks, if only one peer, is
     /// held until a second one lacks it too.
     pub(crate) fn apply_doubting(&mut self, snapshot: Snapshot) -> Applied {
-        let doubting = WithdrawalGuard {
-            share_percent: 0,
-            floor: 1,
+        self.snapshot(snapshot, false, WithdrawalGuard::DOUBTING)
+    }
+
+    /// Takes deletes in that came together, as of one transaction. If they are more than the guard
+    /// lets pass, or if our own record went as well, they are held as a snapshot is: what a second
+    /// reading ([`apply_confirming`](Self::apply_confirming)) lacks is withdrawn then.
+    pub fn apply_burst(&mut self, deletes: Vec<(LeaseKey, Revision)>) -> Applied {
+        let mut applied = Applied::default();
+        let (own, others): (Vec<_>, Vec<_>) = deletes
+            .into_iter()
+            .partition(|(key, _)| self.is_own_key(key));
+        for (key, revision) in own {
+            let first = self.delete(key, revision);
+            applied.delta = applied.delta.and(first.delta);
+            applied.own = first.own.or(applied.own);
+        }
+        let mut fresh: Vec<(LeaseKey, Revision)> = Vec::new();
+        for (key, revision) in others {
+            self.revision = self.revision.max(revision);
+            if !self.is_old_delete(&key, revision) {
+                fresh.push((key, revision));
+            }
+        }
+        let is_known = |key: &LeaseKey| {
+            let record = self.records.get(key);
+            record.is_some_and(|record| record.peer().is_some() && !record.doubted)
         };
-        let usual = std::mem::replace(&mut self.guard, doubting);
-        let applied = self.snapshot(snapshot, false);
-        self.guard = usual;
+        let withdrawal = Held {
+            withdrawn: fresh.iter().filter(|(key, _)| is_known(key)).count(),
+            known: self.records.peers(),
+            reason: HeldReason::Share,
+        };
+        let guard = if self.own_gone {
+            WithdrawalGuard::DOUBTING
+        } else {
+            self.guard
+        };
+        let holds = guard.holds(withdrawal);
+        let mut changes = BTreeMap::new();
+        for (key, revision) in fresh {
+            self.tombstones.insert(key.clone(), revision);
+            let record = self.records.get(&key);
+            let kept = record.filter(|record| holds && record.peer().is_some());
+            let next = match kept {
+                Some(record) => Next::Is {
+                    value: None,
+                    spoilt: record.spoilt.clone(),
+                    doubted: true,
+                },
+                None => Next::Gone,
+            };
+            changes.insert(key, next);
+        }
+        if holds {
+            let before = self.held.map_or(0, |held| held.withdrawn);
+            self.held = Some(Held {
+                withdrawn: withdrawal.withdrawn + before,
+                reason: self.held.map_or(HeldReason::Share, |held| held.reason),
+                ..withdrawal
+            });
+            applied.held = self.held;
+        }
+        applied.delta = applied.delta.and(self.write(changes));
+        self.release();
         applied
     }
 
@@ -325,15 +449,20 @@ impl LeaseSet {
             return applied;
         }
         self.tombstones.remove(&lease.key);
-        self.unreadable.remove(&lease.key);
-        self.garbled.remove(&lease.key);
-        self.outdated.remove(&lease.key);
-        self.spared.remove(&lease.key);
-        self.doubted.remove(&lease.key);
         cover(&mut self.adopted, &lease);
-        if self.differs(&lease) {
-            applied.own = self.own_written(&lease);
-            applied.delta = self.write(vec![(lease.key.clone(), Some(lease))]);
+        let differs = self.differs(&lease);
+        let was_marked = |record: &Record| record.spoilt.is_some() || record.doubted;
+        if differs || self.records.get(&lease.key).is_some_and(was_marked) {
+            if differs && self.is_own_key(&lease.key) {
+                applied.own = Some(self.own_found(&lease));
+            }
+            let key = lease.key.clone();
+            let next = Next::Is {
+                value: Some(lease),
+                spoilt: None,
+                doubted: false,
+            };
+            applied.delta = self.write([(key, next)].into());
         }
         self.release();
         applied
@@ -345,16 +474,13 @@ impl LeaseSet {
         if self.is_old_delete(&key, revision) {
             return applied;
         }
-        self.unreadable.remove(&key);
-        self.garbled.remove(&key);
-        self.outdated.remove(&key);
-        self.spared.remove(&key);
-        self.doubted.remove(&key);
         self.tombstones.insert(key.clone(), revision);
-        applied.delta = self.write(vec![(key.clone(), None)]);
         if self.is_own_key(&key) {
+            self.own_gone = true;
+            let key = key.clone();
             applied.own = Some(OwnChange::Deleted { key, revision });
         }
+        applied.delta = self.write([(key, Next::Gone)].into());
         self.release();
         applied
     }
@@ -362,123 +488,202 @@ impl LeaseSet {
     fn mark(&mut self, unreadable: Unreadable) -> Applied {
         self.revision = self.revision.max(unreadable.revision);
         let mut applied = Applied::default();
+        let record = self.records.get(&unreadable.key);
+        let before = record.and_then(|record| record.spoilt.as_deref());
         if self.is_old_write(&unreadable.key, unreadable.revision)
-            || self.unreadable.get(&unreadable.key) == Some(&unreadable)
+            || before.is_some_and(|before| before.record == unreadable)
         {
             return applied;
         }
+        let (outdated, spared) =
+            before.map_or((false, Vec::new()), |b| (b.outdated, b.spared.clone()));
         if !self.has_room_for(&unreadable.key) {
             applied.refused = 1;
             return applied;
         }
         self.tombstones.remove(&unreadable.key);
-        self.doubted.remove(&unreadable.key);
         if self.is_own_key(&unreadable.key) {
             applied.own = Some(OwnChange::Unreadable(unreadable.clone()));
         }
         let key = unreadable.key.clone();
-        self.unreadable.insert(key.clone(), unreadable);
-        if let Some(last) = self.record(&key).cloned() {
-            self.garbled.insert(key.clone());
-            applied.delta = self.write(vec![(key, Some(last))]);
-        }
+        let next = Next::Is {
+            value: None,
+            spoilt: Some(Box::new(Spoilt {
+                record: unreadable,
+                outdated,
+                spared,
+            })),
+            doubted: false,
+        };
+        applied.delta = self.write([(key, next)].into());
         self.release();
         applied
     }
 
-    fn snapshot(&mut self, snapshot: Snapshot, confirming: bool) -> Applied {
+    fn snapshot(
+        &mut self,
+        snapshot: Snapshot,
+        confirming: bool,
+        guard: WithdrawalGuard,
+    ) -> Applied {
         let mut applied = Applied {
             restored_from: (snapshot.revision < self.revision).then_some(self.revision),
             ..Applied::default()
         };
-        let revision = snapshot.revision;
-        let (mut leases, unreadable) = self.sort_out(snapshot, &mut applied.refused);
-
-        let known = self.peers.len() + self.adopted.len();
-        self.spared.retain(|key, _| unreadable.contains_key(key));
-        for key in unreadable.keys() {
-            // Flannel's keys say which subnets they are of. These first: a readable record may claim
-            // more than it can have, and an adopted route must not go for that.
-            let known = self.record(key).is_some();
-            if let (false, Ok(subnets)) = (known, wire::parse_subnet_key(key.as_str())) {
-                // A route to a part of it was another's.
-                let found = subnets
-                    .values()
-                    .filter(|subnet| self.adopted.remove(subnet));
-                let found: Vec<Subnet> = found.copied().collect();
-                if !found.is_empty() {
-                    self.spared.insert(key.clone(), found);
-                }
-            }
-        }
+        let (revision, unconfigured) = (snapshot.revision, snapshot.unconfigured);
+        let restored = applied.restored_from.is_some();
+        let known = self.records.peers() + self.adopted.len();
+        let (leases, unreadable) = self.sort_out(snapshot, &mut applied.refused);
+        let mut spared = self.spare(&unreadable);
         for lease in leases.values() {
             cover(&mut self.adopted, lease);
         }
-        let lacks = |key: &LeaseKey| !leases.contains_key(key) && !unreadable.contains_key(key);
-        let (sure, doubtful): (BTreeSet<_>, BTreeSet<_>) = self
-            .peers
-            .keys()
-            .filter(|key| lacks(key))
-            .cloned()
-            .partition(|key| confirming && self.doubted.contains(key));
-        // Adopted subnets are only ever fewer: what is left now was missing from the held one too.
-        let adopted_are_sure = confirming && self.held.is_some();
-        let doubtful_adopted = if adopted_are_sure {
-            0
-        } else {
-            self.adopted.len()
-        };
-        let withdrawal = Held {
-            withdrawn: doubtful.len() + doubtful_adopted,
-            known,
-        };
-        self.held = self.guard.holds(withdrawal).then_some(withdrawal);
-        applied.held = self.held;
 
-        let mut removed = sure;
-        if self.held.is_some() {
-            if adopted_are_sure {
-                self.adopted.clear();
-            }
-            self.doubted = doubtful;
-            self.unreadable.retain(|key, _| self.doubted.contains(key));
+        // A store without a config confirms nothing and is confirmed by nothing.
+        let confirming = confirming
+            && !unconfigured
+            && self
+                .held
+                .is_some_and(|held| held.reason == HeldReason::Share);
+        let lacks = |key: &LeaseKey| !leases.contains_key(key) && !unreadable.contains_key(key);
+        let doubtful = |key: &LeaseKey, record: &Record| {
+            record.peer().is_some() && lacks(key) && !(confirming && record.doubted)
+        };
+        let doubtful_peers = self
+            .records
+            .iter()
+            .filter(|(key, record)| doubtful(key, record));
+        // Adopted subnets are only ever fewer: what is left now was missing from the held one too.
+        let doubtful_adopted = if confirming { 0 } else { self.adopted.len() };
+        let withdrawal = Held {
+            withdrawn: doubtful_peers.count() + doubtful_adopted,
+            known,
+            reason: if unconfigured {
+                HeldReason::NoConfig
+            } else {
+                HeldReason::Share
+            },
+        };
+        let is_lost = self
+            .records
+            .own()
+            .iter()
+            .any(|key| self.is_own_key(key) && lacks(key));
+        self.own_gone |= is_lost;
+        let guard = if self.own_gone || restored && leases.is_empty() {
+            WithdrawalGuard::DOUBTING
         } else {
-            removed.extend(doubtful);
-            removed.extend(self.own_records.keys().filter(|key| lacks(key)).cloned());
-            self.adopted.clear();
-            self.doubted.clear();
-            self.unreadable.clear();
-            self.believed = true;
-        }
+            guard
+        };
+        let holds = match withdrawal.reason {
+            HeldReason::NoConfig => withdrawal.withdrawn > 0,
+            HeldReason::Share => guard.holds(withdrawal),
+        };
+        self.held = holds.then_some(withdrawal);
+        applied.held = self.held;
         applied.own = self.own_in_snapshot(&leases, &unreadable, revision);
-        self.unreadable.extend(unreadable);
+
+        let mut changes = BTreeMap::new();
+        for (key, record) in self.records.iter().filter(|(key, _)| lacks(key)) {
+            let next = if holds && doubtful(key, record) {
+                Next::Is {
+                    value: None,
+                    spoilt: outdated(record.spoilt.clone(), restored),
+                    doubted: true,
+                }
+            } else {
+                Next::Gone
+            };
+            changes.insert(key.clone(), next);
+        }
+        for (key, record) in unreadable {
+            let before = self
+                .records
+                .get(&key)
+                .and_then(|record| record.spoilt.as_ref());
+            let spoilt = Spoilt {
+                outdated: before.is_some_and(|before| before.outdated),
+                spared: spared.remove(&key).unwrap_or_default(),
+                record,
+            };
+            let next = Next::Is {
+                value: None,
+                spoilt: outdated(Some(Box::new(spoilt)), restored),
+                doubted: false,
+            };
+            changes.insert(key, next);
+        }
+        for (key, lease) in leases {
+            // A snapshot may hold both, a value to read and one that cannot be.
+            let spoilt = match changes.remove(&key) {
+                Some(Next::Is { spoilt, .. }) => spoilt.map(|spoilt| {
+                    Box::new(Spoilt {
+                        outdated: false,
+                        ..*spoilt
+                    })
+                }),
+                _ => None,
+            };
+            let next = Next::Is {
+                value: self.differs(&lease).then_some(lease),
+                spoilt,
+                doubted: false,
+            };
+            changes.insert(key, next);
+        }
+        if !holds {
+            self.adopted.clear();
+            self.believed = true;
+        } else if confirming {
+            self.adopted.clear();
+        }
         self.tombstones.clear();
         self.floor = Some(revision);
         self.revision = revision;
-
-        let known = |key: &&LeaseKey| leases.contains_key(*key) || self.record(key).is_some();
-        let garbled: BTreeSet<LeaseKey> = self.unreadable.keys().filter(known).cloned().collect();
-        if applied.restored_from.is_some() {
-            let unread = garbled.iter().filter(|key| !leases.contains_key(*key));
-            self.outdated = unread.cloned().collect();
-        } else {
-            self.outdated
-                .retain(|key| garbled.contains(key) && !leases.contains_key(key));
-        }
-        let before = std::mem::replace(&mut self.garbled, garbled);
-        let review = before
-            .symmetric_difference(&self.garbled)
-            .chain(&self.outdated);
-        let review: BTreeMap<LeaseKey, Option<Lease>> = review
-            .filter_map(|key| Some((key.clone(), Some(self.record(key)?.clone()))))
-            .collect();
-        leases.retain(|_, lease| self.differs(lease));
-        let written = leases.into_iter().map(|(key, lease)| (key, Some(lease)));
-        let gone = removed.into_iter().map(|key| (key, None));
-        let mut records = review;
-        records.extend(written.chain(gone));
-        applied.delta = self.write(records.into_iter().collect());
+        changes.retain(|key, next| self.is_news(key, next));
+        applied.delta = self.write(changes);
         applied
+    }
+
+    /// The adopted routes that unreadable records cover, of which no good value is known.
+    fn spare(
+        &mut self,
+        unreadable: &BTreeMap<LeaseKey, Unreadable>,
+    ) -> BTreeMap<LeaseKey, Vec<Subnet>> {
+        let mut spared = BTreeMap::new();
+        for key in unreadable.keys() {
+            let record = self.records.get(key);
+            if record.is_some_and(|record| record.good.is_some()) {
+                continue;
+            }
+            let before = record.and_then(|record| record.spoilt.as_ref());
+            let mut subnets = before.map_or_else(Vec::new, |before| before.spared.clone());
+            // Flannel's keys say which subnets they are of. These first: a readable record may claim
+            // more than it can have, and an adopted route must not go for that. A route to a part
+            // of it was another's.
+            if let Ok(of_key) = wire::parse_subnet_key(key.as_str()) {
+                let found = of_key.values().filter(|subnet| self.adopted.remove(subnet));
+                subnets.extend(found);
+            }
+            spared.insert(key.clone(), subnets);
+        }
+        spared
+    }
+
+    /// Whether a record is to be another than it is.
+    fn is_news(&self, key: &LeaseKey, next: &Next) -> bool {
+        match (self.records.get(key), next) {
+            (None, Next::Gone) => false,
+            (None, _) | (_, Next::Gone) => true,
+            (
+                Some(record),
+                Next::Is {
+                    value,
+                    spoilt,
+                    doubted,
+                },
+            ) => value.is_some() || record.spoilt != *spoilt || record.doubted != *doubted,
+        }
     }
 
     /// The records of a snapshot by key: of two with one key the newer, and no more than fit.
@@ -532,46 +737,39 @@ impl LeaseSet {
     /// Whether a write is older than what is known of the record.
     fn is_old_write(&self, key: &LeaseKey, revision: Revision) -> bool {
         let before_snapshot = self.floor.is_some_and(|floor| revision < floor);
-        if self.doubted.contains(key) {
-            before_snapshot
-        } else if let Some(known) = self.known_revision(key) {
-            revision < known
-        } else if let Some(deleted) = self.tombstones.get(key) {
-            revision <= deleted
-        } else {
-            before_snapshot
+        let record = self.records.get(key);
+        let known = record
+            .filter(|record| !record.doubted)
+            .and_then(Record::revision);
+        match (known, self.tombstones.get(key)) {
+            (Some(known), _) => revision < known,
+            (None, Some(deleted)) => revision <= deleted,
+            (None, None) => before_snapshot,
         }
     }
 
     /// Whether a delete is older than what is known of the record.
     fn is_old_delete(&self, key: &LeaseKey, revision: Revision) -> bool {
-        if let Some(known) = self.known_revision(key) {
-            // The snapshot that lacks a doubted record may be of a restored, younger history.
-            let since = self.floor.filter(|_| self.doubted.contains(key));
-            revision < since.map_or(known, |floor| floor.min(known))
-        } else {
-            self.tombstones
-                .get(key)
-                .max(self.floor)
-                .is_some_and(|seen| revision <= seen)
+        let record = self.records.get(key);
+        let deleted = self.tombstones.get(key);
+        match record.and_then(|record| Some((record.doubted, record.revision()?))) {
+            Some((false, known)) => revision < known,
+            Some((true, known)) => match deleted {
+                Some(deleted) => revision <= deleted,
+                // The snapshot that lacks it may be of a restored, younger history.
+                None => revision < self.floor.map_or(known, |floor| floor.min(known)),
+            },
+            None => deleted.max(self.floor).is_some_and(|seen| revision <= seen),
         }
     }
 
-    /// The last write of a record, readable or not, that is there.
-    fn known_revision(&self, key: &LeaseKey) -> Option<Revision> {
-        let unreadable = self.unreadable.get(key).map(|record| record.revision);
-        unreadable.or_else(|| self.record(key).map(|lease| lease.revision))
-    }
-
     fn record(&self, key: &LeaseKey) -> Option<&Lease> {
-        let peer = self.peers.get(key).map(|peer| &peer.lease);
-        peer.or_else(|| self.own_records.get(key))
+        self.records.get(key)?.lease()
     }
 
     fn has_room_for(&self, key: &LeaseKey) -> bool {
-        self.peers.len() + self.own_records.len() + self.unreadable.len() < self.max_records
-            || self.record(key).is_some()
-            || self.unreadable.contains_key(key)
+        self.records.len() < self.max_records
+            || self.records.get(key).is_some()
             || self.is_own_key(key)
     }
 
@@ -587,18 +785,9 @@ impl LeaseSet {
         })
     }
 
-    fn is_own_key(&self, key: &LeaseKey) -> bool {
-        let own = self.admission.own.as_ref();
-        own.is_some_and(|own| own.key.as_ref() == Some(key))
-    }
-
-    fn own_written(&self, lease: &Lease) -> Option<OwnChange> {
-        let news = self.is_own_key(&lease.key) && self.differs(lease);
-        news.then(|| self.own_found(lease))
-    }
-
-    fn own_found(&self, lease: &Lease) -> OwnChange {
+    fn own_found(&mut self, lease: &Lease) -> OwnChange {
         if self.admission.is_own(lease) {
+            self.own_gone = false;
             OwnChange::Written(lease.clone())
         } else {
             OwnChange::Taken(lease.clone())
@@ -606,186 +795,180 @@ impl LeaseSet {
     }
 
     fn own_in_snapshot(
-        &self,
+        &mut self,
         leases: &BTreeMap<LeaseKey, Lease>,
         unreadable: &BTreeMap<LeaseKey, Unreadable>,
         revision: Revision,
     ) -> Option<OwnChange> {
-        let key = self.admission.own.as_ref()?.key.as_ref()?;
-        if let Some(record) = unreadable.get(key) {
+        let key = self.admission.own.as_ref()?.key.clone()?;
+        if let Some(record) = unreadable.get(&key) {
             return Some(OwnChange::Unreadable(record.clone()));
         }
-        match leases.get(key) {
-            Some(lease) => Some(self.own_found(lease)),
-            None if self.held.is_some() => None,
-            None => Some(OwnChange::Deleted {
-                key: key.clone(),
-                revision,
-            }),
-        }
+        Some(match leases.get(&key) {
+            Some(lease) => self.own_found(lease),
+            None => OwnChange::Deleted { key, revision },
+        })
     }
 
     /// Ends the wait for a second snapshot once events have explained all that the first lacked.
     fn release(&mut self) {
-        if self.held.is_some() && self.doubted.is_empty() && self.adopted.is_empty() {
+        let explained = self.records.doubted().is_empty() && self.adopted.is_empty();
+        if self.held.is_some() && explained {
             self.held = None;
             self.believed = true;
         }
     }
 
     fn judge_all(&mut self) -> LeaseDelta {
-        let peers = self.peers.values().map(|peer| &peer.lease);
-        let all = peers.chain(self.own_records.values());
-        self.write(
-            all.map(|lease| (lease.key.clone(), Some(lease.clone())))
-                .collect(),
-        )
+        let keys = self.records.iter();
+        let with_value = keys.filter(|(_, record)| record.good.is_some());
+        let changes = with_value.map(|(key, record)| {
+            let next = Next::Is {
+                value: record.lease().cloned(),
+                spoilt: record.spoilt.clone(),
+                doubted: record.doubted,
+            };
+            (key.clone(), next)
+        });
+        let changes = changes.collect();
+        self.write(changes)
     }
 
     /// Puts records in and takes records out, and judges anew whoever that concerns.
-    fn write(&mut self, records: Records) -> LeaseDelta {
-        let (records, replaced) = self.with_garbled(records);
+    fn write(&mut self, changes: BTreeMap<LeaseKey, Next>) -> LeaseDelta {
+        let mut before: BTreeMap<LeaseKey, Option<Arc<Peer>>> = BTreeMap::new();
         let mut claims = Vec::new();
-        let mut judged = BTreeMap::new();
-        for (key, lease) in records {
-            let theirs = match lease {
-                Some(lease) if self.admission.is_own(&lease) => {
-                    self.own_records.insert(key.clone(), lease);
-                    None
-                }
-                other => {
-                    self.own_records.remove(&key);
-                    other
-                }
+        for (key, next) in changes {
+            let old = self.records.get(&key);
+            let left = old.and_then(Record::seat);
+            before.insert(key.clone(), old.and_then(Record::peer).cloned());
+            let record = self.next_record(old, next);
+            let taken = record.as_ref().and_then(Record::seat);
+            if left != taken
+                && let Some(left) = left
+            {
+                let claimants = Family::ALL.map(|family| claimant(&left, family));
+                let had = claimants
+                    .into_iter()
+                    .filter(|who| !self.subnets.claims(who).is_empty());
+                claims.extend(had.map(|who| (who, Vec::new())));
+            }
+            self.records.set(&key, record);
+        }
+        let mut open: BTreeSet<LeaseKey> = before.keys().cloned().collect();
+        open.extend(self.records.take_disturbed());
+        let mut screened = BTreeMap::new();
+        for key in open {
+            let Some(record) = self.records.get(&key) else {
+                continue;
             };
-            let theirs = theirs.map(|lease| (self.screen(&lease, &replaced), lease));
-            let before = self.peers.get(&key).map(|peer| peer.lease.seniority());
-            let after = theirs.as_ref().map(|(_, lease)| lease.seniority());
+            let (Some(lease), Some(seat)) = (record.lease(), record.seat()) else {
+                continue;
+            };
+            let found = self.screen(&key, lease);
             for family in Family::ALL {
-                let claimant = |seniority| Claimant { seniority, family };
-                if before != after
-                    && let Some(gone) = before.clone().map(claimant)
-                    && !self.subnets.claims(&gone).is_empty()
-                {
-                    claims.push((gone, Vec::new()));
-                }
-                if let Some((screened, _)) = &theirs
-                    && let Some(who) = after.clone().map(claimant)
-                {
-                    let claim = screened
-                        .get(family)
-                        .and_then(|verdict| verdict.as_ref().ok());
-                    if self.subnets.claims(&who) != claim.map_or(&[][..], std::slice::from_ref) {
-                        claims.push((who, claim.copied().into_iter().collect()));
-                    }
+                let who = claimant(&seat, family);
+                let claim = found.get(family).and_then(|screened| screened.claim);
+                let claim = claim.as_slice();
+                if self.subnets.claims(&who) != claim {
+                    claims.push((who, claim.to_vec()));
                 }
             }
-            judged.insert(key, theirs);
+            screened.insert(key, found);
         }
         for touched in self.subnets.update(claims) {
             let key = touched.seniority.key;
-            if !judged.contains_key(&key)
-                && let Some(peer) = self.peers.get(&key)
+            if !screened.contains_key(&key)
+                && let Some(lease) = self.record(&key)
             {
-                let screened = self.screen(&peer.lease, &replaced);
-                judged.insert(key, Some((screened, peer.lease.clone())));
+                let found = self.screen(&key, lease);
+                screened.insert(key, found);
             }
         }
+        self.judge(screened, before)
+    }
+
+    /// The record that a change makes of one.
+    fn next_record(&self, old: Option<&Record>, next: Next) -> Option<Record> {
+        let Next::Is {
+            value,
+            spoilt,
+            doubted,
+        } = next
+        else {
+            return None;
+        };
+        let good = match value {
+            None => old.and_then(|old| old.good.clone()),
+            Some(lease) if self.admission.is_own(&lease) => Some(Good::Own(lease)),
+            Some(lease) => Some(Good::Peer(Arc::new(Peer {
+                lease,
+                subnets: DualStack::default(),
+                rejected: DualStack::default(),
+                doubted,
+            }))),
+        };
+        Some(Record {
+            good,
+            spoilt,
+            doubted,
+        })
+    }
+
+    /// Says of each of these records what may be used. `before` has what was said of those that were
+    /// written.
+    fn judge(
+        &mut self,
+        screened: BTreeMap<LeaseKey, DualStack<Screened>>,
+        mut before: BTreeMap<LeaseKey, Option<Arc<Peer>>>,
+    ) -> LeaseDelta {
         let mut delta = LeaseDelta::default();
-        for (key, theirs) in judged {
-            let peer = theirs.map(|(screened, lease)| Arc::new(self.peer(screened, lease)));
-            self.note_backend(&key, peer.as_deref());
-            match (self.peers.get(&key), peer) {
-                (None, None) => {}
-                (Some(_), None) => {
-                    self.peers.remove(&key);
-                    delta.removed.push(key);
-                }
-                (Some(old), Some(new)) if *old == new => {}
-                (old, Some(new)) => {
-                    let list = if old.is_some() {
-                        &mut delta.changed
-                    } else {
-                        &mut delta.added
+        for (key, found) in screened {
+            let Some(record) = self.records.get(&key) else {
+                continue;
+            };
+            let Some(peer) = record.peer().cloned() else {
+                continue;
+            };
+            let seat = record.seat();
+            let old = match before.remove(&key) {
+                Some(old) => old,
+                None => Some(Arc::clone(&peer)),
+            };
+            let new = Arc::new(self.verdicts(&peer, seat.as_ref(), record.doubted, &found));
+            self.note_backend(&key, Some(&new));
+            match old {
+                Some(old) if *old == *new => self.records.judge(&key, old),
+                old => {
+                    let list = match old {
+                        Some(_) => &mut delta.changed,
+                        None => &mut delta.added,
                     };
                     list.push(key.clone());
-                    self.peers.insert(key, new);
+                    self.records.judge(&key, new);
                 }
+            }
+        }
+        // What is left is there no more, or is our own now.
+        for (key, old) in before {
+            if old.is_some() {
+                self.note_backend(&key, None);
+                delta.removed.push(key);
             }
         }
         delta
     }
 
-    /// With the records to be written, those that cannot be read of the same nodes; and by which
-    /// record each of these is replaced, if it is. Looks at the other records only if a node is
-    /// concerned that has one that cannot be read.
-    fn with_garbled(&self, records: Records) -> (Records, Replaced) {
-        if self.garbled.is_empty() {
-            return (records, Replaced::new());
-        }
-        let mut records: BTreeMap<LeaseKey, Option<Lease>> = records.into_iter().collect();
-        let nodes: BTreeSet<&NodeId> = records
-            .iter()
-            .flat_map(|(key, lease)| [self.record(key), lease.as_ref()])
-            .flatten()
-            .map(|lease| &lease.node)
-            .collect();
-        // A snapshot may hold both, a value to read and one that cannot be.
-        let to_be = |key| match records.get(key) {
-            Some(to_be) => to_be.as_ref(),
-            None => self.record(key),
-        };
-        let garbled = self.garbled.iter().filter_map(to_be);
-        let garbled: Vec<&Lease> = garbled.filter(|last| nodes.contains(&last.node)).collect();
-        let age = |lease: &Lease| (!self.outdated.contains(&lease.key), lease.revision);
-        let mut newest: BTreeMap<&NodeId, Option<(Age, LeaseKey)>> =
-            garbled.iter().map(|last| (&last.node, None)).collect();
-        if newest.is_empty() {
-            return (records.into_iter().collect(), Replaced::new());
-        }
-        let peers = self.peers.values().map(|peer| &peer.lease);
-        let stay = peers.filter(|lease| !records.contains_key(&lease.key));
-        for lease in stay.chain(records.values().flatten()) {
-            if let Some(newest) = newest.get_mut(&lease.node) {
-                let this = Some((age(lease), lease.key.clone()));
-                *newest = this.max(newest.take());
-            }
-        }
-        let mut replaced = Replaced::new();
-        for last in &garbled {
-            let newest = newest.get(&last.node).cloned().flatten();
-            let by = newest.filter(|(newest, _)| *newest > age(last));
-            replaced.insert(last.key.clone(), by.map(|(_, by)| by));
-        }
-        let review = garbled
-            .into_iter()
-            .filter(|last| !records.contains_key(&last.key));
-        let review: Vec<Lease> = review.cloned().collect();
-        records.extend(
-            review
-                .into_iter()
-                .map(|last| (last.key.clone(), Some(last))),
-        );
-        (records.into_iter().collect(), replaced)
-    }
-
     /// What of a record may be used, others' claims aside.
-    fn screen(&self, lease: &Lease, replaced: &Replaced) -> DualStack<Result<Subnet, Rejection>> {
+    fn screen(&self, key: &LeaseKey, lease: &Lease) -> DualStack<Screened> {
         let mut screened = self.admission.screen(lease);
-        if !self.garbled.contains(&lease.key) {
-            return screened;
-        }
-        let by = match replaced.get(&lease.key) {
-            Some(by) => by.clone(),
-            None => self
-                .peers
-                .get(&lease.key)
-                .and_then(|peer| replaced_by(peer)),
-        };
-        for family in Family::ALL {
-            if let (Some(by), Some(_)) = (&by, screened.get(family)) {
-                let by = by.clone();
-                screened.set(family, Some(Err(Rejection::Replaced { by })));
+        if let Some(by) = self.records.replacement(key) {
+            for family in Family::ALL {
+                if screened.has(family) {
+                    let by = by.clone();
+                    let refused = Screened::refused(Rejection::Replaced { by });
+                    screened.set(family, Some(refused));
+                }
             }
         }
         screened
@@ -806,50 +989,117 @@ impl LeaseSet {
         }
     }
 
-    fn peer(&self, screened: DualStack<Result<Subnet, Rejection>>, lease: Lease) -> Peer {
+    /// A peer with the verdicts on it.
+    fn verdicts(
+        &self,
+        peer: &Peer,
+        seat: Option<&Seat>,
+        doubted: bool,
+        screened: &DualStack<Screened>,
+    ) -> Peer {
         let mut subnets = DualStack::default();
         let mut rejected = DualStack::default();
-        for (family, verdict) in screened.iter() {
-            let seniority = lease.seniority();
-            let lost = self.subnets.lost(&Claimant { seniority, family });
-            match (verdict, lost) {
-                (Err(rejection), _) => rejected.set(family, Some(rejection.clone())),
-                (Ok(subnet), None) => subnets.set(family, Some(*subnet)),
-                (Ok(subnet), Some(lost)) => {
-                    let rejection = Rejection::SubnetTaken {
-                        subnet: *subnet,
-                        other: lost.to,
-                        by: lost.by.seniority.key.clone(),
-                    };
-                    rejected.set(family, Some(rejection));
-                }
+        for (family, screened) in screened.iter() {
+            let Some(seat) = seat else { continue };
+            match self.verdict(family, seat, screened.clone()) {
+                Ok(subnet) => subnets.set(family, Some(subnet)),
+                Err(rejection) => rejected.set(family, Some(rejection)),
             }
         }
         Peer {
-            lease,
+            lease: peer.lease.clone(),
             subnets,
             rejected,
+            doubted,
+        }
+    }
+
+    fn verdict(
+        &self,
+        family: Family,
+        seat: &Seat,
+        screened: Screened,
+    ) -> Result<Subnet, Rejection> {
+        let subnet = screened.verdict?;
+        match self.subnets.lost(&claimant(seat, family)) {
+            None => Ok(subnet),
+            Some(lost) => Err(Rejection::SubnetTaken {
+                subnet,
+                other: lost.to,
+                by: lost.by.seniority.key.clone(),
+            }),
         }
     }
 }
 
-/// Records as they are to be; `None`: not at all.
-type Records = Vec<(LeaseKey, Option<Lease>)>;
+/// The peers of a [`LeaseSet`], in the order of their records' keys.
+#[derive(Clone, Copy)]
+pub struct Peers<'a>(&'a Records);
 
-/// How new a record is: whether it is of the history that goes on, and its last write.
-type Age = (bool, Revision);
+impl<'a> Peers<'a> {
+    /// How many there are.
+    pub const fn len(&self) -> usize {
+        self.0.peers()
+    }
 
-/// Records that cannot be read, each with the newer one of its node if there is one.
-type Replaced = BTreeMap<LeaseKey, Option<LeaseKey>>;
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 
-/// The record that a peer was found replaced by.
-fn replaced_by(peer: &Peer) -> Option<LeaseKey> {
-    peer.rejected
-        .values()
-        .find_map(|rejection| match rejection {
-            Rejection::Replaced { by } => Some(by.clone()),
-            _ => None,
-        })
+    /// Each with its record's key.
+    pub fn iter(&self) -> impl Iterator<Item = (&'a LeaseKey, &'a Arc<Peer>)> + use<'a> {
+        let records = self.0.iter();
+        records.filter_map(|(key, record)| Some((key, record.peer()?)))
+    }
+
+    /// The keys of their records.
+    pub fn keys(&self) -> impl Iterator<Item = &'a LeaseKey> + use<'a> {
+        self.iter().map(|(key, _)| key)
+    }
+
+    /// The peers alone.
+    pub fn values(&self) -> impl Iterator<Item = &'a Arc<Peer>> + use<'a> {
+        self.iter().map(|(_, peer)| peer)
+    }
+}
+
+impl<'a> IntoIterator for Peers<'a> {
+    type Item = (&'a LeaseKey, &'a Arc<Peer>);
+    type IntoIter = Box<dyn Iterator<Item = Self::Item> + 'a>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        Box::new(self.iter())
+    }
+}
+
+impl std::fmt::Debug for Peers<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+impl PartialEq for Peers<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.len() == other.len() && self.iter().eq(other.iter())
+    }
+}
+
+fn claimant(seat: &Seat, family: Family) -> Claimant {
+    let (doubted, seniority) = seat.clone();
+    Claimant {
+        doubted,
+        seniority,
+        family,
+    }
+}
+
+/// A record that cannot be read, once the history that its last good value is of has ended.
+fn outdated(spoilt: Option<Box<Spoilt>>, restored: bool) -> Option<Box<Spoilt>> {
+    spoilt.map(|mut spoilt| {
+        spoilt.outdated |= restored;
+        spoilt
+    })
 }
 
 /// Takes out the adopted subnets that a record covers: they are the record's from now on.

@@ -26,6 +26,7 @@ mod node;
 mod object;
 mod overlay;
 pub mod reconcile;
+mod reserved;
 mod settle;
 mod state;
 mod status;
@@ -35,6 +36,7 @@ pub mod underlay;
 pub mod wire;
 mod withdrawal;
 
+pub use admission::no_address_of_a_node;
 pub use backend::{Backend, Network, NodeContext, Note, Rejection};
 pub use backoff::Backoff;
 pub use clock::{Clock, Moment, Rng, TokioClock, stable_hash};
@@ -48,7 +50,10 @@ pub use kernel::{Change, ChangeStream, Features, Kernel, Observed, Op, Scope};
 pub use lease::{
     BackendData, BackendDataError, BackendType, Lease, LeaseAttrs, LeaseKey, Revision, Seniority,
 };
-pub use lease_set::{Applied, Held, LeaseDelta, LeaseSet, Own, OwnChange, Peer, WithdrawalGuard};
+pub use lease_set::{
+    Applied, Held, HeldReason, HostAddresses, LeaseDelta, LeaseSet, Own, OwnChange, Peer, Peers,
+    WithdrawalGuard,
+};
 pub use manager::{Capabilities, LeaseRequest, Manager};
 pub use memory::{MemoryManager, MemoryState};
 pub use node::{NameError, NodeId, OverlayName};

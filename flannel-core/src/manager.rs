@@ -185,8 +185,10 @@ impl Capabilities {
 ///   (`a_lease_that_no_longer_fits_is_replaced`).
 /// - Two nodes never hold one subnet, whatever the race (`no_two_nodes_share_a_subnet`); a pool
 ///   serves exactly as many nodes as it has subnets, then says
-///   [`Error::PoolExhausted`] (`pool_is_used_to_the_last_subnet`). What a foreign record covers,
-///   however long its subnet is, counts as taken (`records_of_any_length_are_respected`).
+///   [`Error::PoolExhausted`] (`pool_is_used_to_the_last_subnet`). What a foreign record covers
+///   that peers accept, however long its subnet is, counts as taken
+///   (`records_of_any_length_are_respected`); what no peer accepts costs nobody a lease and stops
+///   no join (`what_no_peer_accepts_is_in_nobodys_way`).
 /// - The previous subnet is honoured when free (`previous_subnet_is_honoured`) and not when
 ///   another holds it (`taken_previous_subnet_is_not_given`). A reserved subnet goes to its node
 ///   alone and does not expire, where [`Capabilities::reserves`] says so

@@ -16,6 +16,8 @@ use crate::subnet::Subnet;
 /// One family of one record: wins or loses as a whole. Older ones are smaller.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Claimant {
+    /// The record may be gone: whatever is there for certain comes before it.
+    pub(crate) doubted: bool,
     /// Age and key of the record.
     pub(crate) seniority: Seniority,
     /// Which family of it.
@@ -98,6 +100,7 @@ impl<C: Claim> Default for Index<C> {
             entries: BTreeSet::new(),
             shapes: BTreeMap::new(),
             first: Claimant {
+                doubted: false,
                 seniority: Seniority {
                     created: Revision(0),
                     key: LeaseKey::new(""),
@@ -327,6 +330,7 @@ mod tests {
             prop_oneof![Just(Family::V4), Just(Family::V6)],
         )
             .prop_map(|(created, key, family)| Claimant {
+                doubted: key % 4 == 3,
                 seniority: Seniority {
                     created: Revision(created),
                     key: LeaseKey::new(format!("k{key}")),
@@ -445,6 +449,7 @@ mod tests {
     #[test]
     fn who_loses_stands_in_nobodys_way() {
         let who = |n: u64| Claimant {
+            doubted: false,
             seniority: Seniority {
                 created: Revision(n),
                 key: LeaseKey::new(format!("{n}")),

@@ -9,6 +9,7 @@ use crate::clock::Moment;
 use crate::condition::{Condition, ConditionStatus, ConditionType};
 use crate::family::{DualStack, Family, PublicIp};
 use crate::lease::{BackendType, LeaseKey};
+use crate::lease_set::HeldReason;
 use crate::node::NodeId;
 use crate::reconcile::plan::{Blocked, Step};
 use crate::subnet::Subnet;
@@ -178,11 +179,13 @@ pub enum OverlayEvent {
     Condition(Condition),
     /// The network config changed and was applied.
     ConfigApplied,
-    /// A snapshot would have withdrawn too many peers at once and is not believed yet.
+    /// The store withdrew too many peers at once, or has lost its config: that is not believed yet.
     WithdrawalHeld {
-        /// How many peers it lacks.
+        /// How many peers the store lacks.
         withdrawn: usize,
         /// How many were known.
         known: usize,
+        /// Why it is not believed.
+        reason: HeldReason,
     },
 }

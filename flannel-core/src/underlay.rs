@@ -196,9 +196,6 @@ pub enum Reach {
     Router(IpAddr),
     /// Not at all, or not by a route that we can read.
     None,
-    /// It is on a link, but the address of no other host, for this reason: the kernel takes it as
-    /// nobody's gateway.
-    NoHost(&'static str),
 }
 
 impl Underlay {
@@ -257,28 +254,11 @@ impl Underlay {
 
     /// How an address is reached.
     pub fn reach(&self, ip: IpAddr) -> Reach {
-        if let Some(reason) = self.no_host(ip) {
-            return Reach::NoHost(reason);
-        }
         match self.route_to(ip).map(|route| &route.target) {
             Some(RouteTarget::Device(dev)) => Reach::OnLink(*dev),
             Some(RouteTarget::Gateway { gateway, .. }) => Reach::Router(*gateway),
             _ => Reach::None,
         }
-    }
-
-    /// Why an address is that of no other host, as far as the addresses of this one tell.
-    fn no_host(&self, ip: IpAddr) -> Option<&'static str> {
-        self.addresses.iter().find_map(|address| {
-            if address.ip == ip {
-                return Some("it is an address of this node");
-            }
-            // Links of two hosts have no broadcast address (RFC 3021), nor has IPv6.
-            let subnet = Subnet::new(address.ip, address.prefix_len).ok()?;
-            let has_broadcast = ip.is_ipv4() && subnet.len() < 31;
-            (has_broadcast && ip == subnet.last_address())
-                .then_some("it is the broadcast address of a link")
-        })
     }
 
     /// The link of this name.

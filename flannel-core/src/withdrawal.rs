@@ -25,9 +25,17 @@ impl Default for WithdrawalGuard {
 }
 
 impl WithdrawalGuard {
+    /// Holds whatever is withdrawn, if only one peer.
+    pub(crate) const DOUBTING: Self = Self {
+        share_percent: 0,
+        floor: 1,
+    };
+
     /// Whether a withdrawal is to be confirmed by a second reading.
     pub fn holds(&self, held: Held) -> bool {
-        let Held { withdrawn, known } = held;
+        let Held {
+            withdrawn, known, ..
+        } = held;
         known >= self.floor
             && withdrawn as u128 * 100 > known as u128 * u128::from(self.share_percent)
     }
@@ -36,8 +44,22 @@ impl WithdrawalGuard {
 /// A withdrawal that is not believed yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
-    /// How many peers the snapshot lacks.
+    /// How many peers the store lacks.
     pub withdrawn: usize,
     /// How many were known before, those included whose routes were found in the kernel.
     pub known: usize,
+    /// Why it is not believed.
+    pub reason: HeldReason,
+}
+
+/// Why a withdrawal is not believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum HeldReason {
+    /// It is more than the guard lets pass: a second reading decides.
+    Share,
+    /// The store has no network config, so it may have lost everything: nothing is decided before
+    /// there is one.
+    NoConfig,
 }

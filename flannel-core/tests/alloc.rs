@@ -153,7 +153,9 @@ impl Model {
     }
 
     fn is_free(&self, subnet: &Subnet) -> bool {
-        let counts = |taken: &&Subnet| !taken.contains(&self.network);
+        // What is larger than a quarter of the network, or not in it, no peer accepts.
+        let network = self.network;
+        let counts = |taken: &&Subnet| network.contains(taken) && taken.len() >= network.len() + 2;
         let mut taken = self.taken.iter().filter(counts);
         !taken.any(|taken| taken.overlaps(subnet))
     }
@@ -330,12 +332,7 @@ fn a_pool_at_the_end_of_the_space_does_not_wrap() {
     for (network, len, last) in [
         ("255.255.0.0/16", 24, "255.255.255.0/24"),
         ("255.255.255.240/28", 30, "255.255.255.252/30"),
-        ("ffff::/16", 64, "ffff:ffff:ffff:ffff::/64"),
-        (
-            "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0/124",
-            126,
-            "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffc/126",
-        ),
+        ("240.0.0.0/4", 30, "255.255.255.252/30"),
         (
             "8000::/1",
             126,
@@ -353,12 +350,14 @@ fn a_pool_at_the_end_of_the_space_does_not_wrap() {
         allocator.take(&last);
         assert_eq!(allocator.next_free_from(slots - 1), Some(0), "{network}");
         assert_eq!(allocator.next_free_from(u128::MAX), Some(0), "{network}");
-        let halves: Vec<Subnet> = pool.network().subnets(pool.network().len() + 1).collect();
-        halves.iter().for_each(|half| allocator.take(half));
+        let quarters: Vec<Subnet> = pool.network().subnets(pool.network().len() + 2).collect();
+        quarters.iter().for_each(|quarter| allocator.take(quarter));
         assert_eq!(allocator.next_free_from(0), None, "{network}");
         allocator.release(&last);
         allocator.take(&last);
-        halves.iter().for_each(|half| allocator.release(half));
+        quarters
+            .iter()
+            .for_each(|quarter| allocator.release(quarter));
         assert_eq!(allocator.free_count(), slots - 1, "{network}");
         allocator.release(&last);
         assert_eq!(allocator.free_count(), slots, "{network}");
@@ -366,15 +365,26 @@ fn a_pool_at_the_end_of_the_space_does_not_wrap() {
 }
 
 #[test]
-fn a_record_of_everything_leaves_a_subnet_for_everybody() {
+fn what_no_peer_accepts_leaves_a_subnet_for_everybody() {
     let pool = pool("10.5.0.0/22", 24);
     let mut allocator = Allocator::new(&pool).expect("allocated from");
-    for everything in ["0.0.0.0/0", "10.0.0.0/8", "10.5.0.0/22"] {
-        allocator.take(&subnet(everything));
-        assert_eq!(allocator.free_count(), allocator.slots(), "{everything}");
+    for nobodys in [
+        "0.0.0.0/0",
+        "10.0.0.0/8",
+        "10.5.0.0/22",
+        "10.5.0.0/23",
+        "10.5.2.0/23",
+    ] {
+        allocator.take(&subnet(nobodys));
+        assert_eq!(allocator.free_count(), allocator.slots(), "{nobodys}");
+        allocator.release(&subnet(nobodys));
+        assert_eq!(allocator.free_count(), allocator.slots(), "{nobodys}");
     }
-    allocator.take(&subnet("10.5.0.0/23"));
-    assert!(allocator.free_count() < allocator.slots(), "half counts");
+    allocator.take(&subnet("10.5.1.0/24"));
+    assert!(
+        allocator.free_count() < allocator.slots(),
+        "a quarter counts"
+    );
 }
 
 #[test]
@@ -384,8 +394,9 @@ fn both_families_or_none_are_chosen() {
         Allocator::new(&v4).expect("v4"),
         Allocator::new(&v6).expect("v6"),
     );
-    v6.take(&subnet("fd00::/125"));
-    v6.take(&subnet("fd00::8/125"));
+    for quarter in ["fd00::/126", "fd00::4/126", "fd00::8/126", "fd00::c/126"] {
+        v6.take(&subnet(quarter));
+    }
     let full = choose(&DualStack::both(&v4, &v6), &node(1), &DualStack::default());
     assert_eq!(full, Err(PoolExhausted { family: Family::V6 }));
 }

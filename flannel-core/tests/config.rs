@@ -491,8 +491,15 @@ proptest! {
 
     #[test]
     fn an_accepted_pool_is_sound(text in config_json()) {
-        let config = parse(&text).map_err(|error| TestCaseError::fail(format!("{text}: {error}")));
-        for (family, pool) in config?.pools().iter() {
+        let config = match parse(&text) {
+            Ok(config) => config,
+            Err(error) => {
+                let is_reserved = error.to_string().contains("choose another network");
+                prop_assert!(is_reserved, "{}: {}", text, error);
+                return Ok(());
+            }
+        };
+        for (family, pool) in config.pools().iter() {
             let (first, last) = pool.range().expect("the pool is allocated from");
             prop_assert_eq!(pool.network().family(), family);
             prop_assert!(pool.network().contains(&first) && pool.network().contains(&last));
@@ -501,4 +508,68 @@ proptest! {
             prop_assert!(pool.fits(&first) && pool.fits(&last));
         }
     }
+}
+
+#[test]
+fn a_network_in_a_reserved_range_is_refused_and_every_other_one_is_taken() {
+    let v4 = |network: &str| parse(&format!(r#"{{"Network":"{network}"}}"#));
+    let v6 = |network: &str| {
+        parse(&format!(
+            r#"{{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"{network}"}}"#
+        ))
+    };
+    for reserved in [
+        "0.0.0.0/8",
+        "0.7.0.0/16",
+        "127.0.0.0/8",
+        "127.9.0.0/16",
+        "169.254.0.0/16",
+        "169.254.128.0/20",
+        "224.0.0.0/4",
+        "239.255.0.0/16",
+    ] {
+        let error = v4(reserved).expect_err(reserved).to_string();
+        assert!(
+            error.starts_with("Network = ") && error.contains("10.5.0.0/16"),
+            "{error}"
+        );
+    }
+    for reserved in [
+        "::/8",
+        "::ffff:10.5.0.0/112",
+        "fe80::/10",
+        "fe80:5::/32",
+        "ff00::/8",
+        "ff05::/16",
+    ] {
+        let error = v6(reserved).expect_err(reserved).to_string();
+        assert!(
+            error.starts_with("IPv6Network = ") && error.contains("fd00:5::/48"),
+            "{error}"
+        );
+    }
+    for taken in [
+        "1.0.0.0/8",
+        "10.5.0.0/16",
+        "100.64.0.0/10",
+        "126.0.0.0/8",
+        "128.0.0.0/1",
+        "169.253.0.0/16",
+        "192.0.2.0/24",
+        "240.0.0.0/4",
+        "255.255.0.0/16",
+    ] {
+        assert!(v4(taken).is_ok(), "{taken}");
+    }
+    for taken in [
+        "100::/8",
+        "2001:db8::/32",
+        "fc00::/7",
+        "fec0::/10",
+        "8000::/1",
+    ] {
+        assert!(v6(taken).is_ok(), "{taken}");
+    }
+    let assigned = NetworkConfig::from_json(r#"{"Network":"127.0.0.0/8"}"#, PoolMode::Assigned);
+    assert!(assigned.is_err(), "whoever assigns the subnets");
 }

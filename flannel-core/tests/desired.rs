@@ -252,7 +252,9 @@ fn check_whole(compiler: &Compiler, toy: &Toy, set: &LeaseSet) -> Result<(), Tes
             if let Rejection::KeyTaken { key, by } = rejection {
                 let wanted = &compiler.desired().objects[key];
                 prop_assert_eq!(wanted.peer.as_ref(), Some(by));
-                prop_assert!(set.peers()[by].lease.seniority() < peer.lease.seniority());
+                prop_assert!(
+                    set.peer(by).expect("a peer").lease.seniority() < peer.lease.seniority()
+                );
             }
         }
     }
@@ -335,7 +337,7 @@ proptest! {
     ) {
         let toy = Toy { extra, ..Toy::new(false) };
         let mut set = empty();
-        let snapshot = Snapshot { leases, unreadable: Vec::new(), revision: Revision(50) };
+        let snapshot = Snapshot { leases, revision: Revision(50), ..Snapshot::default() };
         set.apply(Event::Snapshot(snapshot));
         let compiler = scratch(&toy, &set);
         let own: Vec<_> = Toy::new(false).local().iter().map(Object::key).collect();
@@ -345,7 +347,7 @@ proptest! {
                 continue;
             };
             prop_assert!(!own.contains(key));
-            let subnets = &set.peers()[peer].subnets;
+            let subnets = &set.peer(peer).expect("a peer").subnets;
             let ok = match &wanted.object {
                 Object::Fdb(Fdb { dev: on, mac: found, .. })
                 | Object::Neighbour(Neighbour { dev: on, mac: found, .. }) => {
@@ -354,7 +356,7 @@ proptest! {
                         && *found != mac(0)
                 }
                 Object::TunnelPeer(o) => {
-                    let ends = set.peers()[peer].lease.attrs.public_ip;
+                    let ends = set.peer(peer).expect("a peer").lease.attrs.public_ip;
                     o.dev == dev("toy")
                         && subnets.get(o.subnet.family()).is_some_and(|s| s.contains(&o.subnet))
                         && ends.ips().any(|ip| ip == o.endpoint.ip())
@@ -415,8 +417,8 @@ fn a_peer_of_a_packet_path_has_its_own_subnet_at_its_own_address() {
         let mut set = empty();
         set.apply(Event::Snapshot(Snapshot {
             leases: vec![peer],
-            unreadable: Vec::new(),
             revision: Revision(50),
+            ..Snapshot::default()
         }));
         let compiler = scratch(&toy, &set);
         let found = compiler.desired().objects.get(&wanted.key());
@@ -631,8 +633,8 @@ fn a_renewal_changes_nothing_that_is_wanted() {
     let mut set = empty();
     set.apply(Event::Snapshot(Snapshot {
         leases: vec![peer(1, 1, 1)],
-        unreadable: Vec::new(),
         revision: Revision(1),
+        ..Snapshot::default()
     }));
     let mut compiler = scratch(&Toy::new(false), &set);
     let renewed = Lease {

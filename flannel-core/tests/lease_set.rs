@@ -1,5 +1,9 @@
 //! The laws of [`LeaseSet`], over whole histories and against a plain model.
 
+#[path = "lease_set/host.rs"]
+mod host;
+#[path = "lease_set/lost.rs"]
+mod lost;
 #[path = "lease_set/unreadable.rs"]
 mod unreadable_records;
 
@@ -9,9 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_core::{
-    Applied, BackendType, DualStack, Event, Family, Held, Lease, LeaseAttrs, LeaseDelta, LeaseKey,
-    LeaseSet, NetworkConfig, NodeId, Own, OwnChange, Peer, Pool, PoolMode, PublicIp, Rejection,
-    Revision, Rng, Snapshot, Subnet, Unreadable, WithdrawalGuard,
+    Applied, BackendType, DualStack, Event, Family, Held, HeldReason, Lease, LeaseAttrs,
+    LeaseDelta, LeaseKey, LeaseSet, NetworkConfig, NodeId, Own, OwnChange, Peer, Pool, PoolMode,
+    PublicIp, Rejection, Revision, Rng, Snapshot, Subnet, Unreadable, WithdrawalGuard,
 };
 use flannel_testkit::permute::{History, Permutation};
 use flannel_testkit::strategies::leases;
@@ -107,8 +111,8 @@ fn peer(n: u8, revision: u64) -> Lease {
 fn snapshot(leases: impl IntoIterator<Item = Lease>, revision: u64) -> Snapshot {
     Snapshot {
         leases: leases.into_iter().collect(),
-        unreadable: Vec::new(),
         revision: Revision(revision),
+        ..Snapshot::default()
     }
 }
 
@@ -129,6 +133,10 @@ fn delete(name: &str, revision: u64) -> Event {
         key: key(name),
         revision: Revision(revision),
     }
+}
+
+fn peer_of(set: &LeaseSet, key: &LeaseKey) -> Arc<Peer> {
+    Arc::clone(set.peer(key).expect("a known peer"))
 }
 
 mod model {
@@ -156,38 +164,47 @@ mod model {
         records
     }
 
-    fn reachable(ip: IpAddr) -> bool {
-        let nowhere = [
+    fn is_in_one_of(ranges: &[&str], ip: IpAddr) -> bool {
+        ranges.iter().any(|range| net(range).contains_ip(ip))
+    }
+
+    /// What a record claims on every node.
+    fn claims(lease: &Lease, family: Family) -> Option<Subnet> {
+        const NOWHERE: [&str; 11] = [
             "0.0.0.0/8",
             "127.0.0.0/8",
+            "169.254.0.0/16",
             "224.0.0.0/4",
             "255.255.255.255/32",
             "10.5.0.0/16",
-            "192.0.2.1/32",
             "::/127",
             "fe80::/10",
             "ff00::/8",
             "::ffff:0:0/96",
             "fd00:5::/48",
-            "2001:db8::1/128",
         ];
-        nowhere.iter().all(|range| !net(range).contains_ip(ip))
-    }
-
-    fn may_be_used(lease: &Lease, family: Family) -> Option<Subnet> {
         let subnet = *lease.subnet.get(family)?;
         let network = *networks().get(family)?;
+        let ip = lease.attrs.public_ip.ip(family);
         let ok = lease.attrs.backend_type == Some(BackendType::vxlan())
             && network.contains(&subnet)
             && subnet.len() >= network.len() + 2
-            && !own().subnets.values().any(|own| own.overlaps(&subnet))
-            && lease.attrs.public_ip.ip(family).is_some_and(reachable);
+            && ip.is_some_and(|ip| !is_in_one_of(&NOWHERE, ip));
         ok.then_some(subnet)
+    }
+
+    /// Whether a claim is of use to this node.
+    fn is_for_us(lease: &Lease, family: Family, subnet: &Subnet) -> bool {
+        let mine = ["192.0.2.1/32", "2001:db8::1/128"];
+        let ip = lease.attrs.public_ip.ip(family);
+        lease.node != own().node
+            && !own().subnets.values().any(|own| own.overlaps(subnet))
+            && ip.is_some_and(|ip| !is_in_one_of(&mine, ip))
     }
 
     /// Whether a record cannot be read and its node has a newer one that can.
     pub(super) fn is_replaced(lease: &Lease, set: &LeaseSet) -> bool {
-        let spoilt = |key: &LeaseKey| set.unreadable().contains_key(key);
+        let spoilt = |key: &LeaseKey| set.unreadable().any(|record| record.key == *key);
         let mut others = set.peers().values().map(|peer| &peer.lease);
         spoilt(&lease.key)
             && others.any(|other| {
@@ -195,21 +212,26 @@ mod model {
             })
     }
 
-    /// The subnets that are admitted of each peer.
+    /// The subnets that are admitted of each record, our own among those that claim.
     pub(super) fn admitted<'a>(
-        peers: impl IntoIterator<Item = &'a Lease>,
+        records: impl IntoIterator<Item = &'a Lease>,
     ) -> BTreeMap<LeaseKey, DualStack<Subnet>> {
-        let mut peers: Vec<_> = peers.into_iter().collect();
-        peers.sort_by_key(|lease| lease.seniority());
-        let mut taken = Vec::new();
+        let mut records: Vec<_> = records.into_iter().collect();
+        records.sort_by_key(|lease| lease.seniority());
+        let mut taken: Vec<(&LeaseKey, Subnet)> = Vec::new();
         let mut admitted = BTreeMap::new();
-        for lease in peers {
+        for lease in records {
             let mut subnets = DualStack::default();
             for family in Family::ALL {
-                let free = may_be_used(lease, family)
-                    .filter(|subnet| !taken.iter().any(|other| subnet.overlaps(other)));
-                subnets.set(family, free);
-                taken.extend(free);
+                let free = claims(lease, family).filter(|subnet| {
+                    let mut others = taken.iter().filter(|(key, _)| **key != lease.key);
+                    !others.any(|(_, other)| subnet.overlaps(other))
+                });
+                taken.extend(free.map(|subnet| (&lease.key, subnet)));
+                subnets.set(
+                    family,
+                    free.filter(|subnet| is_for_us(lease, family, subnet)),
+                );
             }
             admitted.insert(lease.key.clone(), subnets);
         }
@@ -230,8 +252,8 @@ fn check_admission(set: &LeaseSet) -> Result<(), TestCaseError> {
                 _ => None,
             });
         if let Some(by) = by {
-            prop_assert!(set.unreadable().contains_key(key) && by != key);
-            prop_assert_eq!(&set.peers()[by].lease.node, &peer.lease.node);
+            prop_assert!(set.unreadable().any(|record| record.key == *key) && by != key);
+            prop_assert_eq!(&peer_of(set, by).lease.node, &peer.lease.node);
             replaced.insert(key.clone(), by.clone());
         }
         prop_assert_eq!(
@@ -239,7 +261,8 @@ fn check_admission(set: &LeaseSet) -> Result<(), TestCaseError> {
             by.is_some() || model::is_replaced(&peer.lease, set)
         );
     }
-    let expected = model::admitted(leases.filter(|lease| !replaced.contains_key(&lease.key)));
+    let counting = leases.filter(|lease| !replaced.contains_key(&lease.key));
+    let expected = model::admitted(counting.chain(set.own_records()));
     for (key, peer) in set.peers() {
         if let Some(by) = replaced.get(key) {
             let rejected: Vec<_> = peer.rejected.values().collect();
@@ -265,10 +288,13 @@ fn check_admission(set: &LeaseSet) -> Result<(), TestCaseError> {
                 );
             }
             if let Some(Rejection::SubnetTaken { subnet, other, by }) = peer.rejected.get(family) {
-                let winner = &set.peers()[by];
-                prop_assert_eq!(winner.subnets.get(family), Some(other));
+                let of_ours = set.own_records().find(|lease| lease.key == *by);
+                let winner = of_ours
+                    .cloned()
+                    .unwrap_or_else(|| peer_of(set, by).lease.clone());
+                prop_assert_eq!(winner.subnet.get(family), Some(other));
                 prop_assert!(subnet.overlaps(other));
-                prop_assert!(winner.lease.seniority() < peer.lease.seniority());
+                prop_assert!(winner.seniority() < peer.lease.seniority());
             }
         }
         if considered == 0 {
@@ -313,7 +339,8 @@ fn nonsense() -> impl Strategy<Value = Event> {
         1 => junk().prop_map(Event::Unreadable),
         1 => (0..40_u64).prop_map(|revision| Event::Progress(Revision(revision))),
         2 => (leases(), junks, 0..40_u64).prop_map(|(leases, unreadable, revision)| {
-            Event::Snapshot(Snapshot { leases, unreadable, revision: Revision(revision) })
+            let revision = Revision(revision);
+            Event::Snapshot(Snapshot { leases, unreadable, revision, ..Snapshot::default() })
         }),
     ]
 }
@@ -325,18 +352,18 @@ fn follow(
     set: &LeaseSet,
 ) -> Result<(), TestCaseError> {
     for key in &delta.added {
-        let old = shadow.insert(key.clone(), Arc::clone(&set.peers()[key]));
+        let old = shadow.insert(key.clone(), peer_of(set, key));
         prop_assert!(old.is_none(), "{key} was there");
     }
     for key in &delta.changed {
-        let new = &set.peers()[key];
-        let old = shadow.insert(key.clone(), Arc::clone(new));
-        prop_assert!(old.is_some_and(|old| old != *new), "{key} did not change");
+        let new = peer_of(set, key);
+        let old = shadow.insert(key.clone(), Arc::clone(&new));
+        prop_assert!(old.is_some_and(|old| old != new), "{key} did not change");
     }
     for key in &delta.removed {
         prop_assert!(shadow.remove(key).is_some(), "{key} was not there");
     }
-    prop_assert_eq!(&*shadow, set.peers());
+    prop_assert!(shadow.iter().eq(set.peers()));
     Ok(())
 }
 
@@ -350,18 +377,18 @@ proptest! {
         for permutation in Permutation::ALL {
             let set = fold(permutation.deliver(&history, &mut Rng::new(seed)));
             let mut known = BTreeMap::new();
-            known.extend(set.own_records().clone());
+            known.extend(set.own_records().map(|lease| (lease.key.clone(), lease.clone())));
             known.extend(set.peers().iter().map(|(k, peer)| (k.clone(), peer.lease.clone())));
             let expected: BTreeMap<_, _> = records
                 .iter()
                 .filter_map(|(key, (lease, _))| Some((key.clone(), lease.clone()?)))
                 .collect();
             prop_assert_eq!(known, expected, "{:?}", permutation);
-            let spoilt: Vec<_> = set.unreadable().keys().collect();
+            let spoilt: Vec<_> = set.unreadable().map(|record| &record.key).collect();
             let expected: Vec<_> =
                 records.iter().filter(|(_, (_, good))| !good).map(|(key, _)| key).collect();
             prop_assert_eq!(spoilt, expected, "{:?}", permutation);
-            prop_assert!(set.own_records().values().all(|lease| lease.node == own().node));
+            prop_assert!(set.own_records().all(|lease| lease.node == own().node));
             prop_assert_eq!(set.revision(), Revision(history.writes().len() as u64));
             check_admission(&set)?;
         }
@@ -428,7 +455,7 @@ proptest! {
         }
         let set = fold(events);
         prop_assert_eq!(set.peers(), late.peers());
-        prop_assert_eq!(set.own_records(), late.own_records());
+        prop_assert!(set.own_records().eq(late.own_records()));
     }
 
     #[test]
@@ -478,7 +505,7 @@ proptest! {
         let gone = before.difference(&first).count();
         let applied = set.apply(Event::Snapshot(all(&first, 2)));
         let too_many = before.len() >= 3 && gone * 2 > before.len();
-        let held = Held { withdrawn: gone, known: before.len() };
+        let held = Held { withdrawn: gone, known: before.len(), reason: HeldReason::Share };
         prop_assert_eq!(applied.held, too_many.then_some(held));
         prop_assert_eq!(set.hold_orphans(), too_many);
         let kept: BTreeSet<u8> =
@@ -511,11 +538,11 @@ fn a_late_delete_does_not_remove_a_subnet_that_moved() {
     moved.subnet = peer(1, 1).subnet;
     let applied = set.apply(Event::Put(moved.clone()));
     assert_eq!(applied.delta.added, [key("peer2")]);
-    assert!(set.peers()[&key("peer2")].subnets.is_empty());
+    assert!(peer_of(&set, &key("peer2")).subnets.is_empty());
     let applied = set.apply(delete("peer1", 3));
     assert_eq!(applied.delta.removed, [key("peer1")]);
     assert_eq!(applied.delta.changed, [key("peer2")]);
-    assert_eq!(set.peers()[&key("peer2")].subnets, moved.subnet);
+    assert_eq!(peer_of(&set, &key("peer2")).subnets, moved.subnet);
 }
 
 #[test]
@@ -524,7 +551,7 @@ fn one_family_never_spoils_the_other() {
     let mut lease = peer(1, 1);
     lease.attrs.public_ip.v6 = None;
     set.apply(Event::Put(lease));
-    let peer = &set.peers()[&key("peer1")];
+    let peer = peer_of(&set, &key("peer1"));
     assert_eq!(peer.subnets, DualStack::v4(net("10.5.1.0/24")));
     assert!(matches!(peer.rejected.v6, Some(Rejection::PublicIp { .. })));
 }
@@ -537,9 +564,9 @@ fn a_family_that_we_do_not_run_is_not_considered() {
     let mut v6_only = peer(2, 2);
     v6_only.subnet.v4 = None;
     set.apply(Event::Put(v6_only));
-    let both = &set.peers()[&key("peer1")];
+    let both = peer_of(&set, &key("peer1"));
     assert!(both.subnets.has(Family::V4) && both.rejected.is_empty());
-    let v6_only = &set.peers()[&key("peer2")];
+    let v6_only = peer_of(&set, &key("peer2"));
     assert_eq!(v6_only.rejected, DualStack::v4(Rejection::NoSubnet));
 }
 
@@ -550,7 +577,7 @@ fn a_subnet_that_is_not_the_peers_to_have_is_refused_with_the_reason() {
         let mut lease = peer(1, 1);
         lease.subnet.v4 = Some(net(v4));
         set.apply(Event::Put(lease));
-        let peer = &set.peers()[&key("peer1")];
+        let peer = peer_of(&set, &key("peer1"));
         assert!(peer.subnets.has(Family::V6));
         peer.rejected.v4.clone()
     };
@@ -613,7 +640,7 @@ fn a_deleted_record_is_not_brought_back_by_an_old_write() {
             .delta
             .is_empty()
     );
-    assert!(set.unreadable().is_empty());
+    assert_eq!(set.unreadable().len(), 0);
     assert_eq!(
         set.apply(Event::Put(peer(1, 5))).delta.added,
         [key("peer1")]
@@ -638,7 +665,7 @@ fn our_own_record_is_never_a_peer_and_its_changes_are_told() {
     )));
     assert_eq!(applied.own, Some(OwnChange::Written(mine.clone())));
     assert_eq!(keys(&set), ["peer1"]);
-    assert_eq!(set.own_records().len(), 2);
+    assert_eq!(set.own_records().count(), 2);
 
     let again = set.apply(Event::Snapshot(snapshot([mine.clone(), peer(1, 1)], 2)));
     assert_eq!(
@@ -647,14 +674,14 @@ fn our_own_record_is_never_a_peer_and_its_changes_are_told() {
         "it may be older than our last write"
     );
     assert!(again.delta.is_empty());
-    assert_eq!(set.own_records().len(), 1);
+    assert_eq!(set.own_records().count(), 1);
     assert_eq!(set.apply(Event::Put(mine.clone())).own, None);
 
     let mut taken = mine.clone();
     (taken.node, taken.revision) = (node("thief"), Revision(3));
     let applied = set.apply(Event::Put(taken.clone()));
     assert_eq!(applied.own, Some(OwnChange::Taken(taken)));
-    let thief = &set.peers()[&key("key0")];
+    let thief = peer_of(&set, &key("key0"));
     assert!(matches!(
         thief.rejected.v4,
         Some(Rejection::OverlapsOwn { .. })
@@ -720,7 +747,7 @@ fn of_two_records_with_one_key_the_newer_counts() {
         ..snapshot([old, peer(1, 2), peer(2, 2)], 9)
     };
     set.apply(Event::Snapshot(snapshot));
-    assert_eq!(set.peers()[&key("peer1")].lease, peer(1, 2));
+    assert_eq!(peer_of(&set, &key("peer1")).lease, peer(1, 2));
     assert_eq!(set.unreadable().len(), 1);
 }
 
@@ -739,7 +766,8 @@ fn adopted_routes_count_as_peers_until_a_snapshot_is_believed() {
         held,
         Some(Held {
             withdrawn: 3,
-            known: 4
+            known: 4,
+            reason: HeldReason::Share,
         })
     );
     assert!(set.hold_orphans() && set.synced());
@@ -794,21 +822,6 @@ fn deletes_one_by_one_are_believed() {
 }
 
 #[test]
-fn a_held_snapshot_takes_nothing_of_ours_away_either() {
-    let mut set = empty(WithdrawalGuard::default());
-    let mut mine = peer(0, 1);
-    (mine.key, mine.node) = (key("key0"), node("node0"));
-    let all = (1..=4).map(|n| peer(n, 1)).chain([mine]);
-    set.apply(Event::Snapshot(snapshot(all, 1)));
-    let applied = set.apply(Event::Snapshot(snapshot([], 2)));
-    assert!(applied.held.is_some() && applied.own.is_none() && applied.delta.is_empty());
-    assert_eq!(set.own_records().len(), 1);
-    let applied = set.apply_confirming(snapshot([], 3));
-    assert!(matches!(applied.own, Some(OwnChange::Deleted { .. })));
-    assert!(set.own_records().is_empty() && set.peers().is_empty());
-}
-
-#[test]
 fn a_flood_of_records_is_cut_and_told() {
     let mut set = empty(WithdrawalGuard::default()).with_max_records(3);
     let flood = (1..=5).map(|n| peer(n, u64::from(10 - n)));
@@ -843,10 +856,10 @@ fn nobody_is_admitted_before_we_know_who_we_are() {
     set.set_pools(pools());
     set.set_backend(BackendType::vxlan());
     set.apply(Event::Put(peer(1, 1)));
-    assert!(set.peers()[&key("peer1")].subnets.is_empty());
+    assert!(peer_of(&set, &key("peer1")).subnets.is_empty());
     assert_eq!(set.set_own(own()).changed, [key("peer1")]);
     assert_eq!(set.set_own(own()), LeaseDelta::default());
-    assert_eq!(set.peers()[&key("peer1")].subnets, peer(1, 1).subnet);
+    assert_eq!(peer_of(&set, &key("peer1")).subnets, peer(1, 1).subnet);
 }
 
 #[test]
@@ -856,12 +869,13 @@ fn a_public_ip_that_is_nobodys_is_refused() {
         let mut lease = peer(1, 1);
         lease.attrs.public_ip = PublicIp::v4(v4.into());
         set.apply(Event::Put(lease));
-        set.peers()[&key("peer1")].subnets.has(Family::V4)
+        peer_of(&set, &key("peer1")).subnets.has(Family::V4)
     };
     assert!(found([198, 51, 100, 1]));
     for odd in [
         [0, 0, 0, 0],
         [127, 0, 0, 1],
+        [169, 254, 7, 7],
         [224, 0, 0, 1],
         [255, 255, 255, 255],
         [10, 5, 3, 1],

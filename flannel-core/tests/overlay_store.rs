@@ -488,6 +488,7 @@ impl Manager for Script {
             leases,
             unreadable: Vec::new(),
             revision,
+            unconfigured: false,
         };
         Box::pin(Once {
             event: Some(Event::Snapshot(snapshot)),
@@ -566,7 +567,10 @@ async fn an_emptied_snapshot_is_confirmed_before_it_is_believed() {
     let held = async {
         loop {
             let event = held.recv().await.expect("more");
-            if let OverlayEvent::WithdrawalHeld { withdrawn, known } = event {
+            if let OverlayEvent::WithdrawalHeld {
+                withdrawn, known, ..
+            } = event
+            {
                 return (withdrawn, known);
             }
         }

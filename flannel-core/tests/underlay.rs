@@ -279,17 +279,3 @@ fn reach_follows_the_longest_prefix() {
     assert_eq!(node.reach(ip("203.0.113.1")), Reach::Router(ip("10.0.2.2")));
     assert_eq!(node.reach(ip("2001:db8:1::1")), Reach::None);
 }
-
-#[test]
-fn no_other_host_is_at_an_address_of_this_one_or_a_broadcast_address() {
-    let mut node = node();
-    for nobody in ["192.0.2.7", "192.0.2.8", "192.0.2.255", "2001:db8::7"] {
-        let reach = node.reach(ip(nobody));
-        assert!(matches!(reach, Reach::NoHost(_)), "{nobody}: {reach:?}");
-    }
-    // Of two hosts on a link each has one of the two addresses.
-    node.addresses.push(address("eth1", "198.18.0.0/31"));
-    let link = RouteTarget::Device(name("eth1"));
-    node.routes.push(route("198.18.0.0/31", link, 0));
-    assert_eq!(node.reach(ip("198.18.0.1")), Reach::OnLink(name("eth1")));
-}

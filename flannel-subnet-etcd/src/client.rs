@@ -1,6 +1,5 @@
 //! [`EtcdStore`]: the client, with endpoints that fail and files that change.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -10,10 +9,10 @@ use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{Client, ConnectOptions, GetOptions, WatchOptions};
+use etcd_client::{Client, ConnectOptions, WatchOptions};
 use flannel_core::{Backoff, Rng};
 use flannel_subnet_kv::{
-    KeyRange, KeyValue, Layout, LeaseId, RangeAnswer, Store, StoreError, StoreResult, Txn,
+    KeyRange, KeyValue, Layout, LeaseId, Page, PageAnswer, Store, StoreError, StoreResult, Txn,
     TxnAnswer,
 };
 use tokio::sync::Mutex;
@@ -26,15 +25,12 @@ use crate::rotation::{self, Rotation};
 use crate::tls::Stamp;
 use crate::watch::EtcdWatch;
 
-/// How many entries are read at once: some 1.5 MB of leases.
-const PAGE: i64 = 5_000;
-
-/// The largest answer that is taken: some 200,000 leases. Where strangers have put such large values
-/// beside them that a page is larger, smaller pages are read.
+/// The largest answer to a transaction, and the largest message of a watch, that is taken.
 const LARGEST: usize = 64 << 20;
 
-/// By how much a page is made smaller that was too large.
-const SHRINK: i64 = 8;
+/// The largest page that is taken: five times that of 5,000 leases. Where strangers have put such
+/// large values beside leases that a page is larger, smaller ones are read.
+const LARGEST_PAGE: usize = 8 << 20;
 
 /// What the client library says of an answer above [`LARGEST`].
 const TOO_LARGE: &str = "message length too large";
@@ -335,55 +331,37 @@ impl Store for EtcdStore {
         &self.shared.name
     }
 
-    async fn range(&self, range: KeyRange) -> StoreResult<RangeAnswer> {
-        let (mut from, end) = codec::bounds(&range);
-        let mut pages: VecDeque<KeyValue> = VecDeque::new();
-        let mut at = None;
-        let mut limit = PAGE;
-        loop {
-            let page = self.call(
-                |counters| &counters.ranges,
-                Repeat::Freely,
-                NO_LEASE,
-                |client| {
-                    let mut options = GetOptions::new().with_limit(limit);
-                    if let Some(end) = &end {
-                        options = options.with_range(end.clone());
-                    }
-                    if let Some(at) = at {
-                        options = options.with_revision(at);
-                    }
-                    let from = from.clone();
-                    async move {
-                        let mut client = client.kv_client().max_decoding_message_size(LARGEST);
-                        client.get(from, Some(options)).await
-                    }
-                },
-            );
-            let page = match page.await {
-                Err(StoreError::Refused { reason }) if limit > 1 && reason.contains(TOO_LARGE) => {
-                    limit = (limit / SHRINK).max(1);
-                    continue;
+    async fn page(&self, page: Page) -> StoreResult<PageAnswer> {
+        let (from, end) = codec::bounds(&page.range);
+        let answer = self.call(
+            |counters| &counters.ranges,
+            Repeat::Freely,
+            NO_LEASE,
+            |client| {
+                let options = codec::page_options(&page, end.clone());
+                let from = from.clone();
+                async move {
+                    let mut client = client.kv_client().max_decoding_message_size(LARGEST_PAGE);
+                    client.get(from, Some(options)).await
                 }
-                page => page?,
-            };
-            let revision = codec::answered(page.header())?;
-            // All pages are of the revision of the first.
-            let first = *at.get_or_insert(i64::try_from(revision.0).unwrap_or(i64::MAX));
-            pages.extend(page.kvs().iter().map(codec::entry));
-            match page.kvs().last() {
-                Some(last) if page.more() => {
-                    from = last.key().to_vec();
-                    from.push(0);
-                }
-                _ => {
-                    return Ok(RangeAnswer {
-                        revision: flannel_core::Revision(u64::try_from(first).unwrap_or_default()),
-                        entries: pages.into(),
-                    });
-                }
+            },
+        );
+        let answer = match answer.await {
+            Err(StoreError::Refused { reason }) if reason.contains(TOO_LARGE) => {
+                return Err(StoreError::TooLarge);
             }
-        }
+            answer => answer?,
+        };
+        let read = codec::answered(answer.header())?;
+        let entry = |kv| KeyValue {
+            omitted: page.keys_only,
+            ..codec::entry(kv)
+        };
+        Ok(PageAnswer {
+            revision: page.at.unwrap_or(read),
+            entries: answer.kvs().iter().map(entry).collect(),
+            more: answer.more(),
+        })
     }
 
     async fn txn(&self, txn: Txn) -> StoreResult<TxnAnswer> {
@@ -403,7 +381,13 @@ impl Store for EtcdStore {
                 }
             },
         );
-        codec::txn_answer(&answer.await?)
+        match answer.await {
+            // It was answered, so it was done or not; which of both nobody can read.
+            Err(StoreError::Refused { reason }) if reason.contains(TOO_LARGE) => Err(
+                StoreError::unavailable("the answer to a transaction is too large to be read"),
+            ),
+            answer => codec::txn_answer(&answer?),
+        }
     }
 
     async fn grant(&self, ttl: Duration) -> StoreResult<(LeaseId, Duration)> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use etcd_client as etcd;
 use flannel_core::Revision;
 use flannel_subnet_kv::{
-    Compare, Expectation, KeyEvent, KeyRange, KeyValue, LeaseId, Op, OpAnswer, StoreError,
+    Compare, Expectation, KeyEvent, KeyRange, KeyValue, LeaseId, Op, OpAnswer, Page, StoreError,
     StoreResult, Txn, TxnAnswer,
 };
 
@@ -32,6 +32,25 @@ fn end_of(prefix: &[u8]) -> Vec<u8> {
         }
     }
     vec![0]
+}
+
+/// How a page is read, up to where its range ends.
+pub(crate) fn page_options(page: &Page, end: Option<Vec<u8>>) -> etcd::GetOptions {
+    let mut options = etcd::GetOptions::new();
+    // Without a limit etcd sends all there is.
+    if let Ok(limit) = i64::try_from(page.limit) {
+        options = options.with_limit(limit);
+    }
+    if let Some(end) = end {
+        options = options.with_range(end);
+    }
+    if let Some(at) = page.at {
+        options = options.with_revision(signed(at));
+    }
+    if page.keys_only {
+        options = options.with_keys_only();
+    }
+    options
 }
 
 fn revision(revision: i64) -> Revision {
@@ -66,6 +85,7 @@ pub(crate) fn entry(kv: &etcd::KeyValue) -> KeyValue {
         modified: revision(kv.mod_revision()),
         version: u64::try_from(kv.version()).unwrap_or_default(),
         lease: (kv.lease() != 0).then(|| lease_id(kv.lease())),
+        omitted: false,
     }
 }
 

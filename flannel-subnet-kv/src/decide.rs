@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use flannel_core::alloc::choose_among;
 use flannel_core::manager::Error;
 use flannel_core::{
-    DualStack, Lease, LeaseAttrs, LeaseRequest, NetworkConfig, NodeId, Pool, PoolMode, Revision,
-    Subnet, wire,
+    DualStack, Lease, LeaseAttrs, LeaseRequest, NetworkConfig, NodeId, PoolMode, Revision, Subnet,
+    wire,
 };
 
-use crate::layout::{Layout, Record};
+use crate::layout::{Layout, Record, lease_key};
+use crate::standing::{Seen, Standing, blocked_by};
 use crate::store::{KeyRange, KeyValue, LeaseId};
 use crate::txn::{Compare, Expectation, Op, Txn};
 
@@ -17,6 +18,8 @@ use crate::txn::{Compare, Expectation, Op, Txn};
 /// when transactions failed.
 #[derive(Debug, Clone, Default)]
 pub struct View {
+    layout: Layout,
+    seen: Seen,
     pub(super) config: Option<KeyValue>,
     pub(super) records: Vec<Record>,
     markers: BTreeMap<String, KeyValue>,
@@ -25,29 +28,97 @@ pub struct View {
 impl View {
     /// What a reading of [`Layout::range`] says.
     pub fn new(layout: &Layout, entries: Vec<KeyValue>) -> Self {
-        let mut view = Self::default();
-        view.read(layout, entries);
+        let mut view = Self {
+            layout: layout.clone(),
+            ..Self::default()
+        };
+        view.read(entries);
         view
     }
 
-    /// Takes a later reading; what is known of markers stays.
-    pub fn read(&mut self, layout: &Layout, entries: Vec<KeyValue>) {
+    /// Takes a later reading; what is known of markers and of earlier configs stays.
+    pub fn read(&mut self, entries: Vec<KeyValue>) {
         (self.config, self.records) = (None, Vec::new());
         for entry in entries {
-            if entry.key == layout.config() {
+            if entry.key == self.layout.config() {
                 self.config = Some(entry);
-            } else if layout.is_record(&entry.key) {
+            } else if self.layout.is_record(&entry.key) {
                 self.records.push(Record::parse(entry));
             }
         }
+        if let Ok(config) = self.config() {
+            self.seen.add(&config);
+        }
     }
 
-    /// Takes what was found under a marker's key.
-    pub fn marker(&mut self, key: String, found: Option<KeyValue>) {
-        match found {
-            Some(entry) => drop(self.markers.insert(key, entry)),
-            None => drop(self.markers.remove(&key)),
+    /// Counts what could be written under these configs too.
+    pub(super) fn with_seen(mut self, seen: Seen) -> Self {
+        self.seen = seen;
+        if let Ok(config) = self.config() {
+            self.seen.add(&config);
         }
+        self
+    }
+
+    /// The configs under which records are judged.
+    pub(super) const fn seen(&self) -> &Seen {
+        &self.seen
+    }
+
+    /// What a record counts for.
+    fn standing(&self, record: &Record) -> Standing {
+        Standing::of(&self.layout, &self.seen, record)
+    }
+
+    /// Whether a record of ours gives way to another: to Go flannel's always, as that never does;
+    /// to another node's if that is older; to nothing else.
+    pub(super) fn yields(&self, ours: &Record, other: &Record) -> bool {
+        let age = |record: &Record| (record.entry.created, record.entry.key.clone());
+        other.taken.overlaps(&ours.taken)
+            && match self.standing(other) {
+                Standing::Go => true,
+                Standing::Node => age(other) < age(ours),
+                Standing::Taken | Standing::Debris => false,
+            }
+    }
+
+    /// Takes what stands in a range now.
+    pub(super) fn learn(&mut self, range: &KeyRange, found: Vec<KeyValue>) {
+        if range.contains(&self.layout.config()) {
+            self.config = found.into_iter().next();
+            if let Ok(config) = self.config() {
+                self.seen.add(&config);
+            }
+        } else if self.layout.is_record(range.first()) {
+            self.records
+                .retain(|record| !range.contains(&record.entry.key));
+            self.records.extend(found.into_iter().map(Record::parse));
+        } else {
+            self.markers.retain(|key, _| !range.contains(key));
+            let found = found.into_iter().map(|entry| (entry.key.clone(), entry));
+            self.markers.extend(found);
+        }
+    }
+
+    /// Whether a marker names a record that is not known: it is gone, or it came later.
+    pub(super) fn misses_a_holder(&self) -> bool {
+        let is_known = |holder: &str| self.records.iter().any(|r| r.entry.key == holder);
+        let mut holders = self
+            .markers
+            .values()
+            .map(|entry| String::from_utf8_lossy(&entry.value));
+        holders.any(|holder| !is_known(&holder))
+    }
+
+    /// What is known of markers.
+    pub(super) fn markers(&self) -> BTreeMap<String, KeyValue> {
+        self.markers.clone()
+    }
+
+    /// The same with what is known of markers.
+    pub(super) fn with_markers(mut self, markers: BTreeMap<String, KeyValue>) -> Self {
+        self.markers = markers;
+        self
     }
 
     /// When a record was last written; 0 if it is not there.
@@ -62,7 +133,7 @@ impl View {
         subnets: &DualStack<Subnet>,
         attrs: &LeaseAttrs,
     ) -> Result<(), Error> {
-        check_go(subnets, attrs, &self.records)
+        check_go(self, subnets, attrs, &self.records)
     }
 
     /// The network config, as it is used for allocation.
@@ -135,21 +206,14 @@ pub fn decide(
         (!used, record.entry.created, record.entry.key.clone())
     });
     let kept = own.iter().find(|record| {
-        let pools = config.pools();
-        config.fits(&record.taken) && !others.iter().any(|other| yields(pools, record, other))
+        config.fits(&record.taken) && !others.iter().any(|other| view.yields(record, other))
     });
     let subnets = match kept {
         Some(record) => record.taken,
-        None => {
-            let taken = others
-                .iter()
-                .flat_map(|other| other.taken.values().copied());
-            let taken = taken.chain(marked(layout, view, &own, &others));
-            choose_among(config.pools(), taken, &request.node, &request.previous)?
-        }
+        None => choose(layout, view, &config, request, &own, &others)?,
     };
     if !mixed {
-        check_go(&subnets, &request.attrs, others.iter().copied())?;
+        check_go(view, &subnets, &request.attrs, others.iter().copied())?;
     }
     let key = match kept {
         Some(record) => record.entry.key.clone(),
@@ -200,30 +264,37 @@ fn is_own(record: &Record, request: &LeaseRequest) -> bool {
     node == request.node || (record.is_gos() && Some(node) == derived)
 }
 
-/// Whether a record of ours gives way to another: to Go flannel's always, as that never does; to
-/// any other if that is older.
-pub(super) fn yields(pools: &DualStack<Pool>, ours: &Record, other: &Record) -> bool {
-    let age = |record: &Record| (record.entry.created, record.entry.key.clone());
-    is_in_the_way(pools, &other.taken, &ours.taken) && (other.is_gos() || age(other) < age(ours))
-}
-
-/// Whether one record's subnets keep another from having its own. What covers a whole network is in
-/// nobody's way: no node can hold that, and the allocator does not count it either.
-pub(super) fn is_in_the_way(
-    pools: &DualStack<Pool>,
-    theirs: &DualStack<Subnet>,
-    ours: &DualStack<Subnet>,
-) -> bool {
-    let mut theirs = *theirs;
-    for (family, pool) in pools.iter() {
-        if theirs
-            .get(family)
-            .is_some_and(|subnet| subnet.contains(&pool.network()))
-        {
-            theirs.set(family, None);
+/// Chooses subnets that nobody has: those that the node had before, else some that debris leaves
+/// alone, else, where debris leaves none, some whose records can be made.
+fn choose(
+    layout: &Layout,
+    view: &View,
+    config: &NetworkConfig,
+    request: &LeaseRequest,
+    own: &[&Record],
+    others: &[&Record],
+) -> Result<DualStack<Subnet>, Error> {
+    let pools = config.pools();
+    let mut taken: Vec<Subnet> = marked(layout, view, own, others).collect();
+    let mut covered = Vec::new();
+    for other in others {
+        let subnets = other.taken.values().copied();
+        if view.standing(other) == Standing::Debris {
+            covered.extend(subnets);
+            taken.extend(blocked_by(layout, pools, &other.entry.key));
+        } else {
+            taken.extend(subnets);
         }
     }
-    theirs.overlaps(ours)
+    let of = |taken: &[&[Subnet]]| {
+        let taken = taken.concat();
+        choose_among(pools, taken, &request.node, &request.previous)
+    };
+    let anywhere = of(&[&taken])?;
+    if covered.is_empty() || anywhere == request.previous {
+        return Ok(anywhere);
+    }
+    Ok(of(&[&taken, &covered]).unwrap_or(anywhere))
 }
 
 /// The subnets whose marker names a record that is there: they are taken, whatever it is. A marker
@@ -254,25 +325,39 @@ pub(super) fn value(node: &NodeId, attrs: &LeaseAttrs) -> Result<String, Error> 
 /// Refuses what would crash Go nodes, whose records are among those of others: a node of one
 /// family reads no record of two, and the other way round.
 fn check_go<'a>(
+    view: &View,
     subnets: &DualStack<Subnet>,
     attrs: &LeaseAttrs,
     others: impl IntoIterator<Item = &'a Record>,
 ) -> Result<(), Error> {
-    let refuse = |reason: &str| {
+    let refuse = |reason: &str, key: &str| {
         Err(Error::Invalid {
-            reason: format!("{reason}: allow it explicitly if there are no such nodes any more"),
+            reason: format!(
+                "{reason}, such as the one that wrote {key}: allow it explicitly if there are no \
+                 such nodes any more"
+            ),
         })
     };
-    let gos = others.into_iter().filter(|other| other.is_gos());
-    for other in gos.filter_map(|other| other.subnets.as_ref().ok()) {
-        if subnets.v6.is_some() && other.v6.is_none() {
-            return refuse("a dual-stack record crashes the Go nodes that run IPv4 alone");
+    let is_gos = |other: &&Record| Standing::is_gos_of_any_family(&view.layout, &view.seen, other);
+    for other in others.into_iter().filter(is_gos) {
+        let key = &other.entry.key;
+        if subnets.v6.is_some() && other.taken.v6.is_none() {
+            return refuse(
+                "a dual-stack record crashes the Go nodes that run IPv4 alone",
+                key,
+            );
         }
-        if subnets.v6.is_none() && other.v6.is_some() {
-            return refuse("an IPv4 record crashes dual-stack Go nodes when they start");
+        if subnets.v6.is_none() && other.taken.v6.is_some() {
+            return refuse(
+                "an IPv4 record crashes dual-stack Go nodes when they start",
+                key,
+            );
         }
         if subnets.v6.is_some() && attrs.public_ip.v6.is_none() {
-            return refuse("a dual-stack record without PublicIPv6 crashes Go nodes");
+            return refuse(
+                "a dual-stack record without PublicIPv6 crashes Go nodes",
+                key,
+            );
         }
     }
     Ok(())
@@ -308,27 +393,47 @@ impl Decision {
         }
     }
 
-    /// The keys of the markers that go with the record.
-    pub fn markers(&self) -> &[String] {
-        &self.markers
+    /// The record and its lease, if it stands already as it is to be: then it needs but time.
+    pub(super) fn standing_already<'a>(&self, view: &'a View) -> Option<(&'a Record, LeaseId)> {
+        let is_it = |record: &&Record| record.entry.key == self.key;
+        let record = view.records.iter().find(is_it)?;
+        let same = record.entry.value == self.value.as_bytes() && self.deletes.is_empty();
+        Some((record, record.entry.lease.filter(|_| same)?))
     }
 
-    /// The transaction that does it. Either way it reads the store anew, and what is under the
-    /// markers' keys when it fails.
-    pub fn txn(&self, layout: &Layout, lease: Option<LeaseId>) -> Txn {
+    /// The lease that the record is, once it is written at a revision.
+    pub(super) fn lease(&self, request: &LeaseRequest, written: Revision, view: &View) -> Lease {
+        let before = view
+            .records
+            .iter()
+            .find(|record| record.entry.key == self.key);
+        Lease {
+            key: lease_key(&self.key),
+            node: request.node.clone(),
+            subnet: self.subnets,
+            attrs: request.attrs.clone(),
+            ttl: None,
+            created: before.map_or(written, |record| record.entry.created),
+            revision: written,
+        }
+    }
+
+    /// What the transaction compares, and reads when it fails.
+    pub(super) fn compared(&self) -> impl Iterator<Item = &KeyRange> {
+        self.compares.iter().map(|compare| &compare.range)
+    }
+
+    /// The transaction that does it. When it fails it reads what it compared.
+    pub fn txn(&self, lease: Option<LeaseId>) -> Txn {
         let mut then = vec![Op::put(&self.key, self.value.as_str(), lease)];
         for marker in &self.markers {
             then.push(Op::put(marker, self.key.as_str(), lease));
         }
         then.extend(self.deletes.iter().map(Op::delete));
-        then.push(Op::Range(layout.range()));
-        let mut or_else = vec![Op::Range(layout.range())];
-        let markers = self.markers.iter().map(KeyRange::key);
-        or_else.extend(markers.map(Op::Range));
         Txn {
             compares: self.compares.clone(),
             then,
-            or_else,
+            or_else: self.compared().cloned().map(Op::Range).collect(),
         }
     }
 }

@@ -15,7 +15,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use flannel_core::manager::Error;
-use flannel_core::{DualStack, Lease, LeaseKey, NodeId, Subnet, Unreadable, stable_hash, wire};
+use flannel_core::{
+    DualStack, Lease, LeaseAttrs, LeaseKey, NodeId, Subnet, Unreadable, stable_hash, wire,
+};
 
 use crate::store::{KeyRange, KeyValue};
 
@@ -152,7 +154,14 @@ impl Record {
         Self {
             taken: subnets.clone().unwrap_or_default(),
             subnets,
-            value: wire::parse_lease_value(&entry.value),
+            value: match entry.omitted {
+                true => Err(wire::Error::TooLong {
+                    what: "lease value",
+                    len: wire::MAX_VALUE_LEN + 1,
+                    max: wire::MAX_VALUE_LEN,
+                }),
+                false => wire::parse_lease_value(&entry.value),
+            },
             entry,
         }
     }
@@ -162,7 +171,13 @@ impl Record {
         self.value.as_ref().ok()?.node_id().ok()
     }
 
-    /// Whether Go flannel wrote it: it carries no node id.
+    /// What the node publishes, if that and whose it is can be read.
+    pub(super) fn attrs(&self) -> Option<&LeaseAttrs> {
+        let value = self.value.as_ref().ok()?;
+        value.node_id().is_ok().then_some(&value.attrs)
+    }
+
+    /// Whether it carries no node id, as those that Go flannel writes.
     pub(super) fn is_gos(&self) -> bool {
         self.value.as_ref().is_ok_and(|value| value.node.is_none())
     }

@@ -11,6 +11,8 @@ mod decide;
 mod layout;
 mod list_watch;
 mod manager;
+mod paging;
+mod standing;
 mod store;
 mod txn;
 
@@ -18,7 +20,7 @@ pub use decide::{Decision, View, decide};
 pub use layout::Layout;
 pub use manager::{KvManager, KvOptions};
 pub use store::{
-    KeyEvent, KeyRange, KeyValue, LeaseId, RangeAnswer, Store, StoreError, StoreResult, StoreWatch,
-    WatchAnswer,
+    KeyEvent, KeyRange, KeyValue, LeaseId, Page, PageAnswer, RangeAnswer, Store, StoreError,
+    StoreResult, StoreWatch, WatchAnswer,
 };
 pub use txn::{Compare, Expectation, Op, OpAnswer, Txn, TxnAnswer};

@@ -19,7 +19,8 @@ use tokio::time::Instant;
 use crate::decide::parse_config;
 use crate::layout::{Record, lease_key};
 use crate::manager::KvManager;
-use crate::store::{KeyEvent, KeyValue, Store, StoreError, StoreWatch, WatchAnswer};
+use crate::paging::read_all;
+use crate::store::{KeyEvent, KeyValue, Store, StoreWatch, WatchAnswer};
 
 /// The waits between one failure and the next beginning.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -104,22 +105,24 @@ impl<S: Store> Steps<S> {
         let manager = self.manager.clone();
         let options = manager.options();
         let range = options.layout.range();
-        let opening = async {
-            let watch = manager.store().watch(range.clone()).await?;
-            let answer = manager.store().range(range.clone()).await?;
-            Ok::<_, StoreError>((watch, answer))
-        };
-        let opened = tokio::time::timeout(options.patience, opening).await;
-        let (watch, answer) = opened.map_err(|_| silent("the first reading"))??;
+        let opening = tokio::time::timeout(options.patience, manager.store().watch(range));
+        let watch = opening
+            .await
+            .map_err(|_| silent("the opening of the watch"))??;
+        let answer = read_all(manager.store(), &options.layout, Some(options.patience)).await?;
         let mut snapshot = Snapshot {
             revision: answer.revision,
             ..Snapshot::default()
         };
-        let mut config = None;
-        for entry in answer.entries {
-            if entry.key == options.layout.config() {
-                config = Some(entry);
-            } else if options.layout.is_record(&entry.key) {
+        let (config, records): (Vec<_>, Vec<_>) = answer
+            .entries
+            .into_iter()
+            .partition(|entry| entry.key == options.layout.config());
+        // By what the config allows, others' records are judged.
+        snapshot.unconfigured = config.is_empty();
+        let config = self.config_event(config.into_iter().next());
+        for entry in records {
+            if options.layout.is_record(&entry.key) {
                 let record = Record::parse(entry);
                 manager.yield_to(&record).await?;
                 match record.lease(options.ttl) {
@@ -130,7 +133,7 @@ impl<S: Store> Steps<S> {
         }
         self.failures = 0;
         self.ready.push_back(Event::Snapshot(snapshot));
-        self.ready.push_back(config_event(config));
+        self.ready.push_back(config);
         self.open = Some(Open {
             watch,
             since: answer.revision,
@@ -184,9 +187,9 @@ impl<S: Store> Steps<S> {
             if !is_config && !layout.is_record(event.key()) {
                 continue;
             }
-            self.ready.push_back(match event {
-                KeyEvent::Put(entry) if is_config => config_event(Some(entry)),
-                KeyEvent::Delete { .. } if is_config => config_event(None),
+            let event = match event {
+                KeyEvent::Put(entry) if is_config => self.config_event(Some(entry)),
+                KeyEvent::Delete { .. } if is_config => self.config_event(None),
                 KeyEvent::Put(entry) => {
                     let record = Record::parse(entry);
                     manager.yield_to(&record).await?;
@@ -199,26 +202,30 @@ impl<S: Store> Steps<S> {
                     key: lease_key(&key),
                     revision,
                 },
-            });
+            };
+            self.ready.push_back(event);
         }
         Ok(())
+    }
+
+    fn config_event(&self, entry: Option<KeyValue>) -> Event {
+        let Some(entry) = entry else {
+            return Event::ConfigUnreadable {
+                reason: "there is no network config in the store".to_owned(),
+            };
+        };
+        match parse_config(&entry.value) {
+            Ok(config) => {
+                self.manager.saw(&config);
+                Event::Config(config)
+            }
+            Err(error) => Event::ConfigUnreadable {
+                reason: flannel_core::error_chain(&error),
+            },
+        }
     }
 }
 
 fn silent(what: &str) -> Error {
     Error::unavailable(format!("{what} was silent for too long"))
-}
-
-fn config_event(entry: Option<KeyValue>) -> Event {
-    let Some(entry) = entry else {
-        return Event::ConfigUnreadable {
-            reason: "there is no network config in the store".to_owned(),
-        };
-    };
-    match parse_config(&entry.value) {
-        Ok(config) => Event::Config(config),
-        Err(error) => Event::ConfigUnreadable {
-            reason: flannel_core::error_chain(&error),
-        },
-    }
 }

@@ -1,18 +1,19 @@
 //! [`KvManager`]: leases on a store as flannel lays them out, beside Go flannel.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use flannel_core::manager::{Error, Result};
 use flannel_core::{
-    Capabilities, DualStack, EventStream, Lease, LeaseAttrs, LeaseRequest, Manager, NetworkConfig,
-    Pool,
+    Capabilities, EventStream, Lease, LeaseAttrs, LeaseKey, LeaseRequest, Manager, NetworkConfig,
 };
 
-use crate::decide::{self, View, decide, removal, value};
+use crate::decide::{View, decide, removal, value};
 use crate::layout::{Layout, Record, lease_key};
 use crate::list_watch::ListWatch;
+use crate::paging::read_all;
+use crate::standing::{Seen, Standing};
 use crate::store::{KeyRange, KeyValue, LeaseId, Store, StoreError};
 use crate::txn::{Compare, Op, Txn, TxnAnswer};
 
@@ -25,8 +26,8 @@ pub struct KvOptions {
     pub ttl: Duration,
     /// How often a silent watch is asked how far it is. Default: 2 s.
     pub progress_interval: Duration,
-    /// How long a watch may be silent after it was asked, and how long its first reading may take.
-    /// Default: 3 s.
+    /// How long a watch may be silent after it was asked, and how long each page of a reading may
+    /// take. Default: 3 s.
     pub patience: Duration,
     /// Whether to write records of other families than those of the records of Go flannel, whose
     /// nodes they crash. Default: no.
@@ -48,6 +49,10 @@ impl Default for KvOptions {
 /// How often a claim is tried anew before the caller is told to come again.
 const ATTEMPTS: usize = 64;
 
+/// After how many claims that came too late everything is read anew: each of them tells only of what
+/// it wanted.
+const STALE: usize = 4;
+
 /// How often a claim without an answer is looked after before the caller is told.
 const SILENCES: usize = 2;
 
@@ -61,7 +66,12 @@ const SILENCES: usize = 2;
 ///   half, and a claim that arrives late cannot give a node a second record.
 /// - Writes are conditional on the revision at which the record was last seen, and the record is
 ///   looked at before: the revisions of a store that was restored from a backup are used twice.
-/// - Where Go flannel, which asks nobody, has written an overlapping record, ours is given up.
+/// - Where Go flannel, which asks nobody, has written an overlapping record, ours is given up. Only
+///   what Go flannel can have written under a config that was seen counts for that; what no node can
+///   have written is gone round, and nobody gives way to it.
+/// - A claim reads in bounded pages, and what it writes is answered for by few keys: a store of any
+///   size can be joined. An answer that cannot be read is an unknown one, and nothing is taken back
+///   that may have been done.
 /// - The watch is a reading and a watch, and again from the beginning whenever anything is wrong
 ///   with it, silence included.
 ///
@@ -70,10 +80,26 @@ const SILENCES: usize = 2;
 pub struct KvManager<S> {
     store: S,
     options: Arc<KvOptions>,
+    known: Arc<Mutex<Known>>,
+}
+
+/// What a manager remembers.
+#[derive(Debug, Default)]
+struct Known {
     /// The lease that we hold, as far as we know.
-    own: Arc<Mutex<Option<Lease>>>,
-    /// The pools when we last asked for a lease.
-    pools: Arc<Mutex<DualStack<Pool>>>,
+    own: Option<Lease>,
+    /// The configs that were read.
+    seen: Seen,
+    /// The record of ours that was given up last, and why.
+    gave_way: Option<(LeaseKey, String)>,
+}
+
+/// A lease of the store that a claim hangs its record on.
+#[derive(Debug, Default)]
+struct Granted {
+    lease: Option<LeaseId>,
+    /// A record may hang on it.
+    used: bool,
 }
 
 impl<S: Store> KvManager<S> {
@@ -82,8 +108,7 @@ impl<S: Store> KvManager<S> {
         Self {
             store,
             options: Arc::new(options),
-            own: Arc::default(),
-            pools: Arc::default(),
+            known: Arc::default(),
         }
     }
 
@@ -97,88 +122,133 @@ impl<S: Store> KvManager<S> {
         &self.options
     }
 
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn set_own(&self, lease: Option<Lease>) {
-        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = lease;
+        self.known().own = lease;
     }
 
-    fn set_pools(&self, pools: DualStack<Pool>) {
-        *self.pools.lock().unwrap_or_else(PoisonError::into_inner) = pools;
-    }
-
-    fn pools(&self) -> DualStack<Pool> {
-        *self.pools.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn own(&self) -> Option<Lease> {
-        let own = self.own.lock();
-        own.unwrap_or_else(PoisonError::into_inner).clone()
+    /// Remembers a config: what can be written under it counts from now on.
+    pub(crate) fn saw(&self, config: &NetworkConfig) {
+        self.known().seen.add(config);
     }
 
     async fn view(&self) -> Result<View> {
         let layout = &self.options.layout;
-        let answer = self.store.range(layout.range()).await?;
-        Ok(View::new(layout, answer.entries))
+        // How long that may take, the caller says.
+        let answer = read_all(&self.store, layout, None).await?;
+        let seen = self.known().seen.clone();
+        let view = View::new(layout, answer.entries).with_seen(seen);
+        self.known().seen = view.seen().clone();
+        Ok(view)
     }
 
     /// Writes until a record of ours stands that nobody else has a better claim to.
-    async fn claim(&self, request: &LeaseRequest, lease: &mut Option<LeaseId>) -> Result<Lease> {
-        let layout = &self.options.layout;
+    async fn claim(&self, request: &LeaseRequest, granted: &mut Granted) -> Result<Lease> {
         let mut view = self.view().await?;
-        let mut silences = 0;
+        let (mut silences, mut lost) = (0, 0);
         for _ in 0..ATTEMPTS {
+            let layout = &self.options.layout;
             let decision = decide(layout, &view, request, self.options.mixed_families)?;
-            self.set_pools(*view.config()?.pools());
-            let used = if decision.reserved {
-                None
-            } else {
-                match *lease {
-                    Some(lease) => Some(lease),
-                    None => {
-                        let (granted, _) = self.store.grant(self.options.ttl).await?;
-                        *lease = Some(granted);
-                        *lease
-                    }
+            if let Some((record, lease)) = decision.standing_already(&view) {
+                // Nothing is to be written: it works while the store takes no writes.
+                let held = self.held(record)?;
+                match self.extend(&held, lease).await {
+                    Err(Error::LeaseLost { .. }) => view = self.view().await?,
+                    extended => return extended,
+                }
+                continue;
+            }
+            let used = match (decision.reserved, granted.lease) {
+                (true, _) => None,
+                (false, Some(lease)) => Some(lease),
+                (false, None) => {
+                    let (lease, _) = self.store.grant(self.options.ttl).await?;
+                    granted.lease = Some(lease);
+                    Some(lease)
                 }
             };
-            let answer = match self.store.txn(decision.txn(layout, used)).await {
+            let answer = match self.store.txn(decision.txn(used)).await {
                 // It may have been done: then there is a record of ours to be found.
                 Err(StoreError::Unavailable { .. }) if silences < SILENCES => {
+                    granted.used = true;
                     silences += 1;
                     view = self.view().await?;
                     continue;
                 }
+                Err(error @ StoreError::Unavailable { .. }) => {
+                    granted.used = true;
+                    return Err(error.into());
+                }
                 answer => answer?,
             };
-            let succeeded = answer.succeeded;
-            let mut ranges = answer.ranges();
-            view.read(layout, ranges.next().unwrap_or_default());
-            if !succeeded {
-                for (key, found) in decision.markers().iter().zip(ranges) {
-                    view.marker(key.clone(), found.into_iter().next());
+            if !answer.succeeded {
+                lost += 1;
+                for (range, found) in decision.compared().zip(answer.ranges()) {
+                    view.learn(range, found);
+                }
+                if lost % STALE == 0 || view.misses_a_holder() {
+                    let markers = view.markers();
+                    view = self.view().await?.with_markers(markers);
                 }
                 continue;
             }
+            granted.used = true;
+            if decision.subnets.v6.is_none() {
+                // The conditions are about every record with this IPv4 half.
+                let lease = decision.lease(request, answer.revision, &view);
+                let ttl = granted.lease.filter(|_| !decision.reserved);
+                return Ok(Lease {
+                    ttl: ttl.map(|_| self.options.ttl),
+                    ..lease
+                });
+            }
+            let markers = view.markers();
+            view = self.view().await?.with_markers(markers);
             let is_ours = |record: &&Record| record.entry.key == decision.key;
             let Some(ours) = view.records.iter().find(is_ours) else {
                 continue;
             };
-            let held = ours.lease(self.options.ttl);
-            let held = held.map_err(|unreadable| Error::Corrupt {
-                key: unreadable.key,
-                reason: unreadable.reason,
-            })?;
-            let pools = self.pools();
+            let held = self.held(ours)?;
             let mut others = view.records.iter();
-            if !others.any(|other| decide::yields(&pools, ours, other)) {
+            let Some(other) = others.find(|other| view.yields(ours, other)) else {
                 return Ok(held);
-            }
-            // Go flannel was faster, in a way that no condition could see.
-            self.store.txn(removal(layout, &held)).await?;
+            };
+            // Go flannel was faster, with an IPv6 half that no condition could see.
+            self.give_way(&held, other).await?;
             view = self.view().await?;
         }
         Err(Error::Conflict {
             reason: format!("{ATTEMPTS} claims in a row came too late"),
         })
+    }
+
+    /// The lease of a record of ours.
+    fn held(&self, record: &Record) -> Result<Lease> {
+        let held = record.lease(self.options.ttl);
+        held.map_err(|unreadable| Error::Corrupt {
+            key: unreadable.key,
+            reason: unreadable.reason,
+        })
+    }
+
+    /// Removes our record because of another one, and remembers why.
+    async fn give_way(&self, own: &Lease, other: &Record) -> Result<(), StoreError> {
+        let whose = match other.node() {
+            Some(node) => format!("of node {node}"),
+            None => "of nobody knows whom".to_owned(),
+        };
+        let by = if other.is_gos() { "Go flannel" } else { "it" };
+        let reason = format!(
+            "it overlaps {} {whose}, and {by} does not give way: we removed our record",
+            lease_key(&other.entry.key)
+        );
+        tracing::warn!(key = %own.key, reason, "our record gives way");
+        self.known().gave_way = Some((own.key.clone(), reason));
+        self.store.txn(removal(&self.options.layout, own)).await?;
+        Ok(())
     }
 
     /// Our record, if it stands as we know it; nothing if it is gone.
@@ -191,7 +261,7 @@ impl<S: Store> KvManager<S> {
     /// Extends the lease of a record that needs no change.
     async fn extend(&self, lease: &Lease, held: LeaseId) -> Result<Lease> {
         let ttl = match self.store.keep_alive(held).await {
-            Err(StoreError::LeaseNotFound { .. }) => return Err(gone(lease)),
+            Err(StoreError::LeaseNotFound { .. }) => return Err(self.gone(lease)),
             ttl => ttl?,
         };
         // It may have been taken from us meanwhile, together with its lease or without.
@@ -200,7 +270,7 @@ impl<S: Store> KvManager<S> {
                 ttl: Some(ttl),
                 ..lease.clone()
             }),
-            _ => Err(gone(lease)),
+            _ => Err(self.gone(lease)),
         }
     }
 
@@ -238,7 +308,7 @@ impl<S: Store> KvManager<S> {
                     self.store.revoke(granted).await.ok();
                 }
                 still_ours(lease, found(answer))?;
-                Err(gone(lease))
+                Err(self.gone(lease))
             }
             Err(error @ StoreError::Unavailable { .. }) => {
                 // It may have been done: what stands there now tells.
@@ -253,7 +323,7 @@ impl<S: Store> KvManager<S> {
                         Ok(renewed)
                     }
                     there => {
-                        still_ours(lease, there)?.ok_or_else(|| gone(lease))?;
+                        still_ours(lease, there)?.ok_or_else(|| self.gone(lease))?;
                         Err(error.into())
                     }
                 }
@@ -273,14 +343,33 @@ impl<S: Store> KvManager<S> {
 
     /// Gives our lease up if Go flannel has written a record that overlaps it.
     pub(crate) async fn yield_to(&self, other: &Record) -> Result<(), StoreError> {
-        let Some(own) = self.own() else { return Ok(()) };
-        if !other.is_gos() || lease_key(&other.entry.key) == own.key {
-            return Ok(());
+        let own = {
+            let known = self.known();
+            let Some(own) = known.own.as_ref() else {
+                return Ok(());
+            };
+            let is_in_the_way = other.taken.overlaps(&own.subnet)
+                && lease_key(&other.entry.key) != own.key
+                && Standing::of(&self.options.layout, &known.seen, other) == Standing::Go;
+            if !is_in_the_way {
+                return Ok(());
+            }
+            own.clone()
+        };
+        self.give_way(&own, other).await
+    }
+
+    /// Our record is not there any more.
+    fn gone(&self, lease: &Lease) -> Error {
+        let known = self.known();
+        let gave_way = known.gave_way.as_ref().filter(|(key, _)| *key == lease.key);
+        Error::LeaseLost {
+            key: lease.key.clone(),
+            reason: gave_way.map_or_else(
+                || "the record is gone".to_owned(),
+                |(_, reason)| reason.clone(),
+            ),
         }
-        if decide::is_in_the_way(&self.pools(), &other.taken, &own.subnet) {
-            self.store.txn(removal(&self.options.layout, &own)).await?;
-        }
-        Ok(())
     }
 }
 
@@ -310,13 +399,6 @@ fn still_ours(lease: &Lease, found: Option<KeyValue>) -> Result<Option<Record>> 
         ));
     }
     Ok(Some(record))
-}
-
-fn gone(lease: &Lease) -> Error {
-    Error::LeaseLost {
-        key: lease.key.clone(),
-        reason: "the record is gone".to_owned(),
-    }
 }
 
 /// The single entry that a failed transaction of ours read.
@@ -356,15 +438,14 @@ impl<S: Store> Manager for KvManager<S> {
         previous.map_err(|error| Error::Invalid {
             reason: error.to_string(),
         })?;
-        let mut granted = None;
+        let mut granted = Granted::default();
         let claimed = self.claim(request, &mut granted).await;
-        match (&claimed, granted) {
+        match (&claimed, granted.lease) {
             (Ok(lease), _) => self.set_own(Some(lease.clone())),
-            // A record of ours may hang on it.
-            (Err(Error::Unavailable { .. } | Error::Denied { .. }), _) => {}
             // Nobody uses it; if it cannot be given back it runs out by itself.
-            (Err(_), Some(granted)) => drop(self.store.revoke(granted).await),
-            (Err(_), None) => {}
+            (Err(_), Some(lease)) if !granted.used => drop(self.store.revoke(lease).await),
+            // A record of ours may hang on it.
+            (Err(_), _) => {}
         }
         claimed
     }
@@ -373,7 +454,7 @@ impl<S: Store> Manager for KvManager<S> {
     /// left as it is: no other node is told of it, and a store that takes no writes can do it.
     async fn renew_lease(&self, lease: &Lease) -> Result<Lease> {
         let record = self.find_ours(lease).await?;
-        let record = record.ok_or_else(|| gone(lease))?;
+        let record = record.ok_or_else(|| self.gone(lease))?;
         self.check_attrs(lease).await?;
         let value = value(&lease.node, &lease.attrs)?;
         let renewed = match record.entry.lease {

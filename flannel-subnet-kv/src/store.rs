@@ -48,6 +48,10 @@ pub enum StoreError {
         /// The lease.
         lease: LeaseId,
     },
+    /// The answer is larger than is taken. Of a call that writes this is never said: whether it was
+    /// done is not known then ([`Unavailable`](Self::Unavailable)).
+    #[error("the answer is larger than is taken")]
+    TooLarge,
     /// The call itself is wrong, or the store cannot take it (its space is used up).
     #[error("the call is refused: {reason}")]
     Refused {
@@ -81,14 +85,35 @@ pub trait Store: Debug + Clone + Send + Sync + 'static {
     /// What tells this client from others of the store: the seed of its jitter.
     fn name(&self) -> &str;
 
-    /// Reads a range as it is now, all of it at one revision.
+    /// Reads one page of a range.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] or [`StoreError::Denied`].
+    /// [`StoreError::Unavailable`] or [`StoreError::Denied`]; [`StoreError::TooLarge`] where a
+    /// smaller page may be taken; [`StoreError::Compacted`] if the revision is too old by now.
     ///
     /// # Cancel safety
     /// Cancel safe: reads only.
-    async fn range(&self, range: KeyRange) -> StoreResult<RangeAnswer>;
+    async fn page(&self, page: Page) -> StoreResult<PageAnswer>;
+
+    /// Reads a range of few entries as it is now, in one page.
+    ///
+    /// # Errors
+    /// As [`page`](Self::page).
+    ///
+    /// # Cancel safety
+    /// Cancel safe: reads only.
+    async fn range(&self, range: KeyRange) -> StoreResult<RangeAnswer> {
+        let page = Page {
+            range,
+            limit: usize::MAX,
+            at: None,
+            keys_only: false,
+        };
+        let PageAnswer {
+            revision, entries, ..
+        } = self.page(page).await?;
+        Ok(RangeAnswer { revision, entries })
+    }
 
     /// Does a transaction.
     ///
@@ -197,6 +222,8 @@ pub struct KeyValue {
     pub version: u64,
     /// The lease that it is attached to.
     pub lease: Option<LeaseId>,
+    /// The value was not read, or not kept: it is too large, or its key is no lease's.
+    pub omitted: bool,
 }
 
 impl KeyValue {
@@ -209,6 +236,7 @@ impl KeyValue {
             modified: Revision(0),
             version: 0,
             lease: None,
+            omitted: false,
         }
     }
 }
@@ -293,6 +321,27 @@ impl KeyRange {
         }
     }
 
+    /// The first text behind all keys that are meant; `None` where there is none.
+    pub fn end(&self) -> Option<String> {
+        match self {
+            Self::Key(key) => Some(format!("{key}\0")),
+            Self::Between(_, to) => Some(to.clone()),
+            Self::Prefix(prefix) => {
+                let mut end: Vec<char> = prefix.chars().collect();
+                while let Some(last) = end.pop() {
+                    // The numbers of surrogates are no characters.
+                    let next = (u32::from(last) + 1..=0xE000).find_map(char::from_u32);
+                    let next = next.or_else(|| char::from_u32(u32::from(last) + 1));
+                    if let Some(next) = next {
+                        end.push(next);
+                        return Some(end.into_iter().collect());
+                    }
+                }
+                None
+            }
+        }
+    }
+
     /// The entries that are meant, in the order of their keys.
     pub fn of<'a>(
         &self,
@@ -303,6 +352,30 @@ impl KeyRange {
             .take_while(|(key, _)| self.contains(key))
             .map(|(_, entry)| entry)
     }
+}
+
+/// A part of a range that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// The range, from where the page begins.
+    pub range: KeyRange,
+    /// The most entries that it may have.
+    pub limit: usize,
+    /// The revision to be read; `None`: the latest.
+    pub at: Option<Revision>,
+    /// Whether values are left out.
+    pub keys_only: bool,
+}
+
+/// A part of a range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PageAnswer {
+    /// The revision that was read.
+    pub revision: Revision,
+    /// The entries in the order of their keys.
+    pub entries: Vec<KeyValue>,
+    /// Whether there are more of them behind these.
+    pub more: bool,
 }
 
 /// What a range read found.

@@ -392,6 +392,7 @@ impl Store {
             leases: self.records.values().map(|record| record.at(now)).collect(),
             unreadable: Vec::new(),
             revision: self.revision,
+            unconfigured: false,
         }
     }
 

@@ -105,6 +105,7 @@ struct Local {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Compiled {
     created: Revision,
+    doubted: bool,
     /// Each sorted by key.
     units: DualStack<Vec<Object>>,
     /// Why there are not more units, conflicts with other peers not counted.
@@ -114,6 +115,7 @@ struct Compiled {
 impl Compiled {
     fn claimant(&self, key: &LeaseKey, family: Family) -> Claimant {
         Claimant {
+            doubted: self.doubted,
             seniority: Seniority {
                 created: self.created,
                 key: key.clone(),
@@ -216,7 +218,7 @@ impl Compiler {
         let mut reported = BTreeSet::new();
         for key in changed {
             let old = self.peers.remove(key);
-            let peer = peers.peers().get(key);
+            let peer = peers.peer(key);
             let new = peer.map(|peer| self.compile_peer(&*network, peer));
             if old == new {
                 if let Some(same) = new {
@@ -309,6 +311,7 @@ impl Compiler {
     fn compile_peer(&self, network: &dyn Network, peer: &Peer) -> Compiled {
         let mut compiled = Compiled {
             created: peer.lease.created,
+            doubted: peer.doubted,
             units: DualStack::default(),
             rejections: Vec::new(),
         };

@@ -1,18 +1,16 @@
 //! Records that cannot be read.
 
-use std::sync::Arc;
-
 use flannel_core::{
     DualStack, Event, Family, LeaseKey, LeaseSet, Rejection, Snapshot, Subnet, WithdrawalGuard,
 };
 
-use super::{delete, empty, key, keys, net, peer, snapshot, unreadable};
+use super::{delete, empty, key, keys, net, node, peer, peer_of, snapshot, unreadable};
 
 #[test]
 fn an_unreadable_record_keeps_its_last_good_value_until_it_is_deleted() {
     let mut set = empty(WithdrawalGuard::default());
     set.apply(Event::Snapshot(snapshot([peer(1, 1)], 1)));
-    let good = Arc::clone(&set.peers()[&key("peer1")]);
+    let good = peer_of(&set, &key("peer1"));
     assert!(
         set.apply(Event::Unreadable(unreadable("peer1", 2)))
             .delta
@@ -25,17 +23,17 @@ fn an_unreadable_record_keeps_its_last_good_value_until_it_is_deleted() {
         ..snapshot([], 3)
     };
     assert!(set.apply(Event::Snapshot(again)).delta.is_empty());
-    assert_eq!(set.peers()[&key("peer1")], good);
+    assert_eq!(peer_of(&set, &key("peer1")), good);
     assert_eq!(set.unreadable().len(), 2);
     assert_eq!(set.apply(delete("peer1", 4)).delta.removed, [key("peer1")]);
     assert_eq!(set.unreadable().len(), 1);
     set.apply(Event::Put(peer(9, 5)));
-    assert!(set.unreadable().is_empty());
+    assert_eq!(set.unreadable().len(), 0);
 }
 
 /// What replaces a peer's record, in the words of both its families.
 fn replaced_by(set: &LeaseSet, name: &str) -> Option<LeaseKey> {
-    let peer = &set.peers()[&key(name)];
+    let peer = peer_of(set, &key(name));
     let by = |family| match peer.rejected.get(family) {
         Some(Rejection::Replaced { by }) => Some(by.clone()),
         _ => None,
@@ -68,7 +66,7 @@ fn what_cannot_be_read_gives_way_to_what_its_node_writes_next() {
             set.apply(event);
         }
         assert_eq!(replaced_by(&set, "peer1"), Some(new.key.clone()));
-        assert_eq!(set.peers()[&new.key].subnets, new.subnet);
+        assert_eq!(peer_of(&set, &new.key).subnets, new.subnet);
 
         // The new one goes, so the old one counts again; and it counts once it can be read.
         let mut without = set.clone();
@@ -164,4 +162,49 @@ fn an_adopted_route_stays_while_the_record_of_its_subnet_cannot_be_read() {
     let mut gone = adopted();
     gone.apply(Event::Snapshot(snapshot([whole.clone()], 2)));
     assert!(spared(&gone).is_empty());
+}
+
+/// However many records of one node cannot be read, each is replaced by the next one that it wrote,
+/// whatever the order in which that is heard of.
+#[test]
+fn of_many_that_cannot_be_read_each_gives_way_to_the_next() {
+    let of_one = |n: u8| {
+        let mut lease = peer(n, u64::from(n));
+        lease.node = node("careless");
+        lease
+    };
+    let mut set = empty(WithdrawalGuard::default());
+    for n in [5, 1, 3, 2, 4] {
+        set.apply(Event::Put(of_one(n)));
+    }
+    for n in [2, 4, 1, 3] {
+        set.apply(Event::Unreadable(unreadable(&format!("peer{n}"), 9)));
+    }
+    let next = |n: u8| replaced_by(&set, &format!("peer{n}"));
+    for n in 1..=4 {
+        assert_eq!(next(n), Some(key(&format!("peer{}", n + 1))));
+    }
+    assert_eq!(next(5), None);
+    set.apply(delete("peer3", 10));
+    assert_eq!(replaced_by(&set, "peer2"), Some(key("peer4")));
+    set.apply(delete("peer5", 11));
+    assert_eq!(replaced_by(&set, "peer4"), None, "nothing newer is there");
+}
+
+/// As other nodes see it, what we wrote before and nobody can read any more claims nothing.
+#[test]
+fn a_record_of_ours_that_cannot_be_read_claims_nothing_once_we_have_another() {
+    let mut set = empty(WithdrawalGuard::default());
+    let mut former = peer(7, 1);
+    (former.key, former.node) = (key("former"), node("node0"));
+    let mut next = peer(0, 3);
+    (next.key, next.node) = (key("key0"), node("node0"));
+    let mut other = peer(1, 4);
+    other.subnet = former.subnet;
+    set.apply(Event::Snapshot(snapshot([former], 1)));
+    set.apply(Event::Unreadable(unreadable("former", 2)));
+    set.apply(Event::Put(other.clone()));
+    assert!(peer_of(&set, &other.key).subnets.is_empty());
+    set.apply(Event::Put(next));
+    assert_eq!(peer_of(&set, &other.key).subnets, other.subnet);
 }

@@ -249,7 +249,7 @@ impl Input {
     ) -> impl Iterator<Item = (&Lease, DualStack<Subnet>)> {
         self.leases.iter().filter_map(move |lease| {
             let set = self.node.lease_set(backend, own, lease.clone());
-            let subnets = set.peers().get(&lease.key)?.subnets;
+            let subnets = set.peer(&lease.key)?.subnets;
             (!subnets.is_empty()).then_some((lease, subnets))
         })
     }

@@ -243,6 +243,7 @@ promises! { $
     no_two_nodes_share_a_subnet
     pool_is_used_to_the_last_subnet
     records_of_any_length_are_respected
+    what_no_peer_accepts_is_in_nobodys_way
     previous_subnet_is_honoured
     taken_previous_subnet_is_not_given
     reserved_subnet_is_kept

@@ -178,6 +178,7 @@ impl Kv {
             modified: Revision(revision),
             version: old.map_or(0, |old| old.version) + 1,
             lease,
+            omitted: false,
         };
         self.detach(key);
         if let Some(granted) = lease.and_then(|lease| self.leases.get_mut(&lease)) {

@@ -9,7 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use flannel_core::{Moment, Revision};
 use flannel_subnet_kv::{
-    KeyRange, LeaseId, RangeAnswer, Store, StoreError, StoreResult, Txn, TxnAnswer,
+    KeyRange, KeyValue, LeaseId, OpAnswer, Page, PageAnswer, RangeAnswer, Store, StoreError,
+    StoreResult, Txn, TxnAnswer,
 };
 use tokio::sync::Notify;
 
@@ -103,6 +104,8 @@ type Parked = Box<dyn FnOnce(&mut Kv, Moment) + Send>;
 pub(super) struct LinkState {
     pub(super) cut: Option<Cut>,
     latency: Duration,
+    /// The largest answer that arrives, in bytes; zero: any.
+    largest: usize,
     /// What goes wrong with each of the coming calls, as far as it is set.
     faults: VecDeque<Option<CallFault>>,
     parked: Vec<Parked>,
@@ -190,6 +193,11 @@ impl StoreLink {
     /// Whether the link is cut, and how.
     pub fn is_cut(&self) -> Option<Cut> {
         self.lock().cut
+    }
+
+    /// Sets the largest answer that arrives, in bytes of keys and values; zero: any.
+    pub fn set_largest(&self, largest: usize) {
+        self.change(|state| state.largest = largest);
     }
 
     /// How long a call takes each way, from the next one on.
@@ -306,15 +314,60 @@ impl StoreLink {
             .await
     }
 
+    /// Reads one page of a range.
+    ///
+    /// # Errors
+    /// As [`range_at`](Self::range_at), and [`StoreError::TooLarge`] beyond
+    /// [`set_largest`](Self::set_largest).
+    ///
+    /// # Cancel safety
+    /// Cancel safe: reads only.
+    pub async fn page(&self, page: Page) -> StoreResult<PageAnswer> {
+        let largest = self.lock().largest;
+        self.call("range", move |kv, _| {
+            let RangeAnswer {
+                revision,
+                mut entries,
+            } = kv.range(&page.range, page.at)?;
+            let more = entries.len() > page.limit;
+            entries.truncate(page.limit);
+            if page.keys_only {
+                for entry in &mut entries {
+                    entry.value = Vec::new();
+                    entry.omitted = true;
+                }
+            }
+            if largest > 0 && entries.iter().map(size).sum::<usize>() > largest {
+                return Err(StoreError::TooLarge);
+            }
+            Ok(PageAnswer {
+                revision: page.at.unwrap_or(revision),
+                entries,
+                more,
+            })
+        })
+        .await
+    }
+
     /// Does a transaction.
     ///
     /// # Errors
-    /// As [`range`](Self::range), and [`StoreError::Refused`] or [`StoreError::LeaseNotFound`].
+    /// As [`range`](Self::range), and [`StoreError::Refused`] or [`StoreError::LeaseNotFound`]; an
+    /// answer beyond [`set_largest`](Self::set_largest) does not arrive.
     ///
     /// # Cancel safety
     /// The transaction may have been done, or be done later.
     pub async fn txn(&self, txn: Txn) -> StoreResult<TxnAnswer> {
-        self.call("txn", move |kv, _| kv.txn(&txn)).await
+        let largest = self.lock().largest;
+        let answer = self.call("txn", move |kv, _| kv.txn(&txn)).await?;
+        let found = answer.results.iter().map(|result| match result {
+            OpAnswer::Range(entries) => entries.iter().map(size).sum(),
+            OpAnswer::Put | OpAnswer::Deleted(_) => 0,
+        });
+        if largest > 0 && found.sum::<usize>() > largest {
+            return Err(StoreError::unavailable("the answer is too large"));
+        }
+        Ok(answer)
     }
 
     /// Grants a lease of whole seconds, at least two; says for how long it was granted.
@@ -489,6 +542,11 @@ async fn lost<T>(silence: Silence) -> StoreResult<T> {
     }
 }
 
+/// How much of an answer an entry is.
+fn size(entry: &KeyValue) -> usize {
+    entry.key.len() + entry.value.len()
+}
+
 /// The calls of the link itself.
 #[async_trait]
 impl Store for StoreLink {
@@ -502,8 +560,8 @@ impl Store for StoreLink {
         Self::name(self)
     }
 
-    async fn range(&self, range: KeyRange) -> StoreResult<RangeAnswer> {
-        Self::range(self, range).await
+    async fn page(&self, page: Page) -> StoreResult<PageAnswer> {
+        Self::page(self, page).await
     }
 
     async fn txn(&self, txn: Txn) -> StoreResult<TxnAnswer> {

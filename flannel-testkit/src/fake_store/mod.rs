@@ -23,8 +23,8 @@ use tokio::sync::Notify;
 
 pub use flannel_subnet_kv::{
     Compare, Decision, Expectation, KeyEvent, KeyRange, KeyValue, KvOptions as StoreOptions,
-    Layout, LeaseId, Op, OpAnswer, RangeAnswer, StoreError, StoreResult, Txn, TxnAnswer, View,
-    WatchAnswer, decide,
+    Layout, LeaseId, Op, OpAnswer, Page, PageAnswer, RangeAnswer, StoreError, StoreResult, Txn,
+    TxnAnswer, View, WatchAnswer, decide,
 };
 
 use kv::Kv;

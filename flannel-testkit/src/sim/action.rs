@@ -368,6 +368,8 @@ pub enum StoreAction {
     Garble(usize),
     /// What nobody can read is put under a key of its own.
     Junk(u8),
+    /// Somebody puts what no node can have written beside or over a node's record.
+    Debris(Debris, usize, u8),
     /// Another network config is written.
     Config(usize),
     /// A config that nobody can read is written.
@@ -382,6 +384,25 @@ pub enum StoreAction {
     Reserve(usize),
     /// A node's reservation ends.
     Unreserve(usize),
+}
+
+/// What stands under keys of records and is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum Debris {
+    /// An empty object under the key of a part of the node's subnet.
+    InOwn,
+    /// An empty object under the key of half of the network.
+    Half,
+    /// A record of Go flannel's for a network of other families.
+    OtherStack,
+    /// So much that no answer may hold it.
+    Huge,
+}
+
+impl Debris {
+    /// All of it.
+    pub const ALL: [Self; 4] = [Self::InOwn, Self::Half, Self::OtherStack, Self::Huge];
 }
 
 /// Records that are not to be trusted.
@@ -408,6 +429,8 @@ pub enum Hostile {
     WholePool,
     /// Its subnet is the underlay.
     Underlay,
+    /// Its subnet is a part of the LAN that some nodes have inside of the network.
+    Lan,
     /// Its VTEP MAC is the node's.
     DuplicateMac,
     /// Its VTEP MAC is no single device's.
@@ -434,7 +457,7 @@ pub enum Hostile {
 
 impl Hostile {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Honest,
         Self::OtherFamily,
         Self::OwnSubnet,
@@ -445,6 +468,7 @@ impl Hostile {
         Self::Multicast,
         Self::WholePool,
         Self::Underlay,
+        Self::Lan,
         Self::DuplicateMac,
         Self::MulticastMac,
         Self::OwnPublicIp,
@@ -488,6 +512,7 @@ impl Action {
             Self::Go(_, action) => format!("go {}", word(action)),
             Self::Store(action) => match action {
                 StoreAction::Put(hostile, ..) => format!("store Put {hostile:?}"),
+                StoreAction::Debris(debris, ..) => format!("store Debris {debris:?}"),
                 other => format!("store {}", word(other)),
             },
         }

@@ -33,6 +33,8 @@ pub enum Tamper {
     Remove(LeaseKey),
     /// They write something that cannot be read under a record's key.
     Garble(LeaseKey),
+    /// They write a value under a key of records, given by its last part.
+    Raw(String, Vec<u8>),
     /// They write another network config.
     Config(NetworkConfig),
     /// They write a network config that cannot be read.
@@ -161,7 +163,7 @@ impl Cluster for MemoryCluster {
                 .is_some_and(|state| self.manager.import(state).is_ok()),
             Tamper::Reserve(node, subnets) => self.manager.reserve(&node, subnets).is_ok(),
             Tamper::Unreserve(node, _) => self.manager.unreserve(&node),
-            Tamper::Garble(_) | Tamper::BadConfig | Tamper::Compact => false,
+            Tamper::Garble(_) | Tamper::Raw(..) | Tamper::BadConfig | Tamper::Compact => false,
         }
     }
 }

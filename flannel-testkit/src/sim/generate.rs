@@ -6,7 +6,7 @@ use flannel_core::Rng;
 
 use super::History;
 use super::action::{
-    Action, CrashPoint, Delivery, Fails, GoAction, Hostile, KernelAction, Kind, LinkAction,
+    Action, CrashPoint, Debris, Delivery, Fails, GoAction, Hostile, KernelAction, Kind, LinkAction,
     NodeAction, StateFault, Step, StoreAction, WireAction,
 };
 use crate::permute::below;
@@ -213,7 +213,8 @@ impl Draw {
     fn store_action(&mut self, nodes: usize, configs: usize) -> StoreAction {
         let node = self.below(nodes);
         let n = self.byte(64);
-        match self.below(24) {
+        match self.below(26) {
+            24 | 25 => StoreAction::Debris(*self.one_of(&Debris::ALL), node, n),
             0..=9 => StoreAction::Put(*self.one_of(&Hostile::ALL), node, n),
             10 => StoreAction::Take(node),
             11 => StoreAction::RemoveOf(node),

@@ -36,6 +36,29 @@ pub(super) fn addresses(number: u8, set: u8) -> PublicIp {
     )
 }
 
+/// The address of a node in a LAN of its own that lies in the overlay's usual networks, where no
+/// node of ours gets a subnet: the first subnet of a network is nobody's. Not every node has one.
+fn lan(number: u8) -> Vec<(IpAddr, u8)> {
+    if number % 2 == 1 {
+        return Vec::new();
+    }
+    vec![
+        (Ipv4Addr::new(10, 42, 0, number).into(), 25),
+        (
+            Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, number.into()).into(),
+            65,
+        ),
+    ]
+}
+
+/// All addresses of a machine that are not the overlay's, each with the length of its prefix.
+pub(super) fn all_addresses(number: u8, set: u8) -> Vec<(IpAddr, u8)> {
+    let underlay = addresses(number, set);
+    let underlay = underlay.ips().map(|ip| (ip, prefix_len(Family::of(&ip))));
+    let bridge = [(Ipv4Addr::new(10, 99, 0, 1).into(), 24)];
+    underlay.chain(bridge).chain(lan(number)).collect()
+}
+
 /// The router of the underlay.
 pub(super) fn router(family: Family) -> IpAddr {
     match family {
@@ -69,7 +92,7 @@ pub(super) const fn prefix_len(family: Family) -> u8 {
 }
 
 /// Puts in what other programs have on a machine; answers what of it is there then.
-pub(super) fn furnish(kernel: &FakeKernel) -> BTreeMap<ObjectKey, Object> {
+pub(super) fn furnish(kernel: &FakeKernel, number: u8) -> BTreeMap<ObjectKey, Object> {
     let (bridge, tunnel) = (name("br-lan"), name("vxlan99"));
     let (v4, v6) = (router(Family::V4), router(Family::V6));
     let mac = MacAddr([0x02, 0x99, 0, 0, 0, 1]);
@@ -88,7 +111,14 @@ pub(super) fn furnish(kernel: &FakeKernel) -> BTreeMap<ObjectKey, Object> {
         dev: external(),
         onlink: false,
     };
-    let objects = [
+    let lan = lan(number).into_iter().map(|(ip, prefix_len)| {
+        Object::Address(Address {
+            dev: bridge,
+            ip,
+            prefix_len,
+        })
+    });
+    let objects: Vec<Object> = [
         link(bridge, LinkKind::Bridge),
         Object::Address(Address {
             dev: bridge,
@@ -128,7 +158,10 @@ pub(super) fn furnish(kernel: &FakeKernel) -> BTreeMap<ObjectKey, Object> {
         // In the network, but of no use to peers: another metric.
         route("10.42.3.0/24", 77, gateway(v4)),
         route("2001:db8:99::/48", 1024, gateway(v6)),
-    ];
+    ]
+    .into_iter()
+    .chain(lan)
+    .collect();
     for object in &objects {
         // What hangs on an interface that is down cannot be there.
         kernel.insert_foreign(object.clone()).ok();

@@ -54,7 +54,7 @@ use flannel_core::{Backend, NetworkConfig, OverlayBuilder, PoolMode};
 use serde::Serialize;
 
 pub use action::{
-    Action, CrashPoint, Delivery, Fails, GoAction, Hostile, KernelAction, Kind, LinkAction,
+    Action, CrashPoint, Debris, Delivery, Fails, GoAction, Hostile, KernelAction, Kind, LinkAction,
     NodeAction, StateFault, Step, StoreAction, WireAction,
 };
 pub use cluster::{Cluster, Founding, Managers, MemoryCluster, Tamper};

@@ -29,6 +29,8 @@ pub struct Me<'a> {
     pub lease: &'a Lease,
     /// The addresses of its external interface.
     pub public_ip: &'a PublicIp,
+    /// All addresses of the machine that are not the overlay's, each with the length of its prefix.
+    pub addresses: &'a [(IpAddr, u8)],
     /// The external interface.
     pub external: IfName,
     /// The MTU of the external interface.
@@ -144,51 +146,58 @@ impl Model for RoutesModel {
 
 /// Who of all records may be used by a node, the oldest claim first, and who is to be rejected.
 ///
-/// A peer's family may be used if its record is of one of these backends, its subnet lies inside of the
-/// network, is no larger than a quarter of it and not overlapped by the node's own, and its public
-/// address is that of one host of the underlay and not the node's. Of those that overlap, the oldest
-/// has it.
+/// A family of a record claims its subnet if the record is of one of these backends, the subnet lies
+/// inside of the network and is no larger than a quarter of it, and the public address can be that of
+/// one host of an underlay. Of those that overlap, the oldest has it, the node's own among them. Of
+/// these the node uses what is a peer's, overlaps neither its own subnets nor its LANs, and is not
+/// reached at an address of its own.
 pub fn peers<'a>(
     me: &Me<'_>,
     backends: &[BackendType],
     records: &'a [Lease],
 ) -> (Vec<Usable<'a>>, BTreeSet<LeaseKey>) {
-    let mut others: Vec<&Lease> = records.iter().filter(|r| r.node != *me.node).collect();
-    others.sort_by(|a, b| (a.created, &a.key).cmp(&(b.created, &b.key)));
+    let mut all: Vec<&Lease> = records.iter().collect();
+    all.sort_by(|a, b| (a.created, &a.key).cmp(&(b.created, &b.key)));
+    let mut claimed: Vec<Usable<'_>> = Vec::new();
     let mut usable: Vec<Usable<'_>> = Vec::new();
     let mut rejected = BTreeSet::new();
-    for lease in others {
+    for lease in all {
+        let is_peers = lease.node != *me.node;
         let mut fits = 0;
         for (family, pool) in me.config.pools().iter() {
             let Some(subnet) = lease.subnet.get(family).copied() else {
                 continue;
             };
             let network = pool.network();
-            let taken = usable
+            let taken = claimed
                 .iter()
                 .any(|older| older.lease.key != lease.key && overlap(&older.subnet, &subnet));
-            let fit = backends
+            let ip = lease.attrs.public_ip(family);
+            let claims = backends
                 .iter()
                 .any(|backend| lease.attrs.is_backend(backend))
                 && network.contains(&subnet)
                 && subnet.len() >= network.len() + 2
-                && !me.lease.subnet.values().any(|own| overlap(own, &subnet))
-                && lease
-                    .attrs
-                    .public_ip(family)
-                    .is_some_and(|ip| is_host(ip) && !is_mine(me, ip) && !is_inner(me, ip));
-            if fit && !taken {
+                && ip.is_some_and(|ip| is_host(ip) && !is_inner(me, ip));
+            let this = Usable {
+                lease,
+                family,
+                subnet,
+            };
+            if claims && !taken {
+                claimed.push(this);
+            }
+            let is_ours = me.lease.subnet.values().any(|own| overlap(own, &subnet))
+                || is_lan(me, &network, &subnet)
+                || ip.is_some_and(|ip| is_mine(me, ip));
+            if claims && !taken && is_peers && !is_ours {
                 fits += 1;
-                usable.push(Usable {
-                    lease,
-                    family,
-                    subnet,
-                });
-            } else {
+                usable.push(this);
+            } else if is_peers {
                 rejected.insert(lease.key.clone());
             }
         }
-        if fits == 0 {
+        if fits == 0 && is_peers {
             rejected.insert(lease.key.clone());
         }
     }
@@ -225,8 +234,26 @@ fn overlap(a: &Subnet, b: &Subnet) -> bool {
     a.contains(b) || b.contains(a)
 }
 
+/// Whether an address is the node's own, or the broadcast address of one of its links.
 fn is_mine(me: &Me<'_>, ip: IpAddr) -> bool {
+    let broadcast = |own: IpAddr, len: u8| {
+        let link = Subnet::new(own, len).ok();
+        link.filter(|_| own.is_ipv4() && len < 31)
+            .map(|link| link.last_address())
+    };
+    let mut addresses = me.addresses.iter();
     me.public_ip.ips().any(|mine| mine == ip)
+        || addresses.any(|(own, len)| *own == ip || broadcast(*own, *len) == Some(ip))
+}
+
+/// Whether a subnet covers an address of the node, or overlaps the prefix of one that is not wider
+/// than the network.
+fn is_lan(me: &Me<'_>, network: &Subnet, subnet: &Subnet) -> bool {
+    let mut addresses = me.addresses.iter();
+    addresses.any(|(own, len)| {
+        let prefix = Subnet::new(*own, *len).expect("a prefix");
+        subnet.contains_ip(*own) || overlap(subnet, &prefix) && !prefix.contains(network)
+    })
 }
 
 fn is_inner(me: &Me<'_>, ip: IpAddr) -> bool {
@@ -249,8 +276,8 @@ pub(super) fn is_on_link(public: &PublicIp, ip: IpAddr) -> bool {
 pub fn is_host(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
-            let first = ip.octets()[0];
-            first != 0 && first != 127 && first < 224
+            let [first, second, ..] = ip.octets();
+            first != 0 && first != 127 && first < 224 && (first, second) != (169, 254)
                 // Addresses of class E are nobody's business, but for the last.
                 || (240..=255).contains(&first) && !ip.is_broadcast()
         }

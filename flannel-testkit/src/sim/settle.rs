@@ -9,7 +9,7 @@ use flannel_core::{
 };
 
 use super::cluster::Tamper;
-use super::hardware::{addresses, external, ours};
+use super::hardware::{addresses, all_addresses, external, ours};
 use super::judge::Invariant;
 use super::model::{Expected, Hop, Me, own_record, peers};
 use super::path::{link, route_to};
@@ -185,7 +185,9 @@ impl World {
         }
         let objects = node.kernel.objects();
         let public_ip = addresses(node.number, node.address);
+        let all_addresses = all_addresses(node.number, node.address);
         let me = Me {
+            addresses: &all_addresses,
             node: &node.id,
             config: &self.config,
             lease,

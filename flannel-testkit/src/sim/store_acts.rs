@@ -8,7 +8,7 @@ use flannel_core::{
     Revision, Subnet,
 };
 
-use super::action::{Hostile, StoreAction};
+use super::action::{Debris, Hostile, StoreAction};
 use super::cluster::Tamper;
 use super::hardware::addresses;
 use super::world::World;
@@ -49,6 +49,7 @@ impl World {
                 let key = LeaseKey::new(format!("junk-{n}"));
                 self.tamper(Tamper::Garble(key))
             }
+            StoreAction::Debris(debris, of, n) => self.put_debris(debris, of, n),
             StoreAction::Config(n) => {
                 let config = self.setup.configs[n % self.setup.configs.len()].clone();
                 if config == self.config
@@ -168,6 +169,42 @@ impl World {
         !taken && self.write(record)
     }
 
+    fn put_debris(&mut self, debris: Debris, of: usize, n: u8) -> bool {
+        let half = |subnet: &Subnet| subnet.subnets(subnet.len() + 1).nth(usize::from(n % 2));
+        let name = |subnet: &Subnet| format!("{}-{}", subnet.address(), subnet.len());
+        let own = || self.record_of(of % self.nodes.len())?.subnet.v4;
+        let (name, value) = match debris {
+            Debris::InOwn => match own().as_ref().and_then(half) {
+                Some(part) => (name(&part), b"{}".to_vec()),
+                None => return false,
+            },
+            Debris::Half => match self
+                .config
+                .pools()
+                .v4
+                .and_then(|pool| half(&pool.network()))
+            {
+                Some(part) => (name(&part), b"{}".to_vec()),
+                None => return false,
+            },
+            // Whoever runs Go flannel in such a network is crashed by it.
+            Debris::OtherStack => match (own(), self.config.pools().v6) {
+                (Some(own), None) if self.gos.is_empty() => (
+                    format!("{}&fd00:99:0:{n:x}::-64", name(&own)),
+                    br#"{"PublicIP":"192.0.2.190","PublicIPv6":"2001:db8::be"}"#.to_vec(),
+                ),
+                _ => return false,
+            },
+            Debris::Huge => (format!("huge-{}", n % 8), vec![b'x'; 12 * 1024]),
+        };
+        let key = LeaseKey::new(&name);
+        let done = self.tamper(Tamper::Raw(name, value));
+        if done {
+            self.written.insert(key);
+        }
+        done
+    }
+
     /// Makes an honest record what is asked for; `None` if that cannot be.
     fn spoil(
         &self,
@@ -225,13 +262,34 @@ impl World {
                 record.subnet = self.config.pools().map(|_, pool| pool.network());
             }
             Hostile::Underlay => record.subnet = subnets("192.0.2.0/24", "2001:db8::/64")?,
+            Hostile::Lan => {
+                let pool = self.config.pools().v4?.network();
+                let parts = [
+                    "10.42.0.0/25",
+                    "10.42.0.64/26",
+                    "10.42.0.0/24",
+                    "10.42.0.0/28",
+                ];
+                let part: Subnet = parts[usize::from(n % 4)].parse().ok()?;
+                if !pool.contains(&part) {
+                    return None;
+                }
+                record.subnet.v4 = Some(part);
+                if record.subnet.v6.is_some() {
+                    record.subnet.v6 = Some("fd00:42::/66".parse().ok()?);
+                }
+            }
             Hostile::DuplicateMac => record.attrs.backend_data = own?.attrs.backend_data.clone(),
             Hostile::OwnPublicIp => record.attrs.public_ip = own?.attrs.public_ip,
             Hostile::BadPublicIp => {
-                let (v4, v6): (Ipv4Addr, Ipv6Addr) = match n % 4 {
+                let (v4, v6): (Ipv4Addr, Ipv6Addr) = match n % 7 {
                     0 => (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED),
                     1 => (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST),
                     2 => (Ipv4Addr::new(224, 0, 0, 1), "ff02::1".parse().ok()?),
+                    3 => (Ipv4Addr::new(169, 254, 7, 7), "fe80::7".parse().ok()?),
+                    // The broadcast address of everybody's link, and an address that each node has.
+                    4 => (Ipv4Addr::new(192, 0, 2, 255), "2001:db8::99".parse().ok()?),
+                    5 => (Ipv4Addr::new(10, 99, 0, 1), "2001:db8::99".parse().ok()?),
                     _ => (Ipv4Addr::BROADCAST, "fe80::1".parse().ok()?),
                 };
                 record.attrs.public_ip = PublicIp::both(v4, v6);

@@ -22,6 +22,10 @@ use crate::go_peer::{GoMode, GoOptions, GoPeer, read_record};
 /// How long leases last that are not said to be shorter: flannel's 24 hours.
 const TTL: Duration = Duration::from_secs(24 * 3600);
 
+/// The largest answer that arrives, in bytes: a few thousandths of what a client of etcd takes, as the
+/// stores are a few thousandths of real ones.
+const LARGEST: usize = 32 * 1024;
+
 /// [`StoreManager`]s on a [`FakeStore`].
 #[derive(Debug)]
 pub struct StoreCluster {
@@ -60,7 +64,11 @@ impl StoreCluster {
 
     fn link(&self, node: &NodeId) -> StoreLink {
         let mut state = self.state();
-        let new = || self.store.link(node.as_str());
+        let new = || {
+            let link = self.store.link(node.as_str());
+            link.set_largest(LARGEST);
+            link
+        };
         state.links.entry(node.clone()).or_insert_with(new).clone()
     }
 
@@ -149,6 +157,10 @@ impl Cluster for StoreCluster {
                     false => LeaseKey::new(format!("{}/{key}", self.layout().subnets())),
                 };
                 self.put(&key, *b"{\"PublicIP\":\xff", None);
+            }
+            Tamper::Raw(name, value) => {
+                let key = LeaseKey::new(format!("{}/{name}", self.layout().subnets()));
+                self.put(&key, value, Some(self.options.ttl));
             }
             Tamper::Config(config) => {
                 self.store.put(self.layout().config(), config.text());

@@ -110,7 +110,7 @@ impl World {
     /// Puts what others have into a kernel that is new, and watches over it.
     fn furnish(&mut self, at: usize) {
         let kernel = &self.nodes[at].kernel;
-        let foreign = hardware::furnish(kernel);
+        let foreign = hardware::furnish(kernel, self.nodes[at].number);
         self.judge.set_foreign(at, foreign);
         let judge = Arc::clone(&self.judge);
         kernel.set_witness(move |objects, entry| judge.op(at, objects, entry));

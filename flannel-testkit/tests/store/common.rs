@@ -34,10 +34,14 @@ impl World {
 
     /// A record as Go flannel writes it.
     pub(crate) fn go(&self, key: &str, ip: [u8; 4]) -> Revision {
-        let attrs = LeaseAttrs {
+        let mut attrs = LeaseAttrs {
             public_ip: PublicIp::v4(ip.into()),
             ..LeaseAttrs::default()
         };
+        if key.contains('&') {
+            let v6 = [0x2001, 0xdb8, 1, 0, 0, 0, 0, u16::from(ip[3])];
+            attrs.public_ip.v6 = Some(v6.into());
+        }
         let node = NodeId::from_public_ip(ip.into());
         let value = wire::lease_value(&node, &attrs).expect("a value");
         let key = format!("{}/{key}", self.layout.subnets());

@@ -15,9 +15,9 @@ use crate::error_chain::error_chain;
 use crate::family::{DualStack, Family};
 use crate::kernel;
 use crate::lease::{BackendType, Lease};
-use crate::lease_set::LeaseDelta;
+use crate::lease_set::{HostAddresses, LeaseDelta};
 use crate::node::OverlayName;
-use crate::object::{IfName, Object};
+use crate::object::{IfName, LinkKind, Object, ObjectKey};
 use crate::reconcile::desired::Desired;
 use crate::reconcile::ownership::{Owner, Ownership};
 use crate::subnet::Subnet;
@@ -58,6 +58,33 @@ fn addresses(underlay: &Underlay) -> BTreeSet<(IfName, IpAddr, u8)> {
         .filter(|a| !matches!(a.ip, IpAddr::V6(ip) if ip.is_unicast_link_local()))
         .map(|address| (address.dev, address.ip, address.prefix_len))
         .collect()
+}
+
+/// The addresses that no peer may have, and the LANs around them.
+fn host_addresses(underlay: &Underlay, observed: &kernel::Observed) -> HostAddresses {
+    let is_flannels = |dev| match observed.objects.get(&ObjectKey::Link(dev)) {
+        Some(Object::Link(link)) => is_flannels_name(dev.as_str(), &link.kind),
+        _ => false,
+    };
+    let addresses = underlay.addresses.iter();
+    addresses
+        .filter(|address| !address.link_scope && !is_flannels(address.dev))
+        .map(|address| (address.ip, address.prefix_len))
+        .collect()
+}
+
+/// Whether Go flannel gives its devices of a kind such a name.
+fn is_flannels_name(name: &str, kind: &LinkKind) -> bool {
+    let is_numbered = |start: &str| {
+        let number = name.strip_prefix(start);
+        number
+            .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    };
+    match kind {
+        LinkKind::Vxlan(_) => is_numbered("flannel.") || is_numbered("flannel-v6."),
+        LinkKind::Tun(_) => is_numbered("flannel"),
+        _ => matches!(name, "flannel-wg" | "flannel-wg-v6" | "flannel.ipip"),
+    }
 }
 
 /// The devices that bear our alias.
@@ -184,6 +211,7 @@ impl Engine {
             .chain(own_links(observed, &self.parts.name))
             .collect();
         let underlay = Underlay::from_observed(observed, &self.networks, |dev| ours.contains(&dev));
+        let host = host_addresses(&underlay, observed);
         let families: Vec<Family> = config.families().collect();
         match underlay.choose(&self.parts.options.underlay, &families) {
             Ok(external) => {
@@ -214,6 +242,8 @@ impl Engine {
                 );
             }
         }
+        let delta = self.leases.set_host(host);
+        self.peers_differ(&delta);
     }
 
     /// Finds out what we are to publish.

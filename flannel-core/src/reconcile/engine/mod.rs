@@ -4,6 +4,7 @@
 //! then does what follows from what is known. At most one call to the store is under way; calls to
 //! the kernel are short and have deadlines of their own.
 
+mod burst;
 mod config;
 mod local;
 mod report;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot, watch as watch_channel};
 use tokio::task::JoinHandle;
 
+use self::burst::Burst;
 use self::local::{Inputs, ended_of};
 use self::store::{Call, LeaseState, answer_of};
 use self::watch::Watch;
@@ -133,6 +135,8 @@ pub(crate) struct Engine {
     /// The next snapshot confirms or refutes one that was held.
     confirming: bool,
     confirm_at: Option<Moment>,
+    /// Deletes of peers' records that are judged together.
+    burst: Burst,
     /// Our lease ended while the store was not heard: those of others may have, too, and they will be
     /// back as we will.
     doubting: bool,
@@ -211,6 +215,7 @@ impl Engine {
             watch_broken: false,
             confirming: false,
             confirm_at: None,
+            burst: Burst::default(),
             doubting: false,
             adopted: false,
             resync_at: now,
@@ -307,6 +312,7 @@ impl Engine {
     async fn drive(&mut self) -> Option<String> {
         self.probe().await;
         self.use_saved().await;
+        self.end_burst();
         if self.now() >= self.resync_at {
             self.schedule_resync();
             self.retry_config().await;
@@ -376,6 +382,7 @@ impl Engine {
             watch,
             features,
             self.confirm_at,
+            self.burst.due(),
             self.config_poll_at.filter(|_| self.call.is_none()),
             self.data_path_at,
             self.former.values().min().copied(),

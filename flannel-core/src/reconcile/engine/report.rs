@@ -7,6 +7,7 @@ use super::store::LeaseState;
 use crate::backend::Note;
 use crate::condition::{ConditionStatus, ConditionType};
 use crate::lease::LeaseKey;
+use crate::lease_set::{Held, HeldReason};
 use crate::status::{LeaseStatus, RejectedPeer, Status};
 
 impl Engine {
@@ -42,7 +43,6 @@ impl Engine {
             unreadable: self
                 .leases
                 .unreadable()
-                .values()
                 .map(|record| (record.key.clone(), record.reason.clone()))
                 .collect(),
             foreign: self.reconciler.blocked().to_vec(),
@@ -80,6 +80,25 @@ impl Engine {
         notes
     }
 
+    /// Whether other nodes accept the record of the lease that is held.
+    fn conclude_lease(&mut self) {
+        let LeaseState::Held { lease, .. } = &self.lease else {
+            return;
+        };
+        let rejected = self.leases.own_rejected();
+        if let Some(rejection) = rejected.values().next() {
+            let message = format!(
+                "other nodes reject our record {}: {rejection}; delete the other record, or \
+                 release this lease for another one",
+                lease.key
+            );
+            self.fails(ConditionType::Lease, "Rejected", message, true);
+        } else if self.conditions.reason(ConditionType::Lease) == "Rejected" {
+            let message = format!("{} by record {}", lease.subnet, lease.key);
+            self.holds(ConditionType::Lease, "Held", message);
+        }
+    }
+
     /// Draws the conditions that follow from the rest.
     pub(super) fn conclude(&mut self) {
         if let LeaseState::Saved(lease) = &self.lease {
@@ -95,6 +114,7 @@ impl Engine {
                 false,
             );
         }
+        self.conclude_lease();
         if self.network.is_some() {
             if let Some(error) = self.reconciler.read_error() {
                 let message = error.to_owned();
@@ -139,16 +159,24 @@ impl Engine {
             }
         }
         if let Some(held) = self.leases.held() {
-            let message = format!(
-                "the store's last answer lacks {} of {} known peers; they stay until it is confirmed",
-                held.withdrawn, held.known
-            );
-            self.fails(
-                ConditionType::Peers,
-                "WithdrawalUnconfirmed",
-                message,
-                false,
-            );
+            let Held {
+                withdrawn, known, ..
+            } = *held;
+            let lacks = format!("the store lacks {withdrawn} of {known} known peers");
+            let (reason, message) = match held.reason {
+                HeldReason::Share => (
+                    "WithdrawalUnconfirmed",
+                    format!("{lacks}; they stay until a second reading confirms it"),
+                ),
+                HeldReason::NoConfig => (
+                    "StoreUnconfigured",
+                    format!(
+                        "{lacks}, and it has no network config, so it may have lost everything; \
+                         they stay: put the config back, then a second reading decides"
+                    ),
+                ),
+            };
+            self.fails(ConditionType::Peers, reason, message, false);
         } else if self.leases.synced() {
             let (rejected, unreadable) = (
                 self.compiler.rejected().len(),

@@ -356,6 +356,7 @@ impl Engine {
                 self.store_answered();
                 self.config_is_saved = false;
                 self.set_config(config).await;
+                self.configured();
             }
             Answer::Config(Err(error)) => {
                 self.config_refused |= !error.is_transient();
@@ -436,7 +437,9 @@ impl Engine {
         let message = format!("{} by record {}", lease.subnet, lease.key);
         let subnet = lease.subnet;
         self.lease = LeaseState::Held { lease, keeper };
-        self.holds(ConditionType::Lease, "Held", message);
+        if self.leases.own_rejected().is_empty() {
+            self.holds(ConditionType::Lease, "Held", message);
+        }
         self.emit(if renewal {
             OverlayEvent::LeaseRenewed
         } else {

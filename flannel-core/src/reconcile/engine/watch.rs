@@ -9,7 +9,7 @@ use super::{BATCH, Engine};
 use crate::condition::ConditionType;
 use crate::error_chain::error_chain;
 use crate::event::{Event, EventStream};
-use crate::lease_set::{Applied, LeaseDelta, OwnChange};
+use crate::lease_set::{Applied, Held, HeldReason, LeaseDelta, OwnChange};
 use crate::manager;
 use crate::status::OverlayEvent;
 
@@ -111,10 +111,22 @@ impl Engine {
 
     pub(super) async fn event(&mut self, event: Event) {
         let is_whole = matches!(event, Event::Snapshot(_));
+        let now = self.now();
+        match &event {
+            Event::Snapshot(_) => drop(self.burst.take()),
+            Event::Put(lease) => self.burst.written(&lease.key, lease.revision),
+            Event::Unreadable(record) => self.burst.written(&record.key, record.revision),
+            Event::Delete { key, revision } if !self.leases.is_own_key(key) => {
+                self.burst.add(key.clone(), *revision, now);
+                return;
+            }
+            _ => {}
+        }
         let applied = match event {
             Event::Config(config) => {
                 self.config_is_saved = false;
                 self.set_config(config).await;
+                self.configured();
                 return;
             }
             Event::ConfigUnreadable { reason } => {
@@ -130,22 +142,61 @@ impl Engine {
             }
             event => self.leases.apply(event),
         };
+        self.applied(applied, is_whole);
+    }
+
+    /// Judges the deletes that have come together, once no more of them come.
+    pub(super) fn end_burst(&mut self) {
+        if self.burst.due().is_some_and(|due| due <= self.now()) {
+            let deletes = self.burst.take();
+            let applied = self.leases.apply_burst(deletes);
+            self.applied(applied, false);
+        }
+    }
+
+    /// Does what follows from a change of the set of peers.
+    fn applied(&mut self, applied: Applied, is_whole: bool) {
         let Applied {
             delta, own, held, ..
         } = applied;
+        // Ours comes first: until it is written again, the others miss us.
+        if let Some(own) = own {
+            self.own_record(own, is_whole);
+        }
         self.peers_differ(&delta);
         if let Some(held) = held {
-            self.confirm_at = Some(self.now() + self.parts.options.withdrawal_grace);
-            let (withdrawn, known) = (held.withdrawn, held.known);
+            self.confirm_at = match held.reason {
+                HeldReason::Share => Some(self.now() + self.parts.options.withdrawal_grace),
+                HeldReason::NoConfig => None,
+            };
+            let Held {
+                withdrawn,
+                known,
+                reason,
+            } = held;
             tracing::warn!(
                 withdrawn,
                 known,
-                "a snapshot withdraws too many peers to be believed"
+                ?reason,
+                "a withdrawal is not believed yet"
             );
-            self.emit(OverlayEvent::WithdrawalHeld { withdrawn, known });
+            self.emit(OverlayEvent::WithdrawalHeld {
+                withdrawn,
+                known,
+                reason,
+            });
         }
-        if let Some(own) = own {
-            self.own_record(own, is_whole);
+    }
+
+    /// The store has a config again: what it lacks is a statement from the next reading on, and
+    /// whose record is gone asks for it now.
+    pub(super) fn configured(&mut self) {
+        let is_no_statement = |held: &Held| held.reason == HeldReason::NoConfig;
+        if self.leases.held().is_some_and(is_no_statement) && self.confirm_at.is_none() {
+            self.confirm_at = Some(self.now() + self.parts.options.withdrawal_grace);
+        }
+        if self.wants_acquire() {
+            self.call_at = self.now();
         }
     }
 
@@ -183,7 +234,7 @@ impl Engine {
         if self.events.receiver_count() == 0 {
             return;
         }
-        let peer = |key| self.leases.peers().get(key);
+        let peer = |key| self.leases.peer(key);
         for key in &delta.removed {
             self.emit(OverlayEvent::PeerRemoved { key: key.clone() });
         }

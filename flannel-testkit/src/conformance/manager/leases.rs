@@ -170,20 +170,14 @@ pub(super) async fn pool_is_used_to_the_last_subnet(fixture: &dyn ManagerFixture
 pub(super) async fn records_of_any_length_are_respected(fixture: &dyn ManagerFixture) -> Outcome {
     let (store, manager) = store(fixture, POOL_OF_4).await?;
     require!(manager.capabilities().allocates, "it does not allocate");
-    // Half of the pool, and a part of one subnet of the other half.
-    for (n, text) in [(100, "10.5.0.0/25"), (101, "10.5.0.144/28")] {
-        let foreign = subnet(text)?;
-        let lease = Lease {
-            key: LeaseKey::new(text.replace('/', "-")),
-            node: node(n),
-            subnet: DualStack::v4(foreign),
-            attrs: attrs(n),
-            ttl: None,
-            created: Revision::default(),
-            revision: Revision::default(),
-        };
+    // A subnet, a half of the next, and a part of the one behind.
+    for (n, text) in [
+        (100, "10.5.0.0/26"),
+        (101, "10.5.0.96/27"),
+        (102, "10.5.0.144/28"),
+    ] {
         require!(
-            store.write_raw(lease).await,
+            store.write_raw(foreign(n, text)?).await,
             "the fixture cannot write records of others"
         );
     }
@@ -197,6 +191,56 @@ pub(super) async fn records_of_any_length_are_respected(fixture: &dyn ManagerFix
     ensure!(
         matches!(next, Err(Error::PoolExhausted { .. })),
         "a subnet is given out of a full pool: {next:?}"
+    );
+    Ok(Verdict::Kept)
+}
+
+/// A record of a node that asks nobody.
+fn foreign(n: u8, subnet: &str) -> Result<Lease, Violation> {
+    Ok(Lease {
+        key: LeaseKey::new(subnet.replace('/', "-")),
+        node: node(n),
+        subnet: DualStack::v4(self::subnet(subnet)?),
+        attrs: attrs(n),
+        ttl: None,
+        created: Revision::default(),
+        revision: Revision::default(),
+    })
+}
+
+pub(super) async fn what_no_peer_accepts_is_in_nobodys_way(
+    fixture: &dyn ManagerFixture,
+) -> Outcome {
+    let (store, manager) = store(fixture, POOL_OF_4).await?;
+    require!(manager.capabilities().allocates, "it does not allocate");
+    let first = acquire(&*store, &manager, &request(1)).await?;
+    // Both halves of the pool, all of it, and more than it.
+    for (n, text) in [
+        (100, "10.5.0.0/25"),
+        (101, "10.5.0.128/25"),
+        (102, "10.5.0.0/24"),
+        (103, "10.0.0.0/8"),
+    ] {
+        require!(
+            store.write_raw(foreign(n, text)?).await,
+            "the fixture cannot write records of others"
+        );
+    }
+    let renewed = manager.renew_lease(&first).await;
+    ensure!(renewed.is_ok(), "the lease is lost: {renewed:?}");
+    let again = acquire(&*store, &manager, &request(1)).await?;
+    ensure!(
+        again.subnet == first.subnet,
+        "{} became {}",
+        first.subnet,
+        again.subnet
+    );
+    let next = acquire(&*store, &manager, &request(2)).await?;
+    ensure!(
+        !next.subnet.overlaps(&first.subnet),
+        "{} and {} are given out",
+        first.subnet,
+        next.subnet
     );
     Ok(Verdict::Kept)
 }

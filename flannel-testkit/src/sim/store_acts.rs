@@ -195,7 +195,7 @@ impl World {
                 ),
                 _ => return false,
             },
-            Debris::Huge => (format!("huge-{}", n % 8), vec![b'x'; 12 * 1024]),
+            Debris::Huge => (format!("huge-{}", n % 8), vec![b'x'; 40 * 1024]),
         };
         let key = LeaseKey::new(&name);
         let done = self.tamper(Tamper::Raw(name, value));

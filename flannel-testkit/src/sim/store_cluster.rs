@@ -22,9 +22,9 @@ use crate::go_peer::{GoMode, GoOptions, GoPeer, read_record};
 /// How long leases last that are not said to be shorter: flannel's 24 hours.
 const TTL: Duration = Duration::from_secs(24 * 3600);
 
-/// The largest answer that arrives, in bytes: a few thousandths of what a client of etcd takes, as the
-/// stores are a few thousandths of real ones.
-const LARGEST: usize = 32 * 1024;
+/// The largest answer that arrives, in bytes: a sixtieth of what a client of etcd takes, as the
+/// stores are smaller than real ones.
+const LARGEST: usize = 128 * 1024;
 
 /// [`StoreManager`]s on a [`FakeStore`].
 #[derive(Debug)]

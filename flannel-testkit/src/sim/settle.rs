@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use flannel_core::reconcile::plan::difference;
 use flannel_core::{
-    ConditionType, LeaseKey, Neighbour, Nexthop, Object, ObjectKey, Route, RouteTarget, Subnet,
-    TunnelPeer, wire,
+    ConditionType, LeaseKey, Neighbour, Nexthop, Object, ObjectKey, Objects, Route, RouteTarget,
+    Snapshot, Subnet, TunnelPeer, wire,
 };
 
 use super::cluster::Tamper;
 use super::hardware::{addresses, external, ours};
 use super::judge::Invariant;
 use super::model::{Expected, Hop, Me, own_record, peers};
+use super::node::Node;
 use super::path::{link, route_to};
 use super::world::World;
 
@@ -83,11 +84,11 @@ impl World {
 
     /// Somebody removes what cannot be read, but for the records of members: these write new ones.
     fn remove_unreadable(&self) {
-        for record in self.cluster.truth().unreadable {
+        for record in &self.judge.records().unreadable {
             let node = self.judge.last_node_of(&record.key);
             let is_members = |node: &_| self.nodes.iter().any(|n| n.member && n.id == *node);
             if !node.as_ref().is_some_and(is_members) {
-                self.tamper(Tamper::Remove(record.key));
+                self.tamper(Tamper::Remove(record.key.clone()));
             }
         }
     }
@@ -160,9 +161,9 @@ impl World {
         if !node.link.is_quiet() || !self.cluster.is_caught_up(&node.id) {
             return vec!["deliveries are under way to it".to_owned()];
         }
-        let truth = self.cluster.truth();
-        let records = truth.leases;
-        let Some(lease) = own_record(&node.id, &self.config, &records) else {
+        let truth = self.judge.records();
+        let records = &truth.leases;
+        let Some(lease) = own_record(&node.id, &self.config, records) else {
             return vec!["it has no record in the store".to_owned()];
         };
         let status = process.overlay.status();
@@ -203,24 +204,29 @@ impl World {
         );
         let mut backends = model.reaches(&self.config);
         backends.push(model.backend_type(&self.config));
-        let (usable, mut rejected) = peers(&me, &backends, &records);
+        let (usable, mut rejected) = peers(&me, &backends, records);
         let expected = model.expect(&me, &usable);
         rejected.extend(expected.rejected.iter().cloned());
         // Of a record that cannot be read its last good value may be known, and rejected.
-        let unreadable = truth.unreadable;
+        let unreadable = &truth.unreadable;
         let is_readable = |key: &&LeaseKey| unreadable.iter().all(|record| record.key != **key);
         let told = status.rejected.iter().map(|peer| &peer.key);
         let told = told.filter(is_readable).cloned().collect();
         if rejected != told {
             problems.push(format!("it rejects {told:?}, the model {rejected:?}"));
         }
-        self.compare(at, &expected, &mut problems);
+        self.compare(at, &objects, &expected, &mut problems);
         problems
     }
 
     /// How a kernel differs from what is expected.
-    fn compare(&self, at: usize, expected: &Expected, problems: &mut Vec<String>) {
-        let objects = self.nodes[at].kernel.objects();
+    fn compare(
+        &self,
+        at: usize,
+        objects: &Objects,
+        expected: &Expected,
+        problems: &mut Vec<String>,
+    ) {
         let foreign = self.judge.foreign(at);
         for (subnet, hop) in &expected.routes {
             let is_foreign = |(key, object): (&ObjectKey, &Object)| {
@@ -230,7 +236,7 @@ impl World {
             if foreign.iter().any(is_foreign) {
                 continue;
             }
-            match (route_to(&objects, subnet), hop) {
+            match (route_to(objects, subnet), hop) {
                 (Err(why), _) => problems.push(format!("{subnet} is not reached: {why}")),
                 (Ok(way), Some(Hop { dev, gateway }))
                     if way.dev != *dev || way.gateway != *gateway =>
@@ -250,7 +256,8 @@ impl World {
                 problems.push(format!("{object}: {why}"));
             }
         }
-        for object in ours(&objects) {
+        let unclear = Unclear::of(&self.judge.records());
+        for object in ours(objects) {
             let is_expected = match &object {
                 Object::Route(route) => expected.routes.contains_key(&route.dst),
                 Object::Nexthop(nexthop) => objects.values().any(|other| {
@@ -271,9 +278,9 @@ impl World {
             let is_forgotten = self.nodes[at].forgetful && !self.is_inner(&object);
             let may_stay = object
                 .dev()
-                .and_then(|dev| link(&objects, dev)?.kind.backend())
+                .and_then(|dev| link(objects, dev)?.kind.backend())
                 .is_some_and(|backend| expected.may_stay.contains(&backend));
-            if !is_expected && !is_forgotten && !may_stay && !self.is_unclear(&object) {
+            if !is_expected && !is_forgotten && !may_stay && !unclear.may_serve(&object) {
                 problems.push(format!("{object} should not be there"));
             }
         }
@@ -281,29 +288,10 @@ impl World {
 
     /// Whether a record that cannot be read may be served.
     fn has_unclear(&self) -> bool {
-        let of = |node: &super::node::Node| ours(&node.kernel.objects());
+        let unclear = Unclear::of(&self.judge.records());
+        let of = |node: &Node| ours(&node.kernel.objects());
         let mut objects = self.nodes.iter().flat_map(of);
-        objects.any(|object| self.is_unclear(&object))
-    }
-
-    /// Whether an object may serve a record that cannot be read.
-    fn is_unclear(&self, object: &Object) -> bool {
-        let unreadable = self.cluster.truth().unreadable;
-        let mut subnets = unreadable
-            .iter()
-            .filter_map(|record| wire::parse_subnet_key(record.key.as_str()).ok());
-        match object {
-            Object::Route(Route { dst: of, .. })
-            | Object::TunnelPeer(TunnelPeer { subnet: of, .. }) => {
-                subnets.any(|subnets| subnets.values().any(|subnet| subnet == of))
-            }
-            Object::Nexthop(Nexthop { gateway: ip, .. })
-            | Object::Neighbour(Neighbour { ip, .. }) => {
-                subnets.any(|subnets| subnets.values().any(|subnet| subnet.contains_ip(*ip)))
-            }
-            Object::Fdb(_) => subnets.next().is_some(),
-            _ => false,
-        }
+        objects.any(|object| unclear.may_serve(&object))
     }
 
     /// Whether a route or an address is of the network that is in force.
@@ -318,5 +306,34 @@ impl World {
         };
         let mut pools = self.config.pools().values();
         pools.any(|pool| pool.network().contains(&place))
+    }
+}
+
+/// The subnets of records that cannot be read.
+struct Unclear(Vec<Subnet>);
+
+impl Unclear {
+    fn of(records: &Snapshot) -> Self {
+        let keys = records.unreadable.iter().map(|record| record.key.as_str());
+        let subnets = keys.filter_map(|key| wire::parse_subnet_key(key).ok());
+        Self(
+            subnets
+                .flat_map(|both| both.values().copied().collect::<Vec<_>>())
+                .collect(),
+        )
+    }
+
+    /// Whether an object may serve one of them.
+    fn may_serve(&self, object: &Object) -> bool {
+        match object {
+            Object::Route(Route { dst: of, .. })
+            | Object::TunnelPeer(TunnelPeer { subnet: of, .. }) => self.0.contains(of),
+            Object::Nexthop(Nexthop { gateway: ip, .. })
+            | Object::Neighbour(Neighbour { ip, .. }) => {
+                self.0.iter().any(|subnet| subnet.contains_ip(*ip))
+            }
+            Object::Fdb(_) => !self.0.is_empty(),
+            _ => false,
+        }
     }
 }

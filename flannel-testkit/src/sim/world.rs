@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_core::{
-    Clock, ConditionType, Lease, LeaseKey, NetworkConfig, NodeId, Overlay, OverlayEvent, Status,
+    Clock, ConditionType, Lease, LeaseKey, NetworkConfig, NodeId, Overlay, OverlayEvent, Snapshot,
+    Status,
 };
 use tokio::sync::{Notify, broadcast};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -20,6 +21,7 @@ use super::link::{Faulty, Link};
 use super::node::{Disk, Latency, Node, NodeClock, NodeDisk, NodeKernel, Process};
 use super::trace::Trace;
 use super::{History, Setup};
+use crate::go_peer::GoMode;
 
 /// The longest time without a look at the cluster.
 const SLICE: Duration = Duration::from_secs(5);
@@ -43,6 +45,8 @@ pub(super) struct World {
     pub(super) counts: BTreeMap<String, u64>,
     pub(super) trace: Trace,
     pub(super) gos: Vec<Go>,
+    /// The records that are known to harm no Go peer of this mode.
+    pub(super) harmless: Option<(Arc<Snapshot>, GoMode)>,
     died: Arc<Notify>,
     seen: Vec<Option<Arc<Status>>>,
 }
@@ -79,6 +83,7 @@ impl World {
             counts: BTreeMap::new(),
             trace: Trace::new(keep_trace),
             gos: Vec::new(),
+            harmless: None,
             died: Arc::new(Notify::new()),
             seen: vec![None; ids.len()],
         };
@@ -477,7 +482,7 @@ impl World {
 
     /// Two nodes that both hold a lease, each by its own clock, never hold one subnet.
     fn check_held(&mut self) {
-        let records = self.cluster.truth().leases;
+        let records = self.judge.records();
         let mut held = Vec::new();
         for (at, node) in self.nodes.iter().enumerate() {
             let Some(process) = &node.process else {
@@ -487,7 +492,7 @@ impl World {
             let Some(lease) = status.lease.as_ref().filter(|lease| lease.confirmed) else {
                 continue;
             };
-            let is_true = records.iter().any(|record| {
+            let is_true = records.leases.iter().any(|record| {
                 record.key == lease.key && record.node == node.id && record.subnet == lease.subnet
             });
             if is_true {

@@ -45,6 +45,9 @@ struct Flags {
     /// How many threads to use; by default as many as there are processors
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
+    /// How long to make histories that fail smaller at most, in seconds and all in all
+    #[arg(long, value_name = "S", default_value_t = 120)]
+    shrink_seconds: u64,
     /// Run only every Nth seed twice, to see that both runs are the same
     #[arg(long, value_name = "N", default_value_t = 1)]
     twice: u64,
@@ -108,7 +111,8 @@ fn main() -> ExitCode {
         .backend
         .sim()
         .nodes(flags.nodes.into())
-        .steps(flags.steps);
+        .steps(flags.steps)
+        .shrink_for(Duration::from_secs(flags.shrink_seconds));
     let start = Instant::now();
     let many = flags.seed.is_none() || std::env::args().any(|arg| arg.starts_with("--seeds"));
     let (report, digest) = if let (Some(seed), false) = (flags.seed, many) {
@@ -156,6 +160,9 @@ fn main() -> ExitCode {
             report.steps,
             report.slowest.as_secs_f64()
         );
+        if let Some((seed, took)) = report.costliest.filter(|_| many) {
+            println!("seed {seed} took longest, {:.1} s", took.as_secs_f64());
+        }
     }
     let missing = report.missing();
     if flags.complete && !missing.is_empty() {
@@ -175,20 +182,22 @@ fn one(sim: &Sim, seed: u64, flags: &Flags) -> (Report, Option<String>) {
     if !flags.json {
         print!("{history}");
     }
-    if flags.trace {
-        let mut trace = stderr().lock();
-        let shown = sim.shrink(sim.replay(&history)).history;
-        for line in sim.replay_in_full(&shown).trace {
-            // Nobody reads any more: nothing to be done about it.
-            writeln!(trace, "{line}").ok();
-        }
-    }
     let run = sim.replay(&history);
     let digest = format!("{:016x}", run.digest);
     if !flags.json {
         println!("digest {digest}");
     }
     let report = sim.seeds(seed..seed.saturating_add(1), 1, &|_| {});
+    if flags.trace {
+        let mut trace = stderr().lock();
+        let failure = report.failed.first();
+        let minimal = failure.and_then(|failure| failure.minimal.as_ref());
+        let shown = minimal.map_or(&history, |run| &run.history);
+        for line in sim.replay_in_full(shown).trace {
+            // Nobody reads any more: nothing to be done about it.
+            writeln!(trace, "{line}").ok();
+        }
+    }
     (report, Some(digest))
 }
 

@@ -242,6 +242,12 @@ impl Judge {
         self.state().nodes[node].doubts_all = true;
     }
 
+    /// Tells if a node may rightly withdraw some route.
+    pub(super) fn doubts(&self, node: usize) -> bool {
+        let view = &self.state().nodes[node];
+        view.doubts_all || !view.doubted.is_empty()
+    }
+
     /// A node knows everything.
     pub(super) fn trust(&self, node: usize) {
         let mut state = self.state();

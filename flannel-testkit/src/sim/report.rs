@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::Sim;
 use super::kinds::KINDS;
 use super::run::Run;
+use super::wall::Stopwatch;
 
 /// What came of many seeds.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -27,6 +28,8 @@ pub struct Report {
     pub counts: BTreeMap<String, u64>,
     /// The longest time that any cluster took to become right after the last fault.
     pub slowest: Duration,
+    /// The seed whose run took longest, and how much wall time it took.
+    pub costliest: Option<(u64, Duration)>,
 }
 
 /// A seed that broke something.
@@ -39,6 +42,8 @@ pub struct Failure {
     /// The smallest history found that breaks it too; `None` for a seed that did not do the same
     /// twice, and for all but the first failures.
     pub minimal: Option<Box<Run>>,
+    /// Making it smaller was ended by the bound of time ([`Sim::shrink_for`]): it may not be minimal.
+    pub unfinished: bool,
 }
 
 /// How far a run of many seeds is.
@@ -86,10 +91,10 @@ impl Sim {
                         if seed >= seeds.end {
                             return;
                         }
-                        let (run, failure) =
+                        let (run, took, failure) =
                             self.run_checked(seed, seed.is_multiple_of(nth.max(1)));
                         let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
-                        report.add(run, failure);
+                        report.add(run, took, failure);
                         tell(Progress {
                             done: report.seeds,
                             failed: report.failed.len() as u64,
@@ -101,19 +106,36 @@ impl Sim {
         });
         let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
         report.failed.sort_by_key(|failure| failure.seed);
-        for failure in report.failed.iter_mut().take(SHRUNK) {
-            if let Some(run) = failure.minimal.take() {
-                failure.minimal = Some(Box::new(self.shrink(*run)));
-            }
-        }
-        for failure in report.failed.iter_mut().skip(SHRUNK) {
-            failure.minimal = None;
-        }
+        self.make_small(&mut report.failed);
         report
     }
 
-    fn run_checked(&self, seed: u64, twice: bool) -> (Run, Option<Failure>) {
+    /// Makes the first failures small, each in its share of the time that there is.
+    fn make_small(&self, failed: &mut [Failure]) {
+        let watch = Stopwatch::start();
+        let with_history = failed
+            .iter_mut()
+            .filter(|failure| failure.minimal.is_some());
+        let mut left = with_history.count().min(SHRUNK);
+        for failure in failed {
+            let Some(run) = failure.minimal.take() else {
+                continue;
+            };
+            if left == 0 {
+                continue;
+            }
+            let time = self.setup.shrink_for.saturating_sub(watch.elapsed());
+            let shrunk = self.shrink(*run, time / u32::try_from(left).unwrap_or(u32::MAX));
+            failure.minimal = Some(Box::new(shrunk.run));
+            failure.unfinished = !shrunk.is_minimal;
+            left -= 1;
+        }
+    }
+
+    fn run_checked(&self, seed: u64, twice: bool) -> (Run, Duration, Option<Failure>) {
+        let watch = Stopwatch::start();
         let run = self.run(seed);
+        let took = watch.elapsed();
         let again = twice.then(|| self.run(seed));
         let failure = match (&again, &run.violation) {
             (Some(again), _) if again.digest != run.digest => Some(Failure {
@@ -123,20 +145,25 @@ impl Sim {
                     run.digest, again.digest
                 ),
                 minimal: None,
+                unfinished: false,
             }),
             (_, Some(violation)) => Some(Failure {
                 seed,
                 what: violation.to_string(),
                 minimal: Some(Box::new(run.clone())),
+                unfinished: false,
             }),
             _ => None,
         };
-        (run, failure)
+        (run, took, failure)
     }
 }
 
 impl Report {
-    fn add(&mut self, run: Run, failure: Option<Failure>) {
+    fn add(&mut self, run: Run, took: Duration, failure: Option<Failure>) {
+        if self.costliest.is_none_or(|(_, most)| took > most) {
+            self.costliest = Some((run.history.seed, took));
+        }
         self.seeds += 1;
         self.steps += run.history.actions.len() as u64;
         for (kind, times) in run.counts {
@@ -162,7 +189,11 @@ impl fmt::Display for Report {
             writeln!(f, "seed {}: {}", failure.seed, failure.what)?;
             if let Some(run) = &failure.minimal {
                 if let Some(violation) = &run.violation {
-                    writeln!(f, "minimal history, {violation}")?;
+                    let minimal = match failure.unfinished {
+                        true => "smallest history found before the time for that was over",
+                        false => "minimal history",
+                    };
+                    writeln!(f, "{minimal}, {violation}")?;
                 }
                 write!(f, "{}", run.history)?;
             }

@@ -25,8 +25,12 @@ const BOUND: Duration = Duration::from_secs(2 * (60 + 30) + 30 + 11 + 10 + 2 * 1
 /// How long a cluster that has converged is watched.
 const REST: Duration = Duration::from_secs(25);
 
-/// How often the cluster is compared with the model.
+/// How often the cluster is compared with the model, in the time that it should take without any lease
+/// that has to run out.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How often it is compared later: a lease may last a day.
+const LATE_LOOK: Duration = Duration::from_secs(15);
 
 impl World {
     /// Ends all faults and sees to it that everything becomes right. Answers how long that took.
@@ -41,9 +45,12 @@ impl World {
             .filter_map(|l| l.ttl);
         let bound = BOUND + ttl.max().unwrap_or_default();
         let mut problems;
+        let mut look = LOOK;
         loop {
-            self.pass(LOOK).await;
-            self.judge.verdict().map_or(Some(()), |_| None)?;
+            self.pass(look).await;
+            if self.is_over() {
+                return None;
+            }
             problems = self.problems();
             let took = self.judge.elapsed().saturating_sub(begun);
             if problems.is_empty() && self.rests().await? {
@@ -52,6 +59,9 @@ impl World {
             }
             if took > bound {
                 break;
+            }
+            if took > BOUND {
+                look = LATE_LOOK;
             }
         }
         let (node, what) = problems.swap_remove(0);
@@ -100,7 +110,9 @@ impl World {
         let before = self.judge.ops();
         let unclear = self.has_unclear();
         self.pass(REST).await;
-        self.judge.verdict().map_or(Some(()), |_| None)?;
+        if self.is_over() {
+            return None;
+        }
         if self.judge.changes() != changes {
             return Some(false);
         }
@@ -130,11 +142,12 @@ impl World {
     pub(super) fn trust_who_knows(&mut self) {
         for at in 0..self.nodes.len() {
             let node = &self.nodes[at];
-            let idle = !node.frozen
+            let may_trust = self.judge.doubts(at)
+                && !node.frozen
                 && node.link.is_quiet()
                 && self.cluster.is_caught_up(&node.id)
                 && node.process.as_ref().is_some_and(|p| !p.io.is_busy());
-            if idle && self.problems_of(at).is_empty() {
+            if may_trust && self.problems_of(at).is_empty() {
                 self.judge.trust(at);
             }
         }

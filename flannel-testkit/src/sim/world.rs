@@ -20,6 +20,7 @@ use super::judge::{Invariant, Judge};
 use super::link::{Faulty, Link};
 use super::node::{Disk, Latency, Node, NodeClock, NodeDisk, NodeKernel, Process};
 use super::trace::Trace;
+use super::wall::Deadline;
 use super::{History, Setup};
 use crate::go_peer::GoMode;
 
@@ -47,13 +48,19 @@ pub(super) struct World {
     pub(super) gos: Vec<Go>,
     /// The records that are known to harm no Go peer of this mode.
     pub(super) harmless: Option<(Arc<Snapshot>, GoMode)>,
+    deadline: Deadline,
     died: Arc<Notify>,
     seen: Vec<Option<Arc<Status>>>,
 }
 
 impl World {
     /// The cluster of a history, before anything happens in it.
-    pub(super) fn new(setup: &Arc<Setup>, history: &History, keep_trace: bool) -> Self {
+    pub(super) fn new(
+        setup: &Arc<Setup>,
+        history: &History,
+        keep_trace: bool,
+        deadline: Deadline,
+    ) -> Self {
         let found = |config: usize| {
             let config = setup.configs[config % setup.configs.len()].clone();
             let cluster = (setup.cluster)(&Founding {
@@ -84,6 +91,7 @@ impl World {
             trace: Trace::new(keep_trace),
             gos: Vec::new(),
             harmless: None,
+            deadline,
             died: Arc::new(Notify::new()),
             seen: vec![None; ids.len()],
         };
@@ -343,10 +351,20 @@ impl World {
             }
             self.look();
             self.check_calm(&calls, begun.elapsed());
-            if Instant::now() >= end || self.judge.verdict().is_some() {
+            if Instant::now() >= end || self.is_over() {
                 return;
             }
         }
+    }
+
+    /// Tells if nothing more is to happen: something broke, or the run is given up.
+    pub(super) fn is_over(&self) -> bool {
+        self.judge.verdict().is_some() || self.is_given_up()
+    }
+
+    /// Tells if the run is given up because it may cost no more.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.deadline.is_over()
     }
 
     fn calls(&self) -> Vec<u64> {

@@ -123,6 +123,8 @@ struct View {
     foreign: BTreeMap<ObjectKey, Object>,
     /// The subnets it holds, as far as it knows.
     own: DualStack<Subnet>,
+    /// The subnets that it last held.
+    last_own: DualStack<Subnet>,
     /// Subnets of which something changed that it may not know of yet: it may rightly withdraw
     /// their routes.
     doubted: BTreeSet<Subnet>,
@@ -136,10 +138,11 @@ struct View {
 
 impl View {
     fn set_own(&mut self, own: DualStack<Subnet>) {
-        if self.own != own {
-            self.own = own;
+        if self.last_own != own {
+            self.last_own = own;
             self.doubts_all = true;
         }
+        self.own = own;
     }
 }
 
@@ -162,6 +165,7 @@ impl Judge {
             id,
             foreign: BTreeMap::new(),
             own: DualStack::default(),
+            last_own: DualStack::default(),
             doubted: BTreeSet::new(),
             doubts_all: false,
             batch: BatchView::default(),
@@ -264,9 +268,12 @@ impl Judge {
         self.state().nodes[node].foreign.clone()
     }
 
-    /// A node's program was started: what it holds is not known.
-    pub(super) fn started(&self, node: usize) {
-        self.state().nodes[node].acquired = false;
+    /// A node's program was started with a saved state that names these subnets. What it held before
+    /// and has forgotten may be another's by now.
+    pub(super) fn started(&self, node: usize, remembered: DualStack<Subnet>) {
+        let view = &mut self.state().nodes[node];
+        view.acquired = false;
+        view.own = remembered;
     }
 
     /// The subnets that a node's status names. What its events say is newer.

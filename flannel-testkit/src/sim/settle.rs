@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use flannel_core::alloc::Allocator;
 use flannel_core::reconcile::plan::difference;
 use flannel_core::{
-    ConditionType, LeaseKey, Neighbour, Nexthop, Object, ObjectKey, Objects, Route, RouteTarget,
-    Snapshot, Subnet, TunnelPeer, wire,
+    ConditionType, DualStack, Family, Lease, LeaseKey, LinkKind, Neighbour, NetworkConfig, Nexthop,
+    Object, ObjectKey, Objects, Pool, Route, RouteProtocol, RouteTarget, Snapshot, Subnet,
+    TunnelPeer, wire,
 };
 
 use super::cluster::Tamper;
@@ -90,6 +92,32 @@ impl World {
         self.remove_unreadable();
         let config = self.config.clone();
         self.tamper(Tamper::Config(config));
+        self.make_room();
+    }
+
+    /// Sees to it that whoever has no lease can have one: where the pool is too full for that, somebody
+    /// removes the records of strangers, one after the other, and then what cannot be read.
+    fn make_room(&self) {
+        let records = self.judge.records();
+        let is_member = |lease: &&Lease| {
+            self.nodes
+                .iter()
+                .any(|node| node.member && node.id == lease.node)
+        };
+        let strangers = records.leases.iter().filter(|lease| !is_member(lease));
+        let strangers = strangers.map(|lease| &lease.key);
+        let unreadable = records.unreadable.iter().map(|record| &record.key);
+        for key in strangers.chain(unreadable) {
+            let records = self.judge.records();
+            let lacks = |node: &&Node| {
+                node.member && own_record(&node.id, &self.config, &records.leases).is_none()
+            };
+            let lacking = self.nodes.iter().filter(lacks).count() + self.gos.len();
+            if free_subnets(&self.config, &records) >= lacking as u128 {
+                return;
+            }
+            self.tamper(Tamper::Remove(key.clone()));
+        }
     }
 
     /// Somebody removes what cannot be read, but for the records of members: these write new ones.
@@ -247,6 +275,12 @@ impl World {
                     && self.is_in_our_place(object)
             };
             if foreign.iter().any(is_foreign) {
+                // What a route needs is kept for the day that its place is given back.
+                if hop.as_ref().is_some_and(|hop| lacks_nexthop(objects, hop)) {
+                    problems.push(format!(
+                        "{subnet} would not be reached: no nexthop is {hop:?}"
+                    ));
+                }
                 continue;
             }
             match (route_to(objects, subnet), hop) {
@@ -289,10 +323,13 @@ impl World {
             };
             // Who forgot that a network was its own cannot know what it had there.
             let is_forgotten = self.nodes[at].forgetful && !self.is_inner(&object);
-            let may_stay = object
-                .dev()
-                .and_then(|dev| link(objects, dev)?.kind.backend())
-                .is_some_and(|backend| expected.may_stay.contains(&backend));
+            // A device stays for what others still send to it; nothing is sent there any more.
+            let leads_there = matches!(object, Object::Route(_) | Object::Nexthop(_));
+            let may_stay = !leads_there
+                && object
+                    .dev()
+                    .and_then(|dev| link(objects, dev)?.kind.backend())
+                    .is_some_and(|backend| expected.may_stay.contains(&backend));
             if !is_expected && !is_forgotten && !may_stay && !unclear.may_serve(&object) {
                 problems.push(format!("{object} should not be there"));
             }
@@ -320,6 +357,44 @@ impl World {
         let mut pools = self.config.pools().values();
         pools.any(|pool| pool.network().contains(&place))
     }
+}
+
+/// Tells if a route through a hop needs a nexthop object that is not there.
+fn lacks_nexthop(objects: &Objects, hop: &Hop) -> bool {
+    let is_it = |object: &Object| {
+        matches!(object, Object::Nexthop(nexthop) if nexthop.gateway == hop.gateway
+            && nexthop.dev == hop.dev
+            && nexthop.protocol == RouteProtocol::OURS)
+    };
+    // A packet path knows its peers by itself.
+    let has_path =
+        matches!(link(objects, hop.dev), Some(link) if matches!(link.kind, LinkKind::Tun(_)));
+    !has_path && !objects.values().any(is_it)
+}
+
+/// How many nodes could still be given subnets.
+fn free_subnets(config: &NetworkConfig, records: &Snapshot) -> u128 {
+    let keys = records.leases.iter().map(|lease| &lease.key);
+    let keys = keys.chain(records.unreadable.iter().map(|record| &record.key));
+    let taken: Vec<DualStack<Subnet>> = keys
+        .filter_map(|key| wire::parse_subnet_key(key.as_str()).ok())
+        .collect();
+    let free = |(family, pool): (Family, &Pool)| {
+        let mut allocator = Allocator::new(pool)?;
+        for subnets in &taken {
+            subnets
+                .get(family)
+                .into_iter()
+                .for_each(|subnet| allocator.take(subnet));
+        }
+        Some(allocator.free_count())
+    };
+    config
+        .pools()
+        .iter()
+        .filter_map(free)
+        .min()
+        .unwrap_or(u128::MAX)
 }
 
 /// The subnets of records that cannot be read.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::action::{Action, Step, StoreAction};
-use super::judge::Invariant;
+use super::judge::{Invariant, Violation};
 use super::run::Run;
 use super::wall::Deadline;
 use super::{History, Sim};
@@ -19,7 +19,7 @@ pub struct Shrunk {
 
 struct Shrinker<'a> {
     sim: &'a Sim,
-    invariant: Invariant,
+    class: (Invariant, String),
     best: Run,
     deadline: Deadline,
 }
@@ -39,7 +39,7 @@ impl Sim {
         };
         let mut shrinker = Shrinker {
             sim: self,
-            invariant: violation.invariant,
+            class: class(violation),
             best: run,
             deadline: Deadline::after(within),
         };
@@ -59,14 +59,25 @@ impl Sim {
 /// The smallest parts that are left out before nodes are: with fewer nodes each run costs less.
 const COARSE: usize = 8;
 
+/// What breaks in one way: the invariant, and of a cluster that does not become right the words of
+/// what is wrong, because so many things can be.
+fn class(violation: &Violation) -> (Invariant, String) {
+    let words = match violation.invariant {
+        Invariant::Converges => {
+            let is_word = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase());
+            let words: Vec<&str> = violation.what.split_whitespace().filter(is_word).collect();
+            words.into_iter().take(4).collect::<Vec<_>>().join(" ")
+        }
+        _ => String::new(),
+    };
+    (violation.invariant, words)
+}
+
 impl Shrinker<'_> {
     /// Takes a history if it fails in the same way.
     fn try_out(&mut self, history: &History) -> bool {
         let run = self.sim.replay_until(history, self.deadline);
-        let fails = |run: &Run| {
-            let violation = run.violation.as_ref();
-            violation.is_some_and(|violation| violation.invariant == self.invariant)
-        };
+        let fails = |run: &Run| run.violation.as_ref().map(class) == Some(self.class.clone());
         match run.filter(fails) {
             Some(run) => {
                 self.best = run;

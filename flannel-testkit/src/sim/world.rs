@@ -232,7 +232,7 @@ impl World {
             return false;
         }
         node.member = true;
-        self.judge.started(at);
+        self.judge.started(at, node.disk.remembered());
         let io = Arc::new(Io::new(node.frozen, Arc::clone(&self.died)));
         let manager = Faulty {
             node: node.id.clone(),

@@ -30,6 +30,9 @@ struct Flags {
     /// How many seeds to run
     #[arg(long, value_name = "N", default_value_t = 200)]
     seeds: u64,
+    /// How many more seeds to run, each with 9 nodes and 120 steps
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    large: u64,
     /// Run this one seed alone and print its history; with --seeds, begin with it
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -55,7 +58,7 @@ struct Flags {
     /// in its minimal history
     #[arg(long)]
     trace: bool,
-    /// Fail if some kind of fault never took effect: for runs of thousands of seeds
+    /// Fail if some kind of fault that applies to the backend never took effect: for runs of thousands of seeds
     #[arg(long)]
     complete: bool,
     /// Print how often each kind of fault took effect
@@ -124,8 +127,14 @@ fn main() -> ExitCode {
             .unwrap_or(1);
         let first = flags.seed.unwrap_or(0);
         let meter = Meter::new(start);
-        let seeds = first..first.saturating_add(flags.seeds);
-        let report = sim.run_seeds(seeds, jobs, flags.twice, &|progress| meter.show(progress));
+        let run = |sim: &Sim, seeds: u64| {
+            let seeds = first..first.saturating_add(seeds);
+            sim.run_seeds(seeds, jobs, flags.twice, &|progress| meter.show(progress))
+        };
+        let mut report = run(&sim, flags.seeds);
+        if flags.large > 0 {
+            report = report.and(run(&sim.clone().nodes(9).steps(120), flags.large));
+        }
         meter.end();
         (report, None)
     };

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use flannel_backend_hostgw::HostGwBackend;
 use flannel_backend_udp::UdpBackend;
 use flannel_backend_vxlan::VxlanBackend;
-use flannel_testkit::sim::{KINDS, MemoryCluster, Sim};
+use flannel_testkit::sim::{KINDS, MemoryCluster, Report, Sim};
 
 #[test]
 fn clusters_keep_their_promises_under_every_history() {
@@ -27,6 +27,12 @@ fn clusters_keep_their_promises_under_every_history() {
     }
     let missing = report.missing();
     assert!(missing.len() < KINDS.len() / 2, "{missing:?}");
+    let other = Sim::new(VxlanBackend::new)
+        .nodes(6)
+        .seeds(20..22, 2, &|_| {});
+    let both = report.clone().and(other);
+    assert_eq!(both.seeds, 22);
+    assert!(both.missing().iter().all(|kind| missing.contains(kind)));
     assert!(
         missing
             .iter()
@@ -48,6 +54,7 @@ fn clusters_of_host_gw_keep_them_too() {
     for seeds in [0..30, 1_003_989_228_032..1_003_989_228_033] {
         let report = sim.seeds(seeds, 2, &|_| {});
         assert!(report.failed.is_empty(), "{report}");
+        only_what_applies(&sim, &report);
     }
 }
 
@@ -56,6 +63,15 @@ fn clusters_of_udp_keep_them_too() {
     let sim = Sim::new(UdpBackend::new).of_udp();
     let report = sim.seeds(0..30, 2, &|_| {});
     assert!(report.failed.is_empty(), "{report}");
+    only_what_applies(&sim, &report);
+}
+
+/// What took effect is not on the list of what does not apply.
+fn only_what_applies(sim: &Sim, report: &Report) {
+    let kinds = sim.kinds();
+    assert!(kinds.len() < KINDS.len());
+    let mut others = KINDS.iter().filter(|kind| !kinds.contains(kind));
+    assert!(others.all(|kind| !report.counts.contains_key(*kind)));
 }
 
 #[test]

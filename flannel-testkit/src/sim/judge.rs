@@ -98,6 +98,9 @@ pub(super) struct Judge {
     state: Mutex<State>,
 }
 
+/// The version of a store, as [`Cluster::version`] tells it.
+type Version = Option<(u64, Revision)>;
+
 #[derive(Debug, Default)]
 struct State {
     /// The last readable content of every record that is there.
@@ -105,7 +108,7 @@ struct State {
     /// The networks of all configs there ever were.
     networks: Vec<Subnet>,
     /// What was last read in the store, and at which version of it.
-    read: Option<(Option<(u64, Revision)>, Arc<Snapshot>)>,
+    read: Option<(Version, Arc<Snapshot>)>,
     /// What `truth` was last made of.
     caught_up: Option<Arc<Snapshot>>,
     nodes: Vec<View>,

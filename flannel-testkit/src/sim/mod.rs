@@ -297,6 +297,11 @@ impl Sim {
         self
     }
 
+    /// The kinds of [`KINDS`] that apply to the backends of its configs.
+    pub fn kinds(&self) -> Vec<&'static str> {
+        kinds::kinds_under(&self.setup.configs)
+    }
+
     fn setup_mut(&mut self) -> &mut Setup {
         Arc::make_mut(&mut self.setup)
     }

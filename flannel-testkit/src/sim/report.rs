@@ -11,7 +11,6 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Sim;
-use super::kinds::KINDS;
 use super::run::Run;
 use super::wall::Stopwatch;
 
@@ -30,6 +29,9 @@ pub struct Report {
     pub slowest: Duration,
     /// The seed whose run took longest, and how much wall time it took.
     pub costliest: Option<(u64, Duration)>,
+    /// The kinds that apply to the clusters that were run.
+    #[serde(skip)]
+    kinds: Vec<&'static str>,
 }
 
 /// A seed that broke something.
@@ -37,6 +39,10 @@ pub struct Report {
 pub struct Failure {
     /// The seed.
     pub seed: u64,
+    /// How many nodes its cluster has.
+    pub nodes: usize,
+    /// How long histories are.
+    pub steps: usize,
     /// What it broke, in words.
     pub what: String,
     /// The smallest history found that breaks it too; `None` for a seed that did not do the same
@@ -81,7 +87,10 @@ impl Sim {
         tell: &(dyn Fn(Progress) + Sync),
     ) -> Report {
         let next = AtomicU64::new(seeds.start);
-        let report = Mutex::new(Report::default());
+        let report = Mutex::new(Report {
+            kinds: self.kinds(),
+            ..Report::default()
+        });
         let of = seeds.end.saturating_sub(seeds.start);
         thread::scope(|scope| {
             for _ in 0..jobs.max(1) {
@@ -137,22 +146,24 @@ impl Sim {
         let run = self.run(seed);
         let took = watch.elapsed();
         let again = twice.then(|| self.run(seed));
+        let failure = |what, minimal| Failure {
+            seed,
+            nodes: self.setup.nodes,
+            steps: self.setup.steps,
+            what,
+            minimal,
+            unfinished: false,
+        };
         let failure = match (&again, &run.violation) {
-            (Some(again), _) if again.digest != run.digest => Some(Failure {
-                seed,
-                what: format!(
-                    "two runs differ: digests {:016x} and {:016x}",
-                    run.digest, again.digest
-                ),
-                minimal: None,
-                unfinished: false,
-            }),
-            (_, Some(violation)) => Some(Failure {
-                seed,
-                what: violation.to_string(),
-                minimal: Some(Box::new(run.clone())),
-                unfinished: false,
-            }),
+            (Some(again), _) if again.digest != run.digest => {
+                let (a, b) = (run.digest, again.digest);
+                let what = format!("two runs differ: digests {a:016x} and {b:016x}");
+                Some(failure(what, None))
+            }
+            (_, Some(violation)) => {
+                let history = Some(Box::new(run.clone()));
+                Some(failure(violation.to_string(), history))
+            }
             _ => None,
         };
         (run, took, failure)
@@ -173,10 +184,31 @@ impl Report {
         self.failed.extend(failure);
     }
 
-    /// The kinds of things that never took effect, of [`KINDS`]: what was never tried proves nothing.
+    /// What came of both: of other seeds, or of larger clusters.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.seeds += other.seeds;
+        self.steps += other.steps;
+        self.failed.extend(other.failed);
+        for (kind, times) in other.counts {
+            *self.counts.entry(kind).or_default() += times;
+        }
+        self.slowest = self.slowest.max(other.slowest);
+        let took = |costliest: Option<(u64, Duration)>| costliest.map(|(_, took)| took);
+        if took(other.costliest) > took(self.costliest) {
+            self.costliest = other.costliest;
+        }
+        let more = other.kinds.into_iter();
+        let more: Vec<&str> = more.filter(|kind| !self.kinds.contains(kind)).collect();
+        self.kinds.extend(more);
+        self
+    }
+
+    /// The kinds of things that never took effect though they apply ([`Sim::kinds`]): what was never
+    /// tried proves nothing.
     pub fn missing(&self) -> Vec<&'static str> {
         let counted = |kind: &&&str| !self.counts.contains_key(**kind);
-        KINDS.iter().filter(counted).copied().collect()
+        self.kinds.iter().filter(counted).copied().collect()
     }
 }
 
@@ -186,7 +218,11 @@ impl fmt::Display for Report {
         let (seeds, failed) = (self.seeds, self.failed.len());
         writeln!(f, "{seeds} seeds, {failed} failed")?;
         for failure in &self.failed {
-            writeln!(f, "seed {}: {}", failure.seed, failure.what)?;
+            let Failure {
+                seed, nodes, steps, ..
+            } = failure;
+            let what = &failure.what;
+            writeln!(f, "seed {seed} (--nodes {nodes} --steps {steps}): {what}")?;
             if let Some(run) = &failure.minimal {
                 if let Some(violation) = &run.violation {
                     let minimal = match failure.unfinished {

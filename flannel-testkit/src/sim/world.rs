@@ -491,6 +491,12 @@ impl World {
         felt.into_iter().for_each(|kind| self.count(kind));
     }
 
+    /// All nodes, from one on.
+    pub(super) fn nodes_from(&self, first: usize) -> impl Iterator<Item = usize> + use<> {
+        let count = self.nodes.len();
+        (first..first + count).map(move |at| at % count)
+    }
+
     /// The record of a node's lease, if there is one.
     pub(super) fn record_of(&self, at: usize) -> Option<Lease> {
         let records = self.cluster.truth().leases;

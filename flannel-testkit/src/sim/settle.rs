@@ -120,12 +120,14 @@ impl World {
         }
     }
 
-    /// Somebody removes what cannot be read, but for the records of members: these write new ones.
+    /// Somebody removes what cannot be read, but for the records of members: these write new ones. Where
+    /// others wrote as well, nodes may know different last values, so that nothing replaces them all.
     fn remove_unreadable(&self) {
         for record in &self.judge.records().unreadable {
             let node = self.judge.last_node_of(&record.key);
             let is_members = |node: &_| self.nodes.iter().any(|n| n.member && n.id == *node);
-            if !node.as_ref().is_some_and(is_members) {
+            let was_others = self.written.contains(&record.key);
+            if was_others || !node.as_ref().is_some_and(is_members) {
                 self.tamper(Tamper::Remove(record.key.clone()));
             }
         }
@@ -314,7 +316,7 @@ impl World {
                             .routes
                             .values()
                             .flatten()
-                            .any(|hop| hop.gateway == nexthop.gateway)
+                            .any(|hop| hop.gateway == nexthop.gateway && hop.dev == nexthop.dev)
                 }),
                 object => expected
                     .objects

@@ -30,6 +30,9 @@ struct Flags {
     /// How many seeds to run
     #[arg(long, value_name = "N", default_value_t = 200)]
     seeds: u64,
+    /// How many more seeds to run, each with 9 nodes and 120 steps
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    large: u64,
     /// Run this one seed alone and print its history; with --seeds, begin with it
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -45,6 +48,9 @@ struct Flags {
     /// How many threads to use; by default as many as there are processors
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
+    /// How long to make histories that fail smaller at most, in seconds and all in all
+    #[arg(long, value_name = "S", default_value_t = 120)]
+    shrink_seconds: u64,
     /// Run only every Nth seed twice, to see that both runs are the same
     #[arg(long, value_name = "N", default_value_t = 1)]
     twice: u64,
@@ -52,7 +58,7 @@ struct Flags {
     /// in its minimal history
     #[arg(long)]
     trace: bool,
-    /// Fail if some kind of fault never took effect: for runs of thousands of seeds
+    /// Fail if some kind of fault that applies to the backend never took effect: for runs of thousands of seeds
     #[arg(long)]
     complete: bool,
     /// Print how often each kind of fault took effect
@@ -108,7 +114,8 @@ fn main() -> ExitCode {
         .backend
         .sim()
         .nodes(flags.nodes.into())
-        .steps(flags.steps);
+        .steps(flags.steps)
+        .shrink_for(Duration::from_secs(flags.shrink_seconds));
     let start = Instant::now();
     let many = flags.seed.is_none() || std::env::args().any(|arg| arg.starts_with("--seeds"));
     let (report, digest) = if let (Some(seed), false) = (flags.seed, many) {
@@ -120,8 +127,14 @@ fn main() -> ExitCode {
             .unwrap_or(1);
         let first = flags.seed.unwrap_or(0);
         let meter = Meter::new(start);
-        let seeds = first..first.saturating_add(flags.seeds);
-        let report = sim.run_seeds(seeds, jobs, flags.twice, &|progress| meter.show(progress));
+        let run = |sim: &Sim, seeds: u64| {
+            let seeds = first..first.saturating_add(seeds);
+            sim.run_seeds(seeds, jobs, flags.twice, &|progress| meter.show(progress))
+        };
+        let mut report = run(&sim, flags.seeds);
+        if flags.large > 0 {
+            report = report.and(run(&sim.clone().nodes(9).steps(120), flags.large));
+        }
         meter.end();
         (report, None)
     };
@@ -156,6 +169,9 @@ fn main() -> ExitCode {
             report.steps,
             report.slowest.as_secs_f64()
         );
+        if let Some((seed, took)) = report.costliest.filter(|_| many) {
+            println!("seed {seed} took longest, {:.1} s", took.as_secs_f64());
+        }
     }
     let missing = report.missing();
     if flags.complete && !missing.is_empty() {
@@ -175,20 +191,22 @@ fn one(sim: &Sim, seed: u64, flags: &Flags) -> (Report, Option<String>) {
     if !flags.json {
         print!("{history}");
     }
-    if flags.trace {
-        let mut trace = stderr().lock();
-        let shown = sim.shrink(sim.replay(&history)).history;
-        for line in sim.replay_in_full(&shown).trace {
-            // Nobody reads any more: nothing to be done about it.
-            writeln!(trace, "{line}").ok();
-        }
-    }
     let run = sim.replay(&history);
     let digest = format!("{:016x}", run.digest);
     if !flags.json {
         println!("digest {digest}");
     }
     let report = sim.seeds(seed..seed.saturating_add(1), 1, &|_| {});
+    if flags.trace {
+        let mut trace = stderr().lock();
+        let failure = report.failed.first();
+        let minimal = failure.and_then(|failure| failure.minimal.as_ref());
+        let shown = minimal.map_or(&history, |run| &run.history);
+        for line in sim.replay_in_full(shown).trace {
+            // Nobody reads any more: nothing to be done about it.
+            writeln!(trace, "{line}").ok();
+        }
+    }
     (report, Some(digest))
 }
 

@@ -54,10 +54,31 @@ pub(crate) fn sim(args: &[String]) -> Outcome {
     run(command.args(args))
 }
 
-/// How many seeds CI runs, each twice.
-const SIM_SEEDS: &str = "4000";
+/// How many seeds CI runs under each backend, each twice: clusters of four nodes and large ones, 4,000
+/// in all. Enough that every kind of fault is to be expected ten times under each backend.
+const SIM_SEEDS: [(&str, u32, u32); 5] = [
+    ("vxlan", 1_500, 100),
+    ("host-gw", 500, 80),
+    ("udp", 450, 70),
+    ("both", 500, 80),
+    ("all", 640, 80),
+];
 
-/// Many seeds, each twice; every kind of fault has to take effect.
+/// Many seeds, each twice; every kind of fault has to take effect under every backend that it applies
+/// to.
 pub(crate) fn sim_stage() -> Outcome {
-    sim(&["--seeds", SIM_SEEDS, "--complete"].map(str::to_owned))
+    for (backend, seeds, large) in SIM_SEEDS {
+        let (seeds, large) = (seeds.to_string(), large.to_string());
+        let args = [
+            "--backend",
+            backend,
+            "--seeds",
+            &seeds,
+            "--large",
+            &large,
+            "--complete",
+        ];
+        sim(&args.map(str::to_owned))?;
+    }
+    Ok(())
 }

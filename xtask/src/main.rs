@@ -42,8 +42,9 @@ const TASKS: &[Task] = &[
         name: "test",
         args: "",
         about: "Everything that CI checks, in this order: setup, fmt, lint, features, doc, api,\n\
-                deps, deny, msrv, examples, sim (4,000 seeds, each twice), mutants, all tests,\n\
-                those of the documentation too; last a line that sums the tests up, as cargo does.\n\
+                deps, deny, msrv, examples, sim (4,000 seeds over all backends, each twice), mutants,\n\
+                all tests, those of the documentation too; last a line that sums the tests up, as\n\
+                cargo does.\n\
                 As root it runs the tests and examples that need network namespaces; else it\n\
                 skips and counts them. With CI=true a missing privilege or tool is a failure.",
         run: |_| test(),
@@ -121,7 +122,8 @@ const TASKS: &[Task] = &[
         name: "sim",
         args: "[--seeds N] [--seed S] [ARG…]",
         about: "Runs the simulator (the example `sim`, optimised): so many seeds, with progress\n\
-                and a summary; --complete fails if some kind of fault never took effect.",
+                and a summary; --complete fails if some kind of fault never took effect under the\n\
+                backend, --large N adds N seeds of nine nodes.",
         run: long::sim,
     },
     Task {

@@ -159,6 +159,13 @@ impl FakeStore {
         self.with(|kv, _| kv.revision())
     }
 
+    /// How often the store was restored, and the revision of the last write: while both are the
+    /// same, so are all entries.
+    pub fn version(&self) -> (u64, Revision) {
+        let revision = self.revision();
+        (self.incarnation(), revision)
+    }
+
     /// The entries of a range as they are now.
     pub fn entries(&self, range: &KeyRange) -> Vec<KeyValue> {
         let answer = self.with(|kv, _| kv.range(range, None));

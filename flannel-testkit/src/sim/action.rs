@@ -221,7 +221,7 @@ pub enum KernelAction {
     HintsLost,
     /// Every op on the object of ours with this number fails, until all is accepted.
     Refuse(u8, Fails),
-    /// Everything is accepted again.
+    /// Everything is accepted again, by the next node that refuses something.
     Accept,
     /// Every call takes so long; zero: none.
     Latency(Duration),
@@ -233,11 +233,12 @@ pub enum KernelAction {
     LinkDown(u8),
     /// Somebody puts a route of their own in the place of one of ours, the one with this number.
     ForeignRoute(u8),
-    /// Somebody takes all such routes away.
+    /// Somebody takes all such routes away, on the next node that has some.
     ForeignGone,
     /// The external interface goes down.
     UnderlayDown,
-    /// The external interface comes up with its addresses and routes.
+    /// The external interface comes up with its addresses and routes, on the next node where it is
+    /// down.
     UnderlayUp,
     /// The external interface is taken out and comes back, with another index.
     UnderlayRemade,
@@ -382,7 +383,7 @@ pub enum StoreAction {
     Compact,
     /// A node's subnets are reserved for it.
     Reserve(usize),
-    /// A node's reservation ends.
+    /// A node's reservation ends: that of the next node that has one.
     Unreserve(usize),
 }
 

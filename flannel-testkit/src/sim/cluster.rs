@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use flannel_core::{
     DualStack, Event, EventStream, Lease, LeaseKey, Manager, MemoryManager, MemoryState,
-    NetworkConfig, NodeId, PublicIp, Snapshot, Subnet,
+    NetworkConfig, NodeId, PublicIp, Revision, Snapshot, Subnet,
 };
 
 use super::action::WireAction;
@@ -61,6 +61,13 @@ pub trait Cluster: Debug + Send + Sync + 'static {
 
     /// What is in the store now: the truth, past any fault between it and the nodes.
     fn truth(&self) -> Snapshot;
+
+    /// A number for what is in the store now: while it is the same, so is the
+    /// [`truth`](Self::truth), but for the time that leases have left. `None`, as by default: not
+    /// known, so that the truth is read whenever it is asked for.
+    fn version(&self) -> Option<(u64, Revision)> {
+        None
+    }
 
     /// Does what others do. Whether anything came of it: `false` also if the store cannot do this.
     fn tamper(&self, tamper: Tamper) -> bool;

@@ -144,7 +144,8 @@ impl Draw {
             13 => WireAction::DeliverParked,
             // Only what is held comes in batches that can be squashed, reordered and split.
             14..=16 => WireAction::Deliver(self.byte(64) | 16),
-            17..=20 => WireAction::Deliver(self.byte(64) & !16),
+            // What was held comes squashed or in another order, or both.
+            17..=20 => WireAction::Deliver((self.byte(64) & !16) | (1 + after % 3)),
             21 => WireAction::Deliver(0),
             22 | 23 => WireAction::Break,
             _ => WireAction::Deafen,
@@ -168,7 +169,9 @@ impl Draw {
                     Delivery::Repeated,
                     Delivery::Squashed,
                 ]);
-                LinkAction::Hold(self.time(20_000), delivery)
+                // What is held for less holds nothing that could come in another way.
+                let time = self.time(20_000).max(Duration::from_secs(4));
+                LinkAction::Hold(time, delivery)
             }
             17 => LinkAction::Break,
             18 => LinkAction::End,

@@ -8,14 +8,14 @@ use std::time::Duration;
 use flannel_core::manager;
 use flannel_core::{
     DualStack, Family, Lease, LeaseKey, LinkKind, NetworkConfig, NodeId, Object, ObjectKey,
-    Objects, Op, OverlayEvent, RouteProtocol, Subnet,
+    Objects, Op, OverlayEvent, Revision, RouteProtocol, Snapshot, Subnet,
 };
 use serde::Serialize;
 use tokio::time::Instant;
 
 use super::cluster::Cluster;
 use super::model::is_host;
-use super::path::{Way, link, routes, whole};
+use super::path::{Way, is_whole, link, routes_to, whole};
 use crate::fake_kernel::LogEntry;
 
 /// What must hold in every history.
@@ -98,12 +98,19 @@ pub(super) struct Judge {
     state: Mutex<State>,
 }
 
+/// The version of a store, as [`Cluster::version`] tells it.
+type Version = Option<(u64, Revision)>;
+
 #[derive(Debug, Default)]
 struct State {
     /// The last readable content of every record that is there.
     truth: BTreeMap<LeaseKey, Lease>,
     /// The networks of all configs there ever were.
     networks: Vec<Subnet>,
+    /// What was last read in the store, and at which version of it.
+    read: Option<(Version, Arc<Snapshot>)>,
+    /// What `truth` was last made of.
+    caught_up: Option<Arc<Snapshot>>,
     nodes: Vec<View>,
     violations: Vec<Violation>,
     notes: Vec<String>,
@@ -119,9 +126,11 @@ struct View {
     foreign: BTreeMap<ObjectKey, Object>,
     /// The subnets it holds, as far as it knows.
     own: DualStack<Subnet>,
+    /// The subnets that it last held.
+    last_own: DualStack<Subnet>,
     /// Subnets of which something changed that it may not know of yet: it may rightly withdraw
     /// their routes.
-    doubted: Vec<Subnet>,
+    doubted: BTreeSet<Subnet>,
     doubts_all: bool,
     batch: BatchView,
     /// How many ops its program gave to its kernel.
@@ -132,10 +141,11 @@ struct View {
 
 impl View {
     fn set_own(&mut self, own: DualStack<Subnet>) {
-        if self.own != own {
-            self.own = own;
+        if self.last_own != own {
+            self.last_own = own;
             self.doubts_all = true;
         }
+        self.own = own;
     }
 }
 
@@ -158,7 +168,8 @@ impl Judge {
             id,
             foreign: BTreeMap::new(),
             own: DualStack::default(),
-            doubted: Vec::new(),
+            last_own: DualStack::default(),
+            doubted: BTreeSet::new(),
             doubts_all: false,
             batch: BatchView::default(),
             ops: 0,
@@ -238,6 +249,12 @@ impl Judge {
         self.state().nodes[node].doubts_all = true;
     }
 
+    /// Tells if a node may rightly withdraw some route.
+    pub(super) fn doubts(&self, node: usize) -> bool {
+        let view = &self.state().nodes[node];
+        view.doubts_all || !view.doubted.is_empty()
+    }
+
     /// A node knows everything.
     pub(super) fn trust(&self, node: usize) {
         let mut state = self.state();
@@ -254,9 +271,12 @@ impl Judge {
         self.state().nodes[node].foreign.clone()
     }
 
-    /// A node's program was started: what it holds is not known.
-    pub(super) fn started(&self, node: usize) {
-        self.state().nodes[node].acquired = false;
+    /// A node's program was started with a saved state that names these subnets. What it held before
+    /// and has forgotten may be another's by now.
+    pub(super) fn started(&self, node: usize, remembered: DualStack<Subnet>) {
+        let view = &mut self.state().nodes[node];
+        view.acquired = false;
+        view.own = remembered;
     }
 
     /// The subnets that a node's status names. What its events say is newer.
@@ -267,16 +287,33 @@ impl Judge {
         }
     }
 
+    /// What is in the store now. The time that leases have left is that of the last change.
+    pub(super) fn records(&self) -> Arc<Snapshot> {
+        let version = self.cluster.version();
+        let read = self.state().read.clone();
+        if let Some((_, snapshot)) = read.filter(|(of, _)| of.is_some() && *of == version) {
+            return snapshot;
+        }
+        let snapshot = Arc::new(self.cluster.truth());
+        self.state().read = Some((version, Arc::clone(&snapshot)));
+        snapshot
+    }
+
     /// Looks at the store: what changed there a node may not know.
     pub(super) fn catch_up(&self) {
-        let snapshot = self.cluster.truth();
+        let snapshot = self.records();
         let mut state = self.state();
+        let known = state.caught_up.as_ref();
+        if known.is_some_and(|known| Arc::ptr_eq(known, &snapshot)) {
+            return;
+        }
+        state.caught_up = Some(Arc::clone(&snapshot));
         let mut new: BTreeMap<LeaseKey, Lease> = snapshot
             .leases
-            .into_iter()
-            .map(|lease| (lease.key.clone(), lease))
+            .iter()
+            .map(|lease| (lease.key.clone(), lease.clone()))
             .collect();
-        for record in snapshot.unreadable {
+        for record in &snapshot.unreadable {
             if let Some(last) = state.truth.get(&record.key) {
                 new.insert(record.key.clone(), last.clone());
             }
@@ -418,14 +455,13 @@ impl Judge {
         if matches!(entry.op, Op::Create(_)) {
             return;
         }
-        let now = whole(objects, RouteProtocol::OURS);
         let op = || format!("{} {}", entry.op.verb(), entry.op.object());
         for subnet in view.batch.before.keys() {
-            if now.contains_key(subnet) {
+            if is_whole(objects, RouteProtocol::OURS, subnet) {
                 continue;
             }
             view.batch.gaps.entry(*subnet).or_insert_with(op);
-            if !routes(objects).any(|route| route.dst == *subnet) {
+            if routes_to(objects, subnet).next().is_none() {
                 view.batch.removed.entry(*subnet).or_insert_with(op);
             }
         }
@@ -433,7 +469,6 @@ impl Judge {
 
     /// A batch is done.
     pub(super) fn batch_ended(&self, node: usize, objects: &Objects) {
-        let now = whole(objects, RouteProtocol::OURS);
         let mut broken = Vec::new();
         {
             let mut state = self.state();
@@ -441,13 +476,14 @@ impl Judge {
             let view = &mut nodes[node];
             let batch = std::mem::take(&mut view.batch);
             for (subnet, op) in &batch.gaps {
-                if now.contains_key(subnet) && !batch.failed && !batch.shaken {
+                let again = is_whole(objects, RouteProtocol::OURS, subnet);
+                if again && !batch.failed && !batch.shaken {
                     let what = format!("{subnet} was not routed for a moment, from {op} on");
                     broken.push((Invariant::NoBlackHole, what));
                 }
             }
             for (subnet, op) in &batch.removed {
-                let gone = !routes(objects).any(|route| route.dst == *subnet);
+                let gone = routes_to(objects, subnet).next().is_none();
                 let doubted = view.doubts_all || view.doubted.iter().any(|d| d.overlaps(subnet));
                 let holder = truth.values().find(|lease| {
                     lease.node != view.id && lease.subnet.values().any(|s| s == subnet)

@@ -1,8 +1,10 @@
 //! What happens in a node's kernel: faults, and what strangers do there.
 
+use std::net::SocketAddr;
+
 use flannel_core::{
     Address, Family, Fdb, IfName, Link, LinkKind, MAIN_TABLE, MacAddr, Neighbour, Nexthop, Object,
-    ObjectKey, Op, Route, RouteTarget, Subnet, Sysctl,
+    ObjectKey, Op, Route, RouteTarget, Subnet, Sysctl, Tunnel, TunnelPeer,
 };
 
 use super::action::{Action, KernelAction, Kind};
@@ -13,9 +15,10 @@ use crate::fake_kernel::FaultKind;
 
 impl World {
     pub(super) fn act_on_kernel(&mut self, at: usize, action: KernelAction) -> bool {
+        let at = self.first_to_mend(at, action);
         let done = match action {
             KernelAction::FailOp(kind, fails) => {
-                let (kind, failure) = (kind.word(), fails.into());
+                let (kind, failure) = (self.word_there(at, kind), fails.into());
                 return self.fail(at, action, FaultKind::Op { kind, failure });
             }
             KernelAction::FailKey(n, fails) => {
@@ -89,6 +92,29 @@ impl World {
         done
     }
 
+    /// The first node, from one on, on which there is anything to mend; if there is none, that one.
+    fn first_to_mend(&self, at: usize, action: KernelAction) -> usize {
+        let can = |at: &usize| match action {
+            KernelAction::Accept => !self.nodes[*at].refused.is_empty(),
+            KernelAction::UnderlayUp => self.nodes[*at].unplugged,
+            KernelAction::ForeignGone => {
+                let foreign = self.judge.foreign(*at);
+                foreign.values().any(|object| self.is_in_our_place(object))
+            }
+            _ => true,
+        };
+        self.nodes_from(at).find(can).unwrap_or(at)
+    }
+
+    /// The word for a kind by which a node has objects of ours; if it has none of the kind, that for
+    /// routes, which every backend has.
+    fn word_there(&self, at: usize, kind: Kind) -> &'static str {
+        let ours = ours(&self.nodes[at].kernel.objects());
+        let is_there = |word: &&str| ours.iter().any(|object| object.key().kind() == *word);
+        let word = kind.words().into_iter().find(is_there);
+        word.unwrap_or(Kind::Route.word())
+    }
+
     /// Sets a fault; it is counted once it has come.
     fn fail(&mut self, at: usize, action: KernelAction, fault: FaultKind) -> bool {
         let node = &mut self.nodes[at];
@@ -156,15 +182,28 @@ impl World {
             }
             Object::Route(route) => {
                 let objects = self.nodes[at].kernel.objects();
-                let dev = match &route.target {
-                    RouteTarget::Nexthop(id) => objects.get(&ObjectKey::Nexthop(*id))?.dev()?,
-                    RouteTarget::Gateway { dev, .. } => *dev,
+                let target = match &route.target {
+                    RouteTarget::Nexthop(id) => {
+                        RouteTarget::Device(objects.get(&ObjectKey::Nexthop(*id))?.dev()?)
+                    }
+                    RouteTarget::Gateway { dev, .. } => RouteTarget::Device(*dev),
+                    RouteTarget::Device(_) => RouteTarget::Gateway {
+                        gateway: router(route.dst.family()),
+                        dev: external(),
+                        onlink: false,
+                    },
                     _ => return None,
                 };
-                Object::Route(Route {
-                    target: RouteTarget::Device(dev),
-                    ..route
-                })
+                Object::Route(Route { target, ..route })
+            }
+            Object::Tunnel(tunnel) => Object::Tunnel(Tunnel {
+                mtu: tunnel.mtu.map(|_, mtu| mtu - 10),
+                ..tunnel
+            }),
+            Object::TunnelPeer(peer) => {
+                let port = peer.endpoint.port().wrapping_add(1);
+                let endpoint = SocketAddr::new(peer.endpoint.ip(), port);
+                Object::TunnelPeer(TunnelPeer { endpoint, ..peer })
             }
             _ => return None,
         };

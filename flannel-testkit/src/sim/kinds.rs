@@ -1,5 +1,7 @@
 //! The kinds of things that happen in simulated clusters.
 
+use flannel_core::{BackendType, NetworkConfig};
+
 /// Every kind that is counted in a run of the default simulation, as [`Report::counts`] names it. A
 /// run of thousands of seeds in which one of them never took effect proves less than it seems to:
 /// [`Report::missing`] says which.
@@ -139,3 +141,59 @@ pub const KINDS: &[&str] = &[
     "wire watch split",
     "wire watch squashed",
 ];
+
+/// The kinds that only some backends know, with these: others have nothing that it could happen to.
+const ONLY: &[(&str, &[&str])] = &[
+    ("kernel Alter address", DEVICE),
+    ("kernel Alter fdb", DEVICE),
+    ("kernel Alter link", DEVICE),
+    ("kernel Alter neighbour", DEVICE),
+    ("kernel Alter sysctl", DEVICE),
+    ("kernel Delete address", DEVICE),
+    ("kernel Delete fdb", DEVICE),
+    ("kernel Delete link", DEVICE),
+    ("kernel Delete neighbour", DEVICE),
+    ("kernel DeviceDeleted", DEVICE),
+    ("kernel LinkDown", DEVICE),
+    ("store Put HugeData", DATA),
+    ("store Put MalformedData", DATA),
+    ("store Put MulticastMac", DATA),
+    ("store Put OtherVni", DATA),
+];
+
+/// Backends with a device of their own. Where VXLAN has forwarding entries and neighbours on it, UDP
+/// has a packet path and the peers of that.
+const DEVICE: &[&str] = &["udp", "vxlan"];
+
+/// Backends that publish data.
+const DATA: &[&str] = &["vxlan"];
+
+/// Flannel's backends: of another nobody knows what does not apply to it.
+const KNOWN: &[&str] = &["host-gw", "udp", "vxlan"];
+
+/// The kinds that can take effect in clusters with one or more of these configs.
+pub(super) fn kinds_under(configs: &[NetworkConfig]) -> Vec<&'static str> {
+    let applies = |kind: &&&str, backend: &BackendType| {
+        let backend = backend.as_str();
+        let only = ONLY.iter().find(|(of, _)| *of == **kind);
+        only.is_none_or(|(_, backends)| backends.contains(&backend)) || !KNOWN.contains(&backend)
+    };
+    let backends = || configs.iter().map(|config| config.backend().backend_type());
+    KINDS
+        .iter()
+        .filter(|kind| backends().any(|backend| applies(kind, backend)))
+        .copied()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_some_backends_know_is_a_kind() {
+        assert!(ONLY.iter().all(|(kind, _)| KINDS.contains(kind)));
+        let names = ONLY.iter().flat_map(|(_, backends)| backends.iter());
+        assert!({ names }.all(|name| KNOWN.contains(name)));
+    }
+}

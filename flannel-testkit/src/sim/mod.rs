@@ -43,6 +43,7 @@ mod shrink;
 mod store_acts;
 mod store_cluster;
 mod trace;
+mod wall;
 mod watch;
 mod world;
 
@@ -62,9 +63,13 @@ pub use judge::{Invariant, Violation};
 pub use kinds::KINDS;
 pub use report::{Failure, Progress, Report};
 pub use run::Run;
+pub use shrink::Shrunk;
 pub use store_cluster::StoreCluster;
 
 use model::{ChangingModel, HostGwModel, Model, UdpModel, VxlanModel};
+
+/// How long the failures of a report are made smaller at most, unless set otherwise.
+const SHRINK_FOR: Duration = Duration::from_secs(120);
 
 /// Makes the store of a cluster.
 type Found = dyn Fn(&Founding) -> Arc<dyn Cluster> + Send + Sync;
@@ -84,6 +89,7 @@ pub(crate) struct Setup {
     backend: Arc<dyn Fn(OverlayBuilder) -> OverlayBuilder + Send + Sync>,
     cluster: Arc<Found>,
     model: Arc<dyn Model>,
+    shrink_for: Duration,
 }
 
 /// All that happens in a run.
@@ -200,6 +206,7 @@ impl Sim {
                 backend: Arc::new(move |builder| builder.backend(backend())),
                 cluster: Arc::new(|founding| Arc::new(StoreCluster::new(founding))),
                 model: Arc::new(VxlanModel),
+                shrink_for: SHRINK_FOR,
             }),
         }
     }
@@ -272,6 +279,14 @@ impl Sim {
         self
     }
 
+    /// The same with another bound of wall time for making the histories small that failed; two
+    /// minutes unless set otherwise.
+    #[must_use]
+    pub fn shrink_for(mut self, time: Duration) -> Self {
+        self.setup_mut().shrink_for = time;
+        self
+    }
+
     /// The same on another store. For managers of one's own, [`Managers`] is enough.
     #[must_use]
     pub fn cluster<C: Cluster>(
@@ -280,6 +295,11 @@ impl Sim {
     ) -> Self {
         self.setup_mut().cluster = Arc::new(move |founding| Arc::new(cluster(founding)));
         self
+    }
+
+    /// The kinds of [`KINDS`] that apply to the backends of its configs.
+    pub fn kinds(&self) -> Vec<&'static str> {
+        kinds::kinds_under(&self.setup.configs)
     }
 
     fn setup_mut(&mut self) -> &mut Setup {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use flannel_core::kernel::Result;
 use flannel_core::{
-    ChangeStream, Clock, Features, Kernel, Moment, NodeId, ObjectKey, Objects, Observed, Op,
-    Overlay, OverlayEvent, SavedState, Scope, StateStore, TokioClock,
+    ChangeStream, Clock, DualStack, Features, Kernel, Moment, NodeId, ObjectKey, Objects, Observed,
+    Op, Overlay, OverlayEvent, SavedState, Scope, StateStore, Subnet, TokioClock,
 };
 use tokio::sync::broadcast;
 
@@ -218,6 +218,18 @@ impl Disk {
     /// The faults that took effect.
     pub(super) fn take_felt(&self) -> Vec<StateFault> {
         std::mem::take(&mut self.state().felt)
+    }
+
+    /// The subnets of the lease that the saved state names, if it can be read.
+    pub(super) fn remembered(&self) -> DualStack<Subnet> {
+        let state = self.state();
+        match &state.now {
+            Content::State(saved) if !state.read_fails => {
+                let lease = saved.lease.as_ref();
+                lease.map(|lease| lease.subnet).unwrap_or_default()
+            }
+            _ => DualStack::default(),
+        }
     }
 
     fn load(&self) -> io::Result<Option<SavedState>> {

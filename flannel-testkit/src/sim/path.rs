@@ -45,6 +45,13 @@ pub fn whole(objects: &Objects, protocol: RouteProtocol) -> BTreeMap<Subnet, Way
         .collect()
 }
 
+/// Whether a route to a subnet bears a protocol number and leads somewhere whole.
+pub fn is_whole(objects: &Objects, protocol: RouteProtocol, subnet: &Subnet) -> bool {
+    routes_to(objects, subnet)
+        .filter(|route| route.protocol == protocol)
+        .any(|route| through(objects, route, inside(subnet)).is_ok())
+}
+
 /// An address in a subnet that is not the first one.
 fn inside(subnet: &Subnet) -> IpAddr {
     subnet.last_address()
@@ -54,6 +61,21 @@ fn inside(subnet: &Subnet) -> IpAddr {
 pub fn routes(objects: &Objects) -> impl Iterator<Item = &Route> {
     objects
         .range(ObjectKey::Nexthop(u32::MAX)..)
+        .filter_map(|(_, object)| match object {
+            Object::Route(route) => Some(route),
+            _ => None,
+        })
+}
+
+/// The routes to a subnet in the main table, whatever their metric.
+pub fn routes_to<'a>(objects: &'a Objects, subnet: &Subnet) -> impl Iterator<Item = &'a Route> {
+    let key = |metric| ObjectKey::Route {
+        table: MAIN_TABLE,
+        dst: *subnet,
+        metric,
+    };
+    objects
+        .range(key(0)..=key(u32::MAX))
         .filter_map(|(_, object)| match object {
             Object::Route(route) => Some(route),
             _ => None,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::judge::Violation;
+use super::wall::Deadline;
 use super::world::World;
 use super::{History, Sim};
 
@@ -19,6 +20,8 @@ pub struct Run {
     pub digest: u64,
     /// What did not hold, if anything: the first such thing.
     pub violation: Option<Violation>,
+    /// How many of the history's steps were begun: all of them, unless something broke before.
+    pub steps: usize,
     /// How often each kind of event and fault took effect.
     pub counts: BTreeMap<String, u64>,
     /// How long the cluster took to become right after the last fault.
@@ -36,48 +39,61 @@ impl Sim {
 
     /// Runs a history.
     pub fn replay(&self, history: &History) -> Run {
-        self.run_history(history, false)
+        self.run_history(history, false, Deadline::NEVER)
+            .expect("it is never given up")
     }
 
     /// Runs a history and keeps all that can be observed.
     pub fn replay_in_full(&self, history: &History) -> Run {
-        self.run_history(history, true)
+        self.run_history(history, true, Deadline::NEVER)
+            .expect("it is never given up")
     }
 
-    fn run_history(&self, history: &History, keep_trace: bool) -> Run {
+    /// Runs a history; `None` if it was given up because the time is over.
+    pub(super) fn replay_until(&self, history: &History, deadline: Deadline) -> Option<Run> {
+        self.run_history(history, false, deadline)
+    }
+
+    fn run_history(&self, history: &History, keep_trace: bool, deadline: Deadline) -> Option<Run> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
             .build()
             .expect("a runtime of one thread without I/O");
         runtime.block_on(async {
-            let mut world = World::new(&self.setup, history, keep_trace);
+            let mut world = World::new(&self.setup, history, keep_trace, deadline);
+            let mut steps = 0;
             for step in &history.actions {
+                steps += 1;
                 world.act(&step.action).await;
                 world.pass(step.then).await;
-                if world.judge.verdict().is_some() {
+                if world.is_over() {
                     break;
                 }
                 world.trust_who_knows();
             }
-            let settled = match world.judge.verdict() {
-                Some(_) => None,
-                None => world.settle().await,
+            let settled = match world.is_over() {
+                true => None,
+                false => world.settle().await,
             };
+            if world.is_given_up() {
+                return None;
+            }
             let violation = world.judge.verdict();
             if let Some(violation) = &violation {
                 world.trace.add(&violation.to_string());
             }
             let World { counts, trace, .. } = world;
             let (digest, trace) = trace.finish();
-            Run {
+            Some(Run {
                 history: history.clone(),
                 digest,
                 violation,
+                steps,
                 counts,
                 settled,
                 trace,
-            }
+            })
         })
     }
 }

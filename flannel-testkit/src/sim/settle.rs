@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use flannel_core::alloc::Allocator;
 use flannel_core::reconcile::plan::difference;
 use flannel_core::{
-    ConditionType, LeaseKey, Neighbour, Nexthop, Object, ObjectKey, Route, RouteTarget, Subnet,
+    ConditionType, DualStack, Family, Lease, LeaseKey, LinkKind, Neighbour, NetworkConfig, Nexthop,
+    Object, ObjectKey, Objects, Pool, Route, RouteProtocol, RouteTarget, Snapshot, Subnet,
     TunnelPeer, wire,
 };
 
@@ -12,6 +14,7 @@ use super::cluster::Tamper;
 use super::hardware::{addresses, all_addresses, external, ours};
 use super::judge::Invariant;
 use super::model::{Expected, Hop, Me, own_record, peers};
+use super::node::Node;
 use super::path::{link, route_to};
 use super::world::World;
 
@@ -24,8 +27,12 @@ const BOUND: Duration = Duration::from_secs(2 * (60 + 30) + 30 + 11 + 10 + 2 * 1
 /// How long a cluster that has converged is watched.
 const REST: Duration = Duration::from_secs(25);
 
-/// How often the cluster is compared with the model.
+/// How often the cluster is compared with the model, in the time that it should take without any lease
+/// that has to run out.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How often it is compared later: a lease may last a day.
+const LATE_LOOK: Duration = Duration::from_secs(15);
 
 impl World {
     /// Ends all faults and sees to it that everything becomes right. Answers how long that took.
@@ -40,9 +47,12 @@ impl World {
             .filter_map(|l| l.ttl);
         let bound = BOUND + ttl.max().unwrap_or_default();
         let mut problems;
+        let mut look = LOOK;
         loop {
-            self.pass(LOOK).await;
-            self.judge.verdict().map_or(Some(()), |_| None)?;
+            self.pass(look).await;
+            if self.is_over() {
+                return None;
+            }
             problems = self.problems();
             let took = self.judge.elapsed().saturating_sub(begun);
             if problems.is_empty() && self.rests().await? {
@@ -51,6 +61,9 @@ impl World {
             }
             if took > bound {
                 break;
+            }
+            if took > BOUND {
+                look = LATE_LOOK;
             }
         }
         let (node, what) = problems.swap_remove(0);
@@ -79,15 +92,43 @@ impl World {
         self.remove_unreadable();
         let config = self.config.clone();
         self.tamper(Tamper::Config(config));
+        self.make_room();
     }
 
-    /// Somebody removes what cannot be read, but for the records of members: these write new ones.
+    /// Sees to it that whoever has no lease can have one: where the pool is too full for that, somebody
+    /// removes the records of strangers, one after the other, and then what cannot be read.
+    fn make_room(&self) {
+        let records = self.judge.records();
+        let is_member = |lease: &&Lease| {
+            self.nodes
+                .iter()
+                .any(|node| node.member && node.id == lease.node)
+        };
+        let strangers = records.leases.iter().filter(|lease| !is_member(lease));
+        let strangers = strangers.map(|lease| &lease.key);
+        let unreadable = records.unreadable.iter().map(|record| &record.key);
+        for key in strangers.chain(unreadable) {
+            let records = self.judge.records();
+            let lacks = |node: &&Node| {
+                node.member && own_record(&node.id, &self.config, &records.leases).is_none()
+            };
+            let lacking = self.nodes.iter().filter(lacks).count() + self.gos.len();
+            if free_subnets(&self.config, &records) >= lacking as u128 {
+                return;
+            }
+            self.tamper(Tamper::Remove(key.clone()));
+        }
+    }
+
+    /// Somebody removes what cannot be read, but for the records of members: these write new ones. Where
+    /// others wrote as well, nodes may know different last values, so that nothing replaces them all.
     fn remove_unreadable(&self) {
-        for record in self.cluster.truth().unreadable {
+        for record in &self.judge.records().unreadable {
             let node = self.judge.last_node_of(&record.key);
             let is_members = |node: &_| self.nodes.iter().any(|n| n.member && n.id == *node);
-            if !node.as_ref().is_some_and(is_members) {
-                self.tamper(Tamper::Remove(record.key));
+            let was_others = self.written.contains(&record.key);
+            if was_others || !node.as_ref().is_some_and(is_members) {
+                self.tamper(Tamper::Remove(record.key.clone()));
             }
         }
     }
@@ -99,7 +140,9 @@ impl World {
         let before = self.judge.ops();
         let unclear = self.has_unclear();
         self.pass(REST).await;
-        self.judge.verdict().map_or(Some(()), |_| None)?;
+        if self.is_over() {
+            return None;
+        }
         if self.judge.changes() != changes {
             return Some(false);
         }
@@ -129,11 +172,12 @@ impl World {
     pub(super) fn trust_who_knows(&mut self) {
         for at in 0..self.nodes.len() {
             let node = &self.nodes[at];
-            let idle = !node.frozen
+            let may_trust = self.judge.doubts(at)
+                && !node.frozen
                 && node.link.is_quiet()
                 && self.cluster.is_caught_up(&node.id)
                 && node.process.as_ref().is_some_and(|p| !p.io.is_busy());
-            if idle && self.problems_of(at).is_empty() {
+            if may_trust && self.problems_of(at).is_empty() {
                 self.judge.trust(at);
             }
         }
@@ -160,9 +204,9 @@ impl World {
         if !node.link.is_quiet() || !self.cluster.is_caught_up(&node.id) {
             return vec!["deliveries are under way to it".to_owned()];
         }
-        let truth = self.cluster.truth();
-        let records = truth.leases;
-        let Some(lease) = own_record(&node.id, &self.config, &records) else {
+        let truth = self.judge.records();
+        let records = &truth.leases;
+        let Some(lease) = own_record(&node.id, &self.config, records) else {
             return vec!["it has no record in the store".to_owned()];
         };
         let status = process.overlay.status();
@@ -205,24 +249,29 @@ impl World {
         );
         let mut backends = model.reaches(&self.config);
         backends.push(model.backend_type(&self.config));
-        let (usable, mut rejected) = peers(&me, &backends, &records);
+        let (usable, mut rejected) = peers(&me, &backends, records);
         let expected = model.expect(&me, &usable);
         rejected.extend(expected.rejected.iter().cloned());
         // Of a record that cannot be read its last good value may be known, and rejected.
-        let unreadable = truth.unreadable;
+        let unreadable = &truth.unreadable;
         let is_readable = |key: &&LeaseKey| unreadable.iter().all(|record| record.key != **key);
         let told = status.rejected.iter().map(|peer| &peer.key);
         let told = told.filter(is_readable).cloned().collect();
         if rejected != told {
             problems.push(format!("it rejects {told:?}, the model {rejected:?}"));
         }
-        self.compare(at, &expected, &mut problems);
+        self.compare(at, &objects, &expected, &mut problems);
         problems
     }
 
     /// How a kernel differs from what is expected.
-    fn compare(&self, at: usize, expected: &Expected, problems: &mut Vec<String>) {
-        let objects = self.nodes[at].kernel.objects();
+    fn compare(
+        &self,
+        at: usize,
+        objects: &Objects,
+        expected: &Expected,
+        problems: &mut Vec<String>,
+    ) {
         let foreign = self.judge.foreign(at);
         for (subnet, hop) in &expected.routes {
             let is_foreign = |(key, object): (&ObjectKey, &Object)| {
@@ -230,9 +279,15 @@ impl World {
                     && self.is_in_our_place(object)
             };
             if foreign.iter().any(is_foreign) {
+                // What a route needs is kept for the day that its place is given back.
+                if hop.as_ref().is_some_and(|hop| lacks_nexthop(objects, hop)) {
+                    problems.push(format!(
+                        "{subnet} would not be reached: no nexthop is {hop:?}"
+                    ));
+                }
                 continue;
             }
-            match (route_to(&objects, subnet), hop) {
+            match (route_to(objects, subnet), hop) {
                 (Err(why), _) => problems.push(format!("{subnet} is not reached: {why}")),
                 (Ok(way), Some(Hop { dev, gateway }))
                     if way.dev != *dev || way.gateway != *gateway =>
@@ -252,7 +307,8 @@ impl World {
                 problems.push(format!("{object}: {why}"));
             }
         }
-        for object in ours(&objects) {
+        let unclear = Unclear::of(&self.judge.records());
+        for object in ours(objects) {
             let is_expected = match &object {
                 Object::Route(route) => expected.routes.contains_key(&route.dst),
                 Object::Nexthop(nexthop) => objects.values().any(|other| {
@@ -262,7 +318,7 @@ impl World {
                             .routes
                             .values()
                             .flatten()
-                            .any(|hop| hop.gateway == nexthop.gateway)
+                            .any(|hop| hop.gateway == nexthop.gateway && hop.dev == nexthop.dev)
                 }),
                 object => expected
                     .objects
@@ -271,11 +327,14 @@ impl World {
             };
             // Who forgot that a network was its own cannot know what it had there.
             let is_forgotten = self.nodes[at].forgetful && !self.is_inner(&object);
-            let may_stay = object
-                .dev()
-                .and_then(|dev| link(&objects, dev)?.kind.backend())
-                .is_some_and(|backend| expected.may_stay.contains(&backend));
-            if !is_expected && !is_forgotten && !may_stay && !self.is_unclear(&object) {
+            // A device stays for what others still send to it; nothing is sent there any more.
+            let leads_there = matches!(object, Object::Route(_) | Object::Nexthop(_));
+            let may_stay = !leads_there
+                && object
+                    .dev()
+                    .and_then(|dev| link(objects, dev)?.kind.backend())
+                    .is_some_and(|backend| expected.may_stay.contains(&backend));
+            if !is_expected && !is_forgotten && !may_stay && !unclear.may_serve(&object) {
                 problems.push(format!("{object} should not be there"));
             }
         }
@@ -283,29 +342,10 @@ impl World {
 
     /// Whether a record that cannot be read may be served.
     fn has_unclear(&self) -> bool {
-        let of = |node: &super::node::Node| ours(&node.kernel.objects());
+        let unclear = Unclear::of(&self.judge.records());
+        let of = |node: &Node| ours(&node.kernel.objects());
         let mut objects = self.nodes.iter().flat_map(of);
-        objects.any(|object| self.is_unclear(&object))
-    }
-
-    /// Whether an object may serve a record that cannot be read.
-    fn is_unclear(&self, object: &Object) -> bool {
-        let unreadable = self.cluster.truth().unreadable;
-        let mut subnets = unreadable
-            .iter()
-            .filter_map(|record| wire::parse_subnet_key(record.key.as_str()).ok());
-        match object {
-            Object::Route(Route { dst: of, .. })
-            | Object::TunnelPeer(TunnelPeer { subnet: of, .. }) => {
-                subnets.any(|subnets| subnets.values().any(|subnet| subnet == of))
-            }
-            Object::Nexthop(Nexthop { gateway: ip, .. })
-            | Object::Neighbour(Neighbour { ip, .. }) => {
-                subnets.any(|subnets| subnets.values().any(|subnet| subnet.contains_ip(*ip)))
-            }
-            Object::Fdb(_) => subnets.next().is_some(),
-            _ => false,
-        }
+        objects.any(|object| unclear.may_serve(&object))
     }
 
     /// Whether a route or an address is of the network that is in force.
@@ -320,5 +360,72 @@ impl World {
         };
         let mut pools = self.config.pools().values();
         pools.any(|pool| pool.network().contains(&place))
+    }
+}
+
+/// Tells if a route through a hop needs a nexthop object that is not there.
+fn lacks_nexthop(objects: &Objects, hop: &Hop) -> bool {
+    let is_it = |object: &Object| {
+        matches!(object, Object::Nexthop(nexthop) if nexthop.gateway == hop.gateway
+            && nexthop.dev == hop.dev
+            && nexthop.protocol == RouteProtocol::OURS)
+    };
+    // A packet path knows its peers by itself.
+    let has_path =
+        matches!(link(objects, hop.dev), Some(link) if matches!(link.kind, LinkKind::Tun(_)));
+    !has_path && !objects.values().any(is_it)
+}
+
+/// How many nodes could still be given subnets.
+fn free_subnets(config: &NetworkConfig, records: &Snapshot) -> u128 {
+    let keys = records.leases.iter().map(|lease| &lease.key);
+    let keys = keys.chain(records.unreadable.iter().map(|record| &record.key));
+    let taken: Vec<DualStack<Subnet>> = keys
+        .filter_map(|key| wire::parse_subnet_key(key.as_str()).ok())
+        .collect();
+    let free = |(family, pool): (Family, &Pool)| {
+        let mut allocator = Allocator::new(pool)?;
+        for subnets in &taken {
+            subnets
+                .get(family)
+                .into_iter()
+                .for_each(|subnet| allocator.take(subnet));
+        }
+        Some(allocator.free_count())
+    };
+    config
+        .pools()
+        .iter()
+        .filter_map(free)
+        .min()
+        .unwrap_or(u128::MAX)
+}
+
+/// The subnets of records that cannot be read.
+struct Unclear(Vec<Subnet>);
+
+impl Unclear {
+    fn of(records: &Snapshot) -> Self {
+        let keys = records.unreadable.iter().map(|record| record.key.as_str());
+        let subnets = keys.filter_map(|key| wire::parse_subnet_key(key).ok());
+        Self(
+            subnets
+                .flat_map(|both| both.values().copied().collect::<Vec<_>>())
+                .collect(),
+        )
+    }
+
+    /// Whether an object may serve one of them.
+    fn may_serve(&self, object: &Object) -> bool {
+        match object {
+            Object::Route(Route { dst: of, .. })
+            | Object::TunnelPeer(TunnelPeer { subnet: of, .. }) => self.0.contains(of),
+            Object::Nexthop(Nexthop { gateway: ip, .. })
+            | Object::Neighbour(Neighbour { ip, .. }) => {
+                self.0.iter().any(|subnet| subnet.contains_ip(*ip))
+            }
+            Object::Fdb(_) => !self.0.is_empty(),
+            _ => false,
+        }
     }
 }

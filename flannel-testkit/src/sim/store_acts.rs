@@ -87,10 +87,12 @@ impl World {
                     None => false,
                 }
             }
-            StoreAction::Unreserve(node) => match self.record_of(node % self.nodes.len()) {
-                Some(record) => self.tamper(Tamper::Unreserve(record.node, record.subnet)),
-                None => false,
-            },
+            StoreAction::Unreserve(node) => {
+                let ends =
+                    |record: Lease| self.tamper(Tamper::Unreserve(record.node, record.subnet));
+                self.nodes_from(node)
+                    .any(|at| self.record_of(at).is_some_and(ends))
+            }
         }
     }
 
@@ -166,7 +168,9 @@ impl World {
             .leases
             .iter()
             .any(|lease| lease.key == record.key && lease.node != record.node);
-        !taken && self.write(record)
+        // Go flannel writes its record anew to renew it: two changes of one record, one after the other.
+        let twice = n % 4 == 3;
+        !taken && self.write(record.clone()) && (!twice || self.write(record))
     }
 
     fn put_debris(&mut self, debris: Debris, of: usize, n: u8) -> bool {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use flannel_core::{
     BackendType, DualStack, Family, Lease, LeaseKey, Manager, NetworkConfig, NodeId, PublicIp,
-    Snapshot, Subnet, TokioClock, Unreadable, wire,
+    Revision, Snapshot, Subnet, TokioClock, Unreadable, wire,
 };
 
 use super::action::WireAction;
@@ -40,6 +40,8 @@ struct State {
     /// What of each link's counts is known.
     counted: BTreeMap<NodeId, BTreeMap<&'static str, u64>>,
     backup: Option<Backup>,
+    /// The entries that were there at the last look, with what they say.
+    parsed: BTreeMap<String, (KeyValue, Result<Lease, String>)>,
 }
 
 impl StoreCluster {
@@ -99,7 +101,7 @@ impl StoreCluster {
         let is_theirs = |entry: &&KeyValue| {
             entry.key == key.as_str()
                 && entry.lease.is_some() != ttl.is_some()
-                && self.parse(entry).is_ok_and(|lease| lease.node == *node)
+                && parse(entry).is_ok_and(|lease| lease.node == *node)
         };
         let found = entries.iter().find(is_theirs);
         if let Some(entry) = found {
@@ -108,18 +110,25 @@ impl StoreCluster {
         found.is_some()
     }
 
-    fn parse(&self, entry: &KeyValue) -> Result<Lease, wire::Error> {
-        let record = wire::parse_lease_value(&entry.value)?;
-        Ok(Lease {
-            key: LeaseKey::new(&entry.key),
-            node: record.node_id()?,
-            subnet: wire::parse_subnet_key(&entry.key)?,
-            attrs: record.attrs,
-            ttl: entry.lease.and_then(|lease| self.store.time_to_live(lease)),
-            created: entry.created,
-            revision: entry.modified,
-        })
+    /// The same record with the time that it has left.
+    fn timed(&self, lease: Lease, entry: &KeyValue) -> Lease {
+        let ttl = entry.lease.and_then(|lease| self.store.time_to_live(lease));
+        Lease { ttl, ..lease }
     }
+}
+
+/// The record that an entry holds, without the time that it has left.
+fn parse(entry: &KeyValue) -> Result<Lease, wire::Error> {
+    let record = wire::parse_lease_value(&entry.value)?;
+    Ok(Lease {
+        key: LeaseKey::new(&entry.key),
+        node: record.node_id()?,
+        subnet: wire::parse_subnet_key(&entry.key)?,
+        attrs: record.attrs,
+        ttl: None,
+        created: entry.created,
+        revision: entry.modified,
+    })
 }
 
 impl Cluster for StoreCluster {
@@ -132,17 +141,33 @@ impl Cluster for StoreCluster {
             revision: self.store.revision(),
             ..Snapshot::default()
         };
+        let mut before = std::mem::take(&mut self.state().parsed);
+        let mut parsed = BTreeMap::new();
         for entry in self.entries() {
-            match self.parse(&entry) {
-                Ok(lease) => snapshot.leases.push(lease),
-                Err(error) => snapshot.unreadable.push(Unreadable {
+            let known = before.remove(&entry.key);
+            let (entry, content) = match known.filter(|(known, _)| *known == entry) {
+                Some(known) => known,
+                None => {
+                    let content = parse(&entry).map_err(|error| error.to_string());
+                    (entry, content)
+                }
+            };
+            match &content {
+                Ok(lease) => snapshot.leases.push(self.timed(lease.clone(), &entry)),
+                Err(reason) => snapshot.unreadable.push(Unreadable {
                     key: LeaseKey::new(&entry.key),
                     revision: entry.modified,
-                    reason: error.to_string(),
+                    reason: reason.clone(),
                 }),
             }
+            parsed.insert(entry.key.clone(), (entry, content));
         }
+        self.state().parsed = parsed;
         snapshot
+    }
+
+    fn version(&self) -> Option<(u64, Revision)> {
+        Some(self.store.version())
     }
 
     fn tamper(&self, tamper: Tamper) -> bool {

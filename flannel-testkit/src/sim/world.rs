@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_core::{
-    Clock, ConditionType, Lease, LeaseKey, NetworkConfig, NodeId, Overlay, OverlayEvent, Status,
+    Clock, ConditionType, Lease, LeaseKey, NetworkConfig, NodeId, Overlay, OverlayEvent, Snapshot,
+    Status,
 };
 use tokio::sync::{Notify, broadcast};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -19,7 +20,9 @@ use super::judge::{Invariant, Judge};
 use super::link::{Faulty, Link};
 use super::node::{Disk, Latency, Node, NodeClock, NodeDisk, NodeKernel, Process};
 use super::trace::Trace;
+use super::wall::Deadline;
 use super::{History, Setup};
+use crate::go_peer::GoMode;
 
 /// The longest time without a look at the cluster.
 const SLICE: Duration = Duration::from_secs(5);
@@ -43,13 +46,21 @@ pub(super) struct World {
     pub(super) counts: BTreeMap<String, u64>,
     pub(super) trace: Trace,
     pub(super) gos: Vec<Go>,
+    /// The records that are known to harm no Go peer of this mode.
+    pub(super) harmless: Option<(Arc<Snapshot>, GoMode)>,
+    deadline: Deadline,
     died: Arc<Notify>,
     seen: Vec<Option<Arc<Status>>>,
 }
 
 impl World {
     /// The cluster of a history, before anything happens in it.
-    pub(super) fn new(setup: &Arc<Setup>, history: &History, keep_trace: bool) -> Self {
+    pub(super) fn new(
+        setup: &Arc<Setup>,
+        history: &History,
+        keep_trace: bool,
+        deadline: Deadline,
+    ) -> Self {
         let found = |config: usize| {
             let config = setup.configs[config % setup.configs.len()].clone();
             let cluster = (setup.cluster)(&Founding {
@@ -79,6 +90,8 @@ impl World {
             counts: BTreeMap::new(),
             trace: Trace::new(keep_trace),
             gos: Vec::new(),
+            harmless: None,
+            deadline,
             died: Arc::new(Notify::new()),
             seen: vec![None; ids.len()],
         };
@@ -219,7 +232,7 @@ impl World {
             return false;
         }
         node.member = true;
-        self.judge.started(at);
+        self.judge.started(at, node.disk.remembered());
         let io = Arc::new(Io::new(node.frozen, Arc::clone(&self.died)));
         let manager = Faulty {
             node: node.id.clone(),
@@ -338,10 +351,20 @@ impl World {
             }
             self.look();
             self.check_calm(&calls, begun.elapsed());
-            if Instant::now() >= end || self.judge.verdict().is_some() {
+            if Instant::now() >= end || self.is_over() {
                 return;
             }
         }
+    }
+
+    /// Tells if nothing more is to happen: something broke, or the run is given up.
+    pub(super) fn is_over(&self) -> bool {
+        self.judge.verdict().is_some() || self.is_given_up()
+    }
+
+    /// Tells if the run is given up because it may cost no more.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.deadline.is_over()
     }
 
     fn calls(&self) -> Vec<u64> {
@@ -468,6 +491,12 @@ impl World {
         felt.into_iter().for_each(|kind| self.count(kind));
     }
 
+    /// All nodes, from one on.
+    pub(super) fn nodes_from(&self, first: usize) -> impl Iterator<Item = usize> + use<> {
+        let count = self.nodes.len();
+        (first..first + count).map(move |at| at % count)
+    }
+
     /// The record of a node's lease, if there is one.
     pub(super) fn record_of(&self, at: usize) -> Option<Lease> {
         let records = self.cluster.truth().leases;
@@ -477,7 +506,7 @@ impl World {
 
     /// Two nodes that both hold a lease, each by its own clock, never hold one subnet.
     fn check_held(&mut self) {
-        let records = self.cluster.truth().leases;
+        let records = self.judge.records();
         let mut held = Vec::new();
         for (at, node) in self.nodes.iter().enumerate() {
             let Some(process) = &node.process else {
@@ -487,7 +516,7 @@ impl World {
             let Some(lease) = status.lease.as_ref().filter(|lease| lease.confirmed) else {
                 continue;
             };
-            let is_true = records.iter().any(|record| {
+            let is_true = records.leases.iter().any(|record| {
                 record.key == lease.key && record.node == node.id && record.subnet == lease.subnet
             });
             if is_true {

@@ -399,11 +399,19 @@ pub enum Debris {
     OtherStack,
     /// So much that no answer may hold it.
     Huge,
+    /// A record of a part of the LAN that some nodes have inside of the network.
+    Lan,
 }
 
 impl Debris {
     /// All of it.
-    pub const ALL: [Self; 4] = [Self::InOwn, Self::Half, Self::OtherStack, Self::Huge];
+    pub const ALL: [Self; 5] = [
+        Self::InOwn,
+        Self::Half,
+        Self::OtherStack,
+        Self::Huge,
+        Self::Lan,
+    ];
 }
 
 /// Records that are not to be trusted.
@@ -430,7 +438,8 @@ pub enum Hostile {
     WholePool,
     /// Its subnet is the underlay.
     Underlay,
-    /// Its subnet is a part of the LAN that some nodes have inside of the network.
+    /// Its subnet is a part of the LAN that some nodes have inside of the network. Drawn as
+    /// [`Debris::Lan`].
     Lan,
     /// Its VTEP MAC is the node's.
     DuplicateMac,
@@ -458,7 +467,7 @@ pub enum Hostile {
 
 impl Hostile {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 21] = [
         Self::Honest,
         Self::OtherFamily,
         Self::OwnSubnet,
@@ -469,7 +478,6 @@ impl Hostile {
         Self::Multicast,
         Self::WholePool,
         Self::Underlay,
-        Self::Lan,
         Self::DuplicateMac,
         Self::MulticastMac,
         Self::OwnPublicIp,

@@ -216,14 +216,14 @@ impl Draw {
     fn store_action(&mut self, nodes: usize, configs: usize) -> StoreAction {
         let node = self.below(nodes);
         let n = self.byte(64);
-        match self.below(26) {
-            24 | 25 => StoreAction::Debris(*self.one_of(&Debris::ALL), node, n),
+        match self.below(24) {
             0..=9 => StoreAction::Put(*self.one_of(&Hostile::ALL), node, n),
             10 => StoreAction::Take(node),
             11 => StoreAction::RemoveOf(node),
             12 => StoreAction::Remove(n),
             13 | 14 => StoreAction::Garble(node),
-            15 => StoreAction::Junk(n % 4),
+            15 if n < 8 => StoreAction::Junk(n % 4),
+            15 => StoreAction::Debris(Debris::ALL[usize::from(n) % Debris::ALL.len()], node, n / 5),
             16 => StoreAction::Config(self.below(configs)),
             17 => StoreAction::BadConfig,
             18 | 19 => StoreAction::Backup,

@@ -181,6 +181,7 @@ fn without_node(history: &History, node: usize) -> History {
         | Action::Kernel(at, _)
         | Action::Store(
             StoreAction::Put(_, at, _)
+            | StoreAction::Debris(_, at, _)
             | StoreAction::Take(at)
             | StoreAction::RemoveOf(at)
             | StoreAction::Garble(at)

@@ -199,6 +199,7 @@ impl World {
                 ),
                 _ => return false,
             },
+            Debris::Lan => return self.put_hostile(Hostile::Lan, of, n),
             Debris::Huge => (format!("huge-{}", n % 8), vec![b'x'; 40 * 1024]),
         };
         let key = LeaseKey::new(&name);

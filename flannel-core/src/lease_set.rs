@@ -208,7 +208,10 @@ impl LeaseSet {
         if self.admission.own.as_ref() == Some(&own) {
             return LeaseDelta::default();
         }
-        self.admission.own = Some(own);
+        let before = self.admission.own.replace(own);
+        if before.and_then(|before| before.key) != self.own_key().cloned() {
+            self.own_gone = false;
+        }
         self.judge_all()
     }
 
@@ -285,8 +288,7 @@ impl LeaseSet {
     /// Why other nodes do not accept the record of our lease, by a rule that all apply: an older
     /// one has the subnet. Empty while they do, and while the record is not known.
     pub fn own_rejected(&self) -> DualStack<Rejection> {
-        let own = self.admission.own.as_ref();
-        let record = own.and_then(|own| self.records.get(own.key.as_ref()?));
+        let record = self.own_key().and_then(|key| self.records.get(key));
         let Some(record) = record.filter(|record| matches!(record.good, Some(Good::Own(_)))) else {
             return DualStack::default();
         };
@@ -295,8 +297,11 @@ impl LeaseSet {
         };
         let mut rejected = DualStack::default();
         for (family, screened) in self.admission.screen(lease).iter() {
+            // What the config does not allow is exchanged anyway.
             let verdict = self.verdict(family, &seat, screened.clone());
-            rejected.set(family, verdict.err());
+            let lost = verdict.err();
+            let lost = lost.filter(|lost| matches!(lost, Rejection::SubnetTaken { .. }));
+            rejected.set(family, lost);
         }
         rejected
     }
@@ -343,8 +348,11 @@ impl LeaseSet {
 
     /// Whether a key is that of our lease's record.
     pub fn is_own_key(&self, key: &LeaseKey) -> bool {
-        let own = self.admission.own.as_ref();
-        own.is_some_and(|own| own.key.as_ref() == Some(key))
+        self.own_key() == Some(key)
+    }
+
+    fn own_key(&self) -> Option<&LeaseKey> {
+        self.admission.own.as_ref()?.key.as_ref()
     }
 
     /// Takes an event in. Config events are not meant for the set and change nothing.
@@ -449,6 +457,8 @@ impl LeaseSet {
             return applied;
         }
         self.tombstones.remove(&lease.key);
+        // We are in the store, be it under another key: it has not lost us.
+        self.own_gone &= !self.admission.is_own(&lease);
         cover(&mut self.adopted, &lease);
         let differs = self.differs(&lease);
         let was_marked = |record: &Record| record.spoilt.is_some() || record.doubted;
@@ -785,9 +795,8 @@ impl LeaseSet {
         })
     }
 
-    fn own_found(&mut self, lease: &Lease) -> OwnChange {
+    fn own_found(&self, lease: &Lease) -> OwnChange {
         if self.admission.is_own(lease) {
-            self.own_gone = false;
             OwnChange::Written(lease.clone())
         } else {
             OwnChange::Taken(lease.clone())
@@ -795,12 +804,12 @@ impl LeaseSet {
     }
 
     fn own_in_snapshot(
-        &mut self,
+        &self,
         leases: &BTreeMap<LeaseKey, Lease>,
         unreadable: &BTreeMap<LeaseKey, Unreadable>,
         revision: Revision,
     ) -> Option<OwnChange> {
-        let key = self.admission.own.as_ref()?.key.clone()?;
+        let key = self.own_key()?.clone();
         if let Some(record) = unreadable.get(&key) {
             return Some(OwnChange::Unreadable(record.clone()));
         }

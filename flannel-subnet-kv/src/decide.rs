@@ -70,15 +70,17 @@ impl View {
         Standing::of(&self.layout, &self.seen, record)
     }
 
-    /// Whether a record of ours gives way to another: to Go flannel's always, as that never does;
-    /// to another node's if that is older; to nothing else.
+    /// Whether a record of ours gives way to another: to Go flannel's always, as that never does; to
+    /// any other that peers accept if it is older; to nothing else.
     pub(super) fn yields(&self, ours: &Record, other: &Record) -> bool {
         let age = |record: &Record| (record.entry.created, record.entry.key.clone());
         other.taken.overlaps(&ours.taken)
             && match self.standing(other) {
                 Standing::Go => true,
-                Standing::Node => age(other) < age(ours),
-                Standing::Taken | Standing::Debris => false,
+                // Peers honour the older claim. What was there first, a claim goes round; so this
+                // is about one that came between our looking and our writing.
+                Standing::Node | Standing::Taken => age(other) < age(ours),
+                Standing::Debris => false,
             }
     }
 

@@ -196,3 +196,24 @@ fn a_record_that_is_there_beats_one_that_is_held() {
     set.apply(Event::Put(moved));
     assert!(peer_of(&set, &key("new-node")).subnets.is_empty());
 }
+
+#[test]
+fn who_moved_to_another_record_has_lost_nothing() {
+    let mut moved = mine(5);
+    moved.key = key("key9");
+    let deleted = |set: &mut LeaseSet| set.apply_burst(burst(["peer1"], 5)).delta.removed.len();
+    for told_first in [true, false] {
+        let mut set = known();
+        if told_first {
+            set.set_own(flannel_core::Own {
+                key: Some(key("key9")),
+                ..own()
+            });
+            set.apply(delete("key0", 5));
+        } else {
+            set.apply(delete("key0", 5));
+            set.apply(Event::Put(moved.clone()));
+        }
+        assert_eq!(deleted(&mut set), 1, "told first: {told_first}");
+    }
+}

@@ -5,7 +5,7 @@
 //! missed between the two, no revision of an earlier time is ever asked for, and a store that was
 //! restored meanwhile is noticed, as it breaks its watches.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -26,6 +26,9 @@ use crate::store::{KeyEvent, KeyValue, Store, StoreWatch, WatchAnswer};
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const MOST_WAIT: Duration = Duration::from_secs(5);
 
+/// How long after a write of ours it is put again, at most.
+const ECHO_WITHIN: Duration = Duration::from_secs(30);
+
 /// The watch as a stream: polls one step after the other.
 pub(super) struct ListWatch<S: Store>(Step<S>);
 
@@ -42,6 +45,9 @@ impl<S: Store> ListWatch<S> {
                 failures: 0,
                 open: None,
                 ready: VecDeque::new(),
+                gos: BTreeSet::new(),
+                echo_at: None,
+                seen: Revision::default(),
             }
             .next(),
         ))
@@ -75,6 +81,12 @@ struct Steps<S: Store> {
     failures: u32,
     open: Option<Open<S::Watch>>,
     ready: VecDeque<Event>,
+    /// The keys of the records that Go flannel can have written.
+    gos: BTreeSet<String>,
+    /// When our own record is put again.
+    echo_at: Option<Instant>,
+    /// The revision of the last reading.
+    seen: Revision,
 }
 
 impl<S: Store> Steps<S> {
@@ -121,9 +133,11 @@ impl<S: Store> Steps<S> {
         // By what the config allows, others' records are judged.
         snapshot.unconfigured = config.is_empty();
         let config = self.config_event(config.into_iter().next());
+        self.gos.clear();
         for entry in records {
             if options.layout.is_record(&entry.key) {
                 let record = Record::parse(entry);
+                self.note(&record);
                 manager.yield_to(&record).await?;
                 match record.lease(options.ttl) {
                     Ok(lease) => snapshot.leases.push(lease),
@@ -131,6 +145,10 @@ impl<S: Store> Steps<S> {
                 }
             }
         }
+        // Whoever followed a history that has ended may not hear of what is the same in this one.
+        let restored = self.seen > answer.revision;
+        self.seen = answer.revision;
+        manager.known().unheard |= restored;
         self.failures = 0;
         self.ready.push_back(Event::Snapshot(snapshot));
         self.ready.push_back(config);
@@ -145,14 +163,17 @@ impl<S: Store> Steps<S> {
 
     /// Waits for what the watch says next, or for the time in which it should have.
     async fn proceed(&mut self, mut open: Open<S::Watch>) -> Result<()> {
-        let options = self.manager.options();
+        let manager = self.manager.clone();
+        let options = manager.options();
+        let due = self.plan_echo().map_or(open.due, |at| at.min(open.due));
         let answer = tokio::select! {
             biased;
             answer = open.watch.next() => Some(answer?),
-            () = tokio::time::sleep_until(open.due) => None,
+            () = tokio::time::sleep_until(due) => None,
         };
         let now = Instant::now();
         match answer {
+            None if now < open.due => self.echo().await,
             None if open.asked => return Err(silent("the watch")),
             None => {
                 open.watch.ask_progress().await?;
@@ -192,20 +213,58 @@ impl<S: Store> Steps<S> {
                 KeyEvent::Delete { .. } if is_config => self.config_event(None),
                 KeyEvent::Put(entry) => {
                     let record = Record::parse(entry);
+                    self.note(&record);
                     manager.yield_to(&record).await?;
                     match record.lease(manager.options().ttl) {
                         Ok(lease) => Event::Put(lease),
                         Err(unreadable) => Event::Unreadable(unreadable),
                     }
                 }
-                KeyEvent::Delete { key, revision } => Event::Delete {
-                    key: lease_key(&key),
-                    revision,
-                },
+                KeyEvent::Delete { key, revision } => {
+                    self.gos.remove(&key);
+                    manager.known().has_gos = !self.gos.is_empty();
+                    Event::Delete {
+                        key: lease_key(&key),
+                        revision,
+                    }
+                }
             };
             self.ready.push_back(event);
         }
         Ok(())
+    }
+
+    /// Notes whether Go flannel can have written a record.
+    fn note(&mut self, record: &Record) {
+        if self.manager.is_gos(record) {
+            self.gos.insert(record.entry.key.clone());
+        } else {
+            self.gos.remove(&record.entry.key);
+        }
+        self.manager.known().has_gos = !self.gos.is_empty();
+    }
+
+    /// When our record is to be put again, for nodes of Go flannel's that missed the last write: they
+    /// miss some that come close together, so this comes at a time of its own.
+    fn plan_echo(&mut self) -> Option<Instant> {
+        if self.gos.is_empty() || !self.manager.known().unheard {
+            self.echo_at = None;
+        } else if self.echo_at.is_none() {
+            self.echo_at = Some(Instant::now() + self.rng.below(ECHO_WITHIN));
+        }
+        self.echo_at
+    }
+
+    /// Puts our record again, or tries it later.
+    async fn echo(&mut self) {
+        let done = self.manager.put_again().await;
+        if let Err(error) = &done {
+            tracing::debug!(%error, "our record could not be put again");
+        }
+        self.echo_at = match done {
+            Ok(true) => None,
+            _ => Some(Instant::now() + ECHO_WITHIN),
+        };
     }
 
     fn config_event(&self, entry: Option<KeyValue>) -> Event {

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use flannel_core::manager::{Error, Result};
 use flannel_core::{
     Capabilities, EventStream, Lease, LeaseAttrs, LeaseKey, LeaseRequest, Manager, NetworkConfig,
+    Revision,
 };
 
 use crate::decide::{View, decide, removal, value};
@@ -85,13 +86,19 @@ pub struct KvManager<S> {
 
 /// What a manager remembers.
 #[derive(Debug, Default)]
-struct Known {
+pub(crate) struct Known {
     /// The lease that we hold, as far as we know.
     own: Option<Lease>,
     /// The configs that were read.
     seen: Seen,
     /// The record of ours that was given up last, and why.
     gave_way: Option<(LeaseKey, String)>,
+    /// There are records in the network that Go flannel can have written.
+    pub(crate) has_gos: bool,
+    /// We wrote our record, and have not put it again since.
+    pub(crate) unheard: bool,
+    /// Our record was put again: its key, and the revisions before and after.
+    echo: Option<(LeaseKey, Revision, Revision)>,
 }
 
 /// A lease of the store that a claim hangs its record on.
@@ -122,7 +129,7 @@ impl<S: Store> KvManager<S> {
         &self.options
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    pub(crate) fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -196,6 +203,7 @@ impl<S: Store> KvManager<S> {
                 continue;
             }
             granted.used = true;
+            self.known().unheard = true;
             if decision.subnets.v6.is_none() {
                 // The conditions are about every record with this IPv4 half.
                 let lease = decision.lease(request, answer.revision, &view);
@@ -301,6 +309,7 @@ impl<S: Store> KvManager<S> {
         match self.store.txn(txn).await {
             Ok(answer) if answer.succeeded => {
                 renewed.revision = answer.revision;
+                self.known().unheard = true;
                 Ok(renewed)
             }
             Ok(answer) => {
@@ -343,20 +352,68 @@ impl<S: Store> KvManager<S> {
 
     /// Gives our lease up if Go flannel has written a record that overlaps it.
     pub(crate) async fn yield_to(&self, other: &Record) -> Result<(), StoreError> {
+        if !self.is_gos(other) {
+            return Ok(());
+        }
         let own = {
             let known = self.known();
             let Some(own) = known.own.as_ref() else {
                 return Ok(());
             };
-            let is_in_the_way = other.taken.overlaps(&own.subnet)
-                && lease_key(&other.entry.key) != own.key
-                && Standing::of(&self.options.layout, &known.seen, other) == Standing::Go;
+            let is_in_the_way =
+                other.taken.overlaps(&own.subnet) && lease_key(&other.entry.key) != own.key;
             if !is_in_the_way {
                 return Ok(());
             }
             own.clone()
         };
         self.give_way(&own, other).await
+    }
+
+    /// Whether Go flannel can have written a record.
+    pub(crate) fn is_gos(&self, record: &Record) -> bool {
+        Standing::of(&self.options.layout, &self.known().seen, record) == Standing::Go
+    }
+
+    /// Puts our record again as it is, so that whoever missed the last write hears of it. Whether
+    /// there was one to be put.
+    pub(crate) async fn put_again(&self) -> Result<bool, StoreError> {
+        let Some(own) = self.known().own.clone() else {
+            return Ok(false);
+        };
+        let key = own.key.as_str();
+        let found = self.store.range(KeyRange::key(key)).await?.entries.pop();
+        let Some(record) = found.map(Record::parse) else {
+            return Ok(false);
+        };
+        if record.node().as_ref() != Some(&own.node) {
+            return Ok(false);
+        }
+        let before = record.entry.modified;
+        let txn = Txn {
+            compares: vec![Compare::unchanged(key, before)],
+            then: vec![Op::put(key, record.entry.value, record.entry.lease)],
+            or_else: Vec::new(),
+        };
+        let answer = self.store.txn(txn).await?;
+        if answer.succeeded {
+            let mut known = self.known();
+            known.echo = Some((own.key.clone(), before, answer.revision));
+            known.unheard = false;
+        }
+        Ok(answer.succeeded)
+    }
+
+    /// The lease with the revision that its record has, if only we ourselves put it again.
+    fn as_put_again(&self, lease: &Lease) -> Lease {
+        let mut lease = lease.clone();
+        if let Some((key, before, after)) = &self.known().echo
+            && *key == lease.key
+            && *before == lease.revision
+        {
+            lease.revision = *after;
+        }
+        lease
     }
 
     /// Our record is not there any more.
@@ -452,13 +509,17 @@ impl<S: Store> Manager for KvManager<S> {
 
     /// Where nothing that is published has changed, the store's lease is extended and the record is
     /// left as it is: no other node is told of it, and a store that takes no writes can do it.
+    ///
+    /// A node of Go flannel's that once missed a write of ours hears of us at the next one only, so
+    /// beside such nodes each renewal writes, as theirs do.
     async fn renew_lease(&self, lease: &Lease) -> Result<Lease> {
+        let lease = &self.as_put_again(lease);
         let record = self.find_ours(lease).await?;
         let record = record.ok_or_else(|| self.gone(lease))?;
         self.check_attrs(lease).await?;
         let value = value(&lease.node, &lease.attrs)?;
         let renewed = match record.entry.lease {
-            Some(held) if record.entry.value == value.as_bytes() => {
+            Some(held) if record.entry.value == value.as_bytes() && !self.known().has_gos => {
                 self.extend(lease, held).await?
             }
             held => self.write(lease, &record, value, held.is_some()).await?,
@@ -469,6 +530,7 @@ impl<S: Store> Manager for KvManager<S> {
 
     /// A reservation is kept for its node: its record stays, without what the node published.
     async fn release_lease(&self, lease: &Lease) -> Result<()> {
+        let lease = &self.as_put_again(lease);
         let Some(record) = self.find_ours(lease).await? else {
             return Ok(());
         };

@@ -4,10 +4,12 @@
 #[path = "store/common.rs"]
 mod common;
 
+use std::time::Duration;
+
 use flannel_core::manager::Error;
 use flannel_core::{Event, EventStream, LeaseKey, Manager, Revision};
-use flannel_testkit::fake_store::{Cut, Delivery, Layout, StoreManager};
-use tokio::time::{Instant, sleep};
+use flannel_testkit::fake_store::{Cut, Delivery, KeyRange, Layout, StoreManager};
+use tokio::time::{Instant, sleep, timeout};
 
 use common::{SECOND, V4, World, acquire, next, request, snapshot, until};
 
@@ -264,4 +266,48 @@ async fn junk_is_reported_and_what_is_not_flannels_is_passed_over() {
         matches!(event, Ok(Event::ConfigUnreadable { .. })),
         "{event:?}"
     );
+}
+
+/// How often a node's record has been written.
+fn writes(world: &World, lease: &flannel_core::Lease) -> u64 {
+    world.store.entries(&KeyRange::key(lease.key.as_str()))[0].version
+}
+
+#[tokio::test(start_paused = true)]
+async fn beside_go_flannel_our_record_is_put_again_once_after_each_write() {
+    for beside_go in [false, true] {
+        let world = World::new(V4);
+        if beside_go {
+            world.go("10.5.9.0-24", [198, 51, 100, 7]);
+        }
+        // What only looks like theirs does not count.
+        world
+            .store
+            .put(format!("{}/10.5.7.0-25", world.layout.subnets()), "{}");
+        let node = world.node("a");
+        let mut lease = acquire(&node, &request("a")).await;
+        let mut watch = node.watch_leases();
+        let follow = async |watch: &mut EventStream, time: Duration| {
+            let watching = async {
+                loop {
+                    drop(next(watch).await);
+                }
+            };
+            timeout(time, watching).await.expect_err("it goes on");
+        };
+        follow(&mut watch, 31 * SECOND).await;
+        let echoes = u64::from(beside_go);
+        assert_eq!(writes(&world, &lease), 1 + echoes);
+        follow(&mut watch, 600 * SECOND).await;
+        assert_eq!(writes(&world, &lease), 1 + echoes, "once");
+        // The lease is renewed by who has not heard of that; each renewal is a write then.
+        lease.attrs.public_ip.v4 = Some([192, 0, 2, 77].into());
+        lease = node.renew_lease(&lease).await.expect("renewed");
+        assert_eq!(writes(&world, &lease), 2 + echoes);
+        follow(&mut watch, 31 * SECOND).await;
+        assert_eq!(writes(&world, &lease), 2 + 2 * echoes);
+        let renewed = node.renew_lease(&lease).await.expect("renewed");
+        assert_eq!(writes(&world, &lease), 2 + 3 * echoes);
+        node.release_lease(&renewed).await.expect("released");
+    }
 }

@@ -56,17 +56,6 @@ impl LeaseDelta {
         self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
     }
 
-    /// This change and the next one, which is about other records.
-    fn and(mut self, next: Self) -> Self {
-        self.added.extend(next.added);
-        self.changed.extend(next.changed);
-        self.removed.extend(next.removed);
-        self.added.sort_unstable();
-        self.changed.sort_unstable();
-        self.removed.sort_unstable();
-        self
-    }
-
     /// Every key named.
     pub fn keys(&self) -> impl Iterator<Item = &LeaseKey> {
         self.added.iter().chain(&self.changed).chain(&self.removed)
@@ -92,6 +81,17 @@ pub enum OwnChange {
     Taken(Lease),
     /// It was written and cannot be read.
     Unreadable(Unreadable),
+}
+
+/// Deletes of peers' records that came together.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Deletes {
+    /// The records, each with the revision at which it was deleted.
+    pub keys: Vec<(LeaseKey, Revision)>,
+    /// How many came, those included whose records were written again before they were judged.
+    pub came: usize,
+    /// Our own record was deleted with them.
+    pub own: bool,
 }
 
 /// What an event did.
@@ -384,19 +384,13 @@ impl LeaseSet {
 
     /// Takes deletes in that came together, as of one transaction. If they are more than the guard
     /// lets pass, or if our own record went as well, they are held as a snapshot is: what a second
-    /// reading ([`apply_confirming`](Self::apply_confirming)) lacks is withdrawn then.
-    pub fn apply_burst(&mut self, deletes: Vec<(LeaseKey, Revision)>) -> Applied {
+    /// reading ([`apply_confirming`](Self::apply_confirming)) lacks is withdrawn then. That some are
+    /// back already does not make the others more certain.
+    pub fn apply_burst(&mut self, deletes: Deletes) -> Applied {
+        let Deletes { keys, came, own } = deletes;
         let mut applied = Applied::default();
-        let (own, others): (Vec<_>, Vec<_>) = deletes
-            .into_iter()
-            .partition(|(key, _)| self.is_own_key(key));
-        for (key, revision) in own {
-            let first = self.delete(key, revision);
-            applied.delta = applied.delta.and(first.delta);
-            applied.own = first.own.or(applied.own);
-        }
         let mut fresh: Vec<(LeaseKey, Revision)> = Vec::new();
-        for (key, revision) in others {
+        for (key, revision) in keys {
             self.revision = self.revision.max(revision);
             if !self.is_old_delete(&key, revision) {
                 fresh.push((key, revision));
@@ -411,12 +405,16 @@ impl LeaseSet {
             known: self.records.peers(),
             reason: HeldReason::Share,
         };
-        let guard = if self.own_gone {
+        let guard = if own || self.own_gone {
             WithdrawalGuard::DOUBTING
         } else {
             self.guard
         };
-        let holds = guard.holds(withdrawal);
+        let holds = withdrawal.withdrawn > 0
+            && guard.holds(Held {
+                withdrawn: came.max(withdrawal.withdrawn),
+                ..withdrawal
+            });
         let mut changes = BTreeMap::new();
         for (key, revision) in fresh {
             self.tombstones.insert(key.clone(), revision);
@@ -441,7 +439,7 @@ impl LeaseSet {
             });
             applied.held = self.held;
         }
-        applied.delta = applied.delta.and(self.write(changes));
+        applied.delta = self.write(changes);
         self.release();
         applied
     }

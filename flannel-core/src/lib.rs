@@ -51,8 +51,8 @@ pub use lease::{
     BackendData, BackendDataError, BackendType, Lease, LeaseAttrs, LeaseKey, Revision, Seniority,
 };
 pub use lease_set::{
-    Applied, Held, HeldReason, HostAddresses, LeaseDelta, LeaseSet, Own, OwnChange, Peer, Peers,
-    WithdrawalGuard,
+    Applied, Deletes, Held, HeldReason, HostAddresses, LeaseDelta, LeaseSet, Own, OwnChange, Peer,
+    Peers, WithdrawalGuard,
 };
 pub use manager::{Capabilities, LeaseRequest, Manager};
 pub use memory::{MemoryManager, MemoryState};

@@ -1,7 +1,8 @@
 //! A store that lost something: what is held, and what is told at once.
 
 use flannel_core::{
-    Event, Held, HeldReason, Lease, LeaseSet, OwnChange, Revision, Snapshot, WithdrawalGuard,
+    Deletes, Event, Held, HeldReason, Lease, LeaseSet, OwnChange, Revision, Snapshot,
+    WithdrawalGuard,
 };
 
 use super::{delete, empty, key, keys, node, own, peer, peer_of, snapshot};
@@ -27,14 +28,13 @@ fn is_deleted(own: Option<&OwnChange>) -> bool {
     matches!(own, Some(OwnChange::Deleted { .. }))
 }
 
-fn burst(
-    names: impl IntoIterator<Item = &'static str>,
-    revision: u64,
-) -> Vec<(flannel_core::LeaseKey, Revision)> {
-    names
-        .into_iter()
-        .map(|name| (key(name), Revision(revision)))
-        .collect()
+fn burst(names: &[&str], revision: u64) -> Deletes {
+    let keys = names.iter().map(|name| (key(name), Revision(revision)));
+    Deletes {
+        keys: keys.collect(),
+        came: names.len(),
+        own: false,
+    }
 }
 
 const ALL: [&str; 4] = ["peer1", "peer2", "peer3", "peer4"];
@@ -133,7 +133,7 @@ fn an_empty_store_of_an_earlier_revision_is_doubted_even_for_one_peer() {
 #[test]
 fn deletes_that_come_together_are_held_as_a_snapshot_is() {
     let mut set = known();
-    let applied = set.apply_burst(burst(ALL, 5));
+    let applied = set.apply_burst(burst(&ALL, 5));
     let held = Held {
         withdrawn: 4,
         known: 4,
@@ -156,7 +156,7 @@ fn deletes_that_come_together_are_held_as_a_snapshot_is() {
 
     // All that were deleted have written again: nothing is left to be held.
     let mut set = known();
-    set.apply_burst(burst(ALL, 5));
+    set.apply_burst(burst(&ALL, 5));
     for n in 1..=4 {
         assert!(set.hold_orphans());
         set.apply(Event::Put(peer(n, 5 + u64::from(n))));
@@ -167,13 +167,33 @@ fn deletes_that_come_together_are_held_as_a_snapshot_is() {
 #[test]
 fn a_few_deletes_together_are_believed_unless_our_own_record_went_too() {
     let mut set = known();
-    let applied = set.apply_burst(burst(["peer1", "peer2"], 5));
+    let applied = set.apply_burst(burst(&["peer1", "peer2"], 5));
     assert_eq!(applied.held, None);
     assert_eq!(applied.delta.removed, [key("peer1"), key("peer2")]);
 
+    // Whether it is back by then or not.
+    for back in [false, true] {
+        let mut set = known();
+        let applied = set.apply(delete("key0", 5));
+        assert!(is_deleted(applied.own.as_ref()));
+        if back {
+            set.apply(Event::Put(mine(6)));
+        }
+        let with_ours = Deletes {
+            own: true,
+            ..burst(&["peer1"], 5)
+        };
+        assert!(set.apply_burst(with_ours).held.is_some());
+        assert_eq!(keys(&set), ALL);
+    }
+
+    // Three of four came, and two of these are back.
     let mut set = known();
-    let applied = set.apply_burst(burst(["peer1", "key0"], 5));
-    assert!(is_deleted(applied.own.as_ref()) && applied.held.is_some());
+    let rest = Deletes {
+        came: 3,
+        ..burst(&["peer1"], 5)
+    };
+    assert!(set.apply_burst(rest).held.is_some());
     assert_eq!(keys(&set), ALL);
 }
 
@@ -183,7 +203,7 @@ fn a_record_that_is_there_beats_one_that_is_held() {
     moved.key = key("new-node");
     moved.node = node("new-node");
     let mut set = known();
-    set.apply_burst(burst(ALL, 5));
+    set.apply_burst(burst(&ALL, 5));
     let delta = set.apply(Event::Put(moved.clone())).delta;
     assert_eq!(
         (delta.added, delta.changed),
@@ -201,7 +221,7 @@ fn a_record_that_is_there_beats_one_that_is_held() {
 fn who_moved_to_another_record_has_lost_nothing() {
     let mut moved = mine(5);
     moved.key = key("key9");
-    let deleted = |set: &mut LeaseSet| set.apply_burst(burst(["peer1"], 5)).delta.removed.len();
+    let deleted = |set: &mut LeaseSet| set.apply_burst(burst(&["peer1"], 5)).delta.removed.len();
     for told_first in [true, false] {
         let mut set = known();
         if told_first {

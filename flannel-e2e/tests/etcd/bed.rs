@@ -23,10 +23,26 @@ pub async fn on_etcd(test: &str) -> Option<Bed<Store>> {
     on_etcd_with(test, ServerOptions::default(), None, |options| options).await
 }
 
+/// Of so many nodes.
+pub async fn nodes_on_etcd(test: &str, nodes: usize) -> Option<Bed<Store>> {
+    let server = ServerOptions::default();
+    bed_of(test, nodes, server, None, |options| options).await
+}
+
 /// On a server of its own kind, whose clients need what `tls` says, with nodes whose settings are
 /// tuned.
 pub async fn on_etcd_with(
     test: &str,
+    server: ServerOptions,
+    tls: Option<TlsOptions>,
+    tune: impl Fn(EtcdOptions) -> EtcdOptions + Send + Sync + 'static,
+) -> Option<Bed<Store>> {
+    bed_of(test, 2, server, tls, tune).await
+}
+
+async fn bed_of(
+    test: &str,
+    nodes: usize,
     server: ServerOptions,
     tls: Option<TlsOptions>,
     tune: impl Fn(EtcdOptions) -> EtcdOptions + Send + Sync + 'static,
@@ -48,7 +64,7 @@ pub async fn on_etcd_with(
             let options = EtcdOptions::new([&endpoint]).expect("an endpoint");
             builder.manager(EtcdManager::new(tune(options)).expect("sound settings"))
         }),
-        ..Setup::new(2, DUAL)
+        ..Setup::new(nodes, DUAL)
     };
     Bed::start(test, setup, Store { etcd, client }, switch).await
 }

@@ -186,6 +186,17 @@ impl Etcd {
         Ok(())
     }
 
+    /// Starts it again without the data it had, as after its disk was lost, and waits until it
+    /// listens.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn restart_empty(&mut self) -> io::Result<()> {
+        self.kill();
+        std::fs::remove_dir_all(self.data())?;
+        self.restart()
+    }
+
     /// Ends it at once, as a power cut does. Its data stay.
     pub fn kill(&mut self) {
         self.server = None;

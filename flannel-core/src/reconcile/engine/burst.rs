@@ -1,11 +1,12 @@
 //! [`Burst`]: deletes of peers' records, kept for a moment, so that those which come together are
 //! judged together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::clock::Moment;
 use crate::lease::{LeaseKey, Revision};
+use crate::lease_set::Deletes;
 
 /// How long after a delete the next one belongs to the same burst: far more than lies between two
 /// messages of one transaction's deletes, far less than a peer that is gone takes to be missed.
@@ -18,20 +19,36 @@ const LONGEST: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub(super) struct Burst {
     deletes: BTreeMap<LeaseKey, Revision>,
+    /// The records that were deleted, those among them that were written again since.
+    all: BTreeSet<LeaseKey>,
+    /// Our own was among them.
+    own: bool,
     /// When the first and the last of them came.
     came: Option<(Moment, Moment)>,
 }
 
 impl Burst {
-    /// Takes a delete.
+    /// Takes a delete of a peer's record.
     pub(super) fn add(&mut self, key: LeaseKey, revision: Revision, now: Moment) {
+        self.all.insert(key.clone());
         let latest = self.deletes.entry(key).or_default();
         *latest = revision.max(*latest);
+        self.extend(now);
+    }
+
+    /// Our own record was deleted.
+    pub(super) fn add_own(&mut self, now: Moment) {
+        self.own = true;
+        self.extend(now);
+    }
+
+    fn extend(&mut self, now: Moment) {
         let first = self.came.map_or(now, |(first, _)| first);
         self.came = Some((first, now));
     }
 
-    /// The record was written at a revision: an earlier delete of it says nothing any more.
+    /// The record was written at a revision: an earlier delete of it says nothing any more, but that
+    /// it came with the others.
     pub(super) fn written(&mut self, key: &LeaseKey, revision: Revision) {
         if self
             .deletes
@@ -49,9 +66,15 @@ impl Burst {
     }
 
     /// Takes all of them out.
-    pub(super) fn take(&mut self) -> Vec<(LeaseKey, Revision)> {
-        self.came = None;
-        std::mem::take(&mut self.deletes).into_iter().collect()
+    pub(super) fn take(&mut self) -> Deletes {
+        let Self {
+            deletes, all, own, ..
+        } = std::mem::take(self);
+        Deletes {
+            came: all.len(),
+            own,
+            keys: deletes.into_iter().collect(),
+        }
     }
 }
 
@@ -75,8 +98,8 @@ mod tests {
             burst.add(key(&format!("b{n}")), Revision(1), at(n * 40));
         }
         assert_eq!(burst.due(), Some(at(500)), "not for ever");
-        assert_eq!(burst.take().len(), 13);
-        assert_eq!((burst.due(), burst.take()), (None, Vec::new()));
+        assert_eq!(burst.take().keys.len(), 13);
+        assert_eq!((burst.due(), burst.take()), (None, Deletes::default()));
     }
 
     #[test]
@@ -87,6 +110,9 @@ mod tests {
         burst.written(&key("a"), Revision(4));
         burst.add(key("b"), Revision(5), now);
         burst.written(&key("b"), Revision(6));
-        assert_eq!(burst.take(), [(key("a"), Revision(5))]);
+        burst.add_own(now);
+        let deletes = burst.take();
+        assert_eq!(deletes.keys, [(key("a"), Revision(5))]);
+        assert_eq!((deletes.came, deletes.own), (2, true), "they came together");
     }
 }

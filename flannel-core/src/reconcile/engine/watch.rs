@@ -116,7 +116,8 @@ impl Engine {
             Event::Snapshot(_) => drop(self.burst.take()),
             Event::Put(lease) => self.burst.written(&lease.key, lease.revision),
             Event::Unreadable(record) => self.burst.written(&record.key, record.revision),
-            Event::Delete { key, revision } if !self.leases.is_own_key(key) => {
+            Event::Delete { key, .. } if self.leases.is_own_key(key) => self.burst.add_own(now),
+            Event::Delete { key, revision } => {
                 self.burst.add(key.clone(), *revision, now);
                 return;
             }

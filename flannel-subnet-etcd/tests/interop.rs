@@ -233,7 +233,7 @@ async fn a_network_of_ipv6_alone_is_refused_in_words(version: EtcdVersion) {
 
 async fn a_dual_stack_record_beside_single_stack_go_nodes_needs_leave(version: EtcdVersion) {
     let (etcd, mut client) = server(version, DUAL_CONFIG).await;
-    put(&mut client, &format!("{SUBNETS}10.5.33.0-24"), GOS).await;
+    put_leased(&mut client, &format!("{SUBNETS}10.5.33.0-24"), GOS).await;
     let wants = dual(request("worker-1", 1), "2001:db8::1");
     let refused = manager(options(etcd.endpoint()))
         .acquire_lease(&wants)
@@ -245,15 +245,45 @@ async fn a_dual_stack_record_beside_single_stack_go_nodes_needs_leave(version: E
     acquire(&bold, &wants).await;
 }
 
+/// Writes as Go flannel does: with a lease of etcd.
+async fn put_leased(client: &mut etcd_client::Client, key: &str, value: &str) {
+    let lease = client
+        .lease_grant(3600, None)
+        .await
+        .expect("an answer")
+        .id();
+    let options = etcd_client::PutOptions::new().with_lease(lease);
+    client
+        .put(key, value, Some(options))
+        .await
+        .expect("an answer");
+}
+
 async fn we_give_way_to_go_flannel_within_5_s(version: EtcdVersion) {
-    let (etcd, mut client) = server(version, CONFIG).await;
+    // Its node still runs with a config of before.
+    let former = CONFIG.replace("10.5.0.0/16\"", "10.5.0.0/16\", \"SubnetLen\": 25");
+    assert_ne!(former, CONFIG);
+    let (etcd, mut client) = server(version, &former).await;
     let ours = manager(options(etcd.endpoint()));
+    ours.network_config().await.expect("it is seen");
+    put(&mut client, "/coreos.com/network/config", CONFIG).await;
     let lease = acquire(&ours, &request("worker-1", 1)).await;
     let mut watch = begun(&ours).await;
-    // As Go flannel writes, without a question: half of what is ours, under a key of its own.
     let v4 = lease.subnet.v4.expect("an IPv4 subnet");
+    // Nobody can have written that: half of the network, and a reservation.
+    put_leased(&mut client, &format!("{SUBNETS}10.5.0.0-17"), GOS).await;
+    put_leased(&mut client, &format!("{SUBNETS}10.5.128.0-17"), "{}").await;
+    put(&mut client, &format!("{SUBNETS}{}-26", v4.address()), GOS).await;
+    for _ in 0..3 {
+        until(&mut watch, |item| {
+            matches!(item, Ok(Event::Put(_) | Event::Unreadable(_))).then_some(())
+        })
+        .await;
+    }
+    ours.renew_lease(&lease).await.expect("it is still ours");
+    // As Go flannel writes, without a question: half of what is ours, under a key of its own.
     let half = format!("{SUBNETS}{}-25", v4.address());
-    put(&mut client, &half, GOS).await;
+    put_leased(&mut client, &half, GOS).await;
     let gone = until(&mut watch, |item| match item {
         Ok(Event::Delete { key, .. }) => (key == lease.key).then_some(()),
         _ => None,
@@ -262,7 +292,10 @@ async fn we_give_way_to_go_flannel_within_5_s(version: EtcdVersion) {
         .await
         .expect("within 5 s");
     let lost = ours.renew_lease(&lease).await;
-    assert!(matches!(lost, Err(Error::LeaseLost { .. })), "{lost:?}");
+    let Err(Error::LeaseLost { reason, .. }) = lost else {
+        panic!("{lost:?}");
+    };
+    assert!(reason.contains(&half), "{reason}");
     let mut wants = request("worker-1", 1);
     wants.previous = lease.subnet;
     let next = acquire(&ours, &wants).await;

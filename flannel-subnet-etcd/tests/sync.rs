@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use common::{CONFIG, manager, options, server, until};
 use etcd_client::{Client, PutOptions, Txn, TxnOp};
-use flannel_core::{Event, Manager, Snapshot};
-use flannel_subnet_etcd::{EtcdManager, EtcdOptions, EtcdStore};
-use flannel_subnet_kv::{KeyRange, Store};
+use flannel_core::{Event, Lease, Manager, Snapshot};
+use flannel_subnet_etcd::{EtcdManager, EtcdOptions};
 use flannel_testkit::servers::{Etcd, EtcdVersion};
 
 common::on_each_etcd! {
@@ -64,18 +63,13 @@ async fn first(manager: &EtcdManager) -> Snapshot {
 async fn twelve_thousand_leases_are_read_in_pages_and_without_a_call_per_key(version: EtcdVersion) {
     let (etcd, mut client) = server(version, CONFIG).await;
     fill(&mut client, 0..RECORDS).await;
-    let store = EtcdStore::new(options(etcd.endpoint()).call_timeout(Duration::from_secs(20)));
-    let store = store.expect("sound settings");
-    let range = store.layout().range();
-    let read = store.range(range).await.expect("an answer");
-    assert_eq!(read.entries.len(), RECORDS as usize + 1);
-    assert!(read.entries.is_sorted_by(|a, b| a.key < b.key));
-    assert!(PAGES.contains(&store.calls().ranges), "{:?}", store.calls());
-
     let ours = patient(&etcd);
-    assert_eq!(first(&ours).await.leases.len(), RECORDS as usize);
+    let read = first(&ours).await;
+    assert_eq!(read.leases.len(), RECORDS as usize);
+    assert!(read.leases.is_sorted_by(|a, b| a.key < b.key));
     let calls = ours.store().calls();
     assert_eq!((calls.leases, calls.txns), (0, 0), "{calls:?}");
+    assert!(PAGES.contains(&calls.ranges), "{calls:?}");
 }
 
 /// One record wanders between the first page and the last: it is in each reading, and once.
@@ -95,18 +89,14 @@ async fn all_pages_are_of_one_revision(version: EtcdVersion) {
             (from, to) = (to, from);
         }
     });
-    let store = EtcdStore::new(options(etcd.endpoint()).call_timeout(Duration::from_secs(20)));
-    let store = store.expect("sound settings");
+    let ours = patient(&etcd);
     for reading in 0..30 {
-        let range = KeyRange::prefix(store.layout().subnets());
-        let read = store.range(range).await.expect("an answer");
+        let read = first(&ours).await;
         let ends = [key(0), key(RECORDS)];
-        let found = read
-            .entries
-            .iter()
-            .filter(|entry| ends.contains(&entry.key));
+        let is_end = |lease: &&Lease| ends.iter().any(|end| end == lease.key.as_str());
+        let found = read.leases.iter().filter(is_end);
         assert_eq!(found.count(), 1, "reading {reading}");
-        assert_eq!(read.entries.len(), RECORDS as usize, "reading {reading}");
+        assert_eq!(read.leases.len(), RECORDS as usize, "reading {reading}");
     }
     wandering.abort();
 }

@@ -78,6 +78,7 @@ mod connection;
 mod device;
 mod error;
 mod features;
+mod keys;
 mod lab;
 mod link;
 mod names;
@@ -250,6 +251,19 @@ impl Kernel for NetlinkKernel {
         let keys = keys.clone();
         self.worker
             .call(move |worker, _| observe::settings_alone(worker, &keys))
+            .await?
+    }
+
+    async fn read(&self, keys: &BTreeSet<ObjectKey>) -> Result<Objects> {
+        let keys = keys.clone();
+        self.worker
+            .call(move |worker, _| keys::read(worker, &keys))
+            .await?
+    }
+
+    async fn links(&self) -> Result<Observed> {
+        self.worker
+            .call(move |worker, _| observe::links(worker))
             .await?
     }
 

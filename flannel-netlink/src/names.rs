@@ -29,7 +29,7 @@ pub(crate) enum Named {
 }
 
 impl Names {
-    pub(crate) fn of(devices: &[Device]) -> Self {
+    pub(crate) fn of<'a>(devices: impl IntoIterator<Item = &'a Device>) -> Self {
         let mut names = Self::default();
         for device in devices {
             names.by_index.insert(device.index, device.name);

@@ -9,15 +9,18 @@
 mod place;
 mod routes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{Family, Object, ObjectKey, Op, Route, RouteProtocol, RouteTarget};
+use flannel_core::{
+    Family, MAIN_TABLE, Object, ObjectKey, Op, Route, RouteProtocol, RouteTarget,
+};
 use nix::errno::Errno;
 use routes::Routes;
 
 use crate::connection::{BATCH_BYTES, BATCH_REQUESTS};
 use crate::error::Failure;
+use crate::keys::{self, Looked};
 use crate::names::Names;
 use crate::wire::Batch;
 use crate::worker::Worker;
@@ -304,7 +307,8 @@ impl Run<'_> {
     fn spare(&mut self, pending: Vec<usize>) -> Vec<usize> {
         let ops = self.ops;
         let mut queries = Batch::default();
-        let mut asked = Vec::new();
+        let mut asked: Vec<(usize, Found)> = Vec::new();
+        let mut looked_up = BTreeSet::new();
         let mut left = Vec::with_capacity(pending.len());
         for at in pending {
             let object = ops[at].object();
@@ -325,21 +329,21 @@ impl Run<'_> {
             match object {
                 Object::Nexthop(nexthop) => {
                     queries.push(nexthop::RTM_GETNEXTHOP, 0, &nexthop::reference(nexthop.id));
-                    asked.push((left.len(), nexthop.protocol));
+                    asked.push((left.len(), Found::Nexthop(None)));
+                }
+                // The same op a second time would take another's, so it is not looked up again.
+                Object::Route(route)
+                    if is_vague(route)
+                        && route.dst.family() == Family::V4
+                        && route.table == MAIN_TABLE
+                        && looked_up.insert((route.dst, route.metric)) =>
+                {
+                    queries.push(route::RTM_GETROUTE, 0, &route::lookup(route.dst));
+                    asked.push((left.len(), Found::Route(Looked::Unknown)));
                 }
                 Object::Route(route) if is_vague(route) => {
-                    let route = route::normal(route.clone());
-                    match self.routes_under(&route) {
-                        // Noted at once, lest the same op a second time takes another's.
-                        Ok(found) if found.contains(&route) => self.routes.note(&ops[at]),
-                        Ok(_) => {
-                            self.finish(at, Ok(()));
-                            continue;
-                        }
-                        Err(error) => {
-                            self.finish(at, Err(error));
-                            continue;
-                        }
+                    if !self.is_there(at, route) {
+                        continue;
                     }
                 }
                 _ => {}
@@ -349,23 +353,52 @@ impl Run<'_> {
         if asked.is_empty() {
             return left;
         }
-        let mut found = vec![None; asked.len()];
         let answers = self.worker.route.transact(&mut queries, |at, message| {
-            if let Some(slot) = found.get_mut(at) {
-                *slot = nexthop::decode_message(message)?;
+            let Some((place, found)) = asked.get_mut(at) else {
+                return Ok(());
+            };
+            match (found, ops[left[*place]].object()) {
+                (Found::Route(looked), Object::Route(route))
+                    if message.kind == route::RTM_NEWROUTE =>
+                {
+                    let entry = route::decode(message.body)?;
+                    *looked = keys::judge(route.dst, route.metric, entry);
+                }
+                (Found::Nexthop(found), _) => *found = nexthop::decode_message(message)?,
+                _ => {}
             }
             Ok(())
         });
         let mut done = Vec::new();
-        for (((place, protocol), found), answer) in asked.into_iter().zip(found).zip(answers) {
+        for ((place, found), answer) in asked.into_iter().zip(answers) {
             let at = left[place];
-            let result = match (answer, found) {
-                (Ok(()), Some(found)) if found.protocol == protocol && found.path.is_some() => {
+            let object = ops[at].object();
+            let result = match (object, found, answer) {
+                (Object::Route(route), Found::Route(looked), answer) => {
+                    let names = self.names.get_or_insert_default();
+                    let stays = match (looked, answer) {
+                        (Looked::Is(entry), Ok(())) => entry.object(names).as_ref() == Ok(route),
+                        (Looked::IsNot, Ok(())) => false,
+                        _ => {
+                            if !self.is_there(at, route) {
+                                done.push(at);
+                            }
+                            continue;
+                        }
+                    };
+                    if stays {
+                        continue;
+                    }
+                    Ok(())
+                }
+                (Object::Nexthop(nexthop), Found::Nexthop(Some(found)), Ok(()))
+                    if found.protocol == nexthop.protocol && found.path.is_some() =>
+                {
                     continue;
                 }
-                (Ok(()), _) => Ok(()),
-                (Err(failure), _) if failure.errno() == Some(Errno::ENOENT) => Ok(()),
-                (Err(failure), _) => Err(failure.about(ops[at].object())),
+                (_, _, Ok(())) => Ok(()),
+                (_, _, Err(failure)) if failure.errno() == Some(Errno::ENOENT) => Ok(()),
+                (object, _, Err(failure)) => Err(failure.about(object)),
             };
             self.finish(at, result);
             done.push(at);
@@ -373,6 +406,27 @@ impl Run<'_> {
         left.retain(|at| done.binary_search(at).is_err());
         left
     }
+
+    /// Whether a route that is to be removed is there, by the whole table. If not, the op is done.
+    fn is_there(&mut self, at: usize, route: &Route) -> bool {
+        let route = route::normal(route.clone());
+        match self.routes_under(&route) {
+            // Noted at once, lest the same op a second time takes another's.
+            Ok(found) if found.contains(&route) => {
+                self.routes.note(&self.ops[at]);
+                return true;
+            }
+            Ok(_) => self.finish(at, Ok(())),
+            Err(error) => self.finish(at, Err(error)),
+        }
+        false
+    }
+}
+
+/// What a question before a removal found.
+enum Found {
+    Nexthop(Option<nexthop::Entry>),
+    Route(Looked),
 }
 
 /// Carries out an op on a setting, which is there as long as its device is: `right` says whether

@@ -111,14 +111,14 @@ impl Run<'_> {
         match object {
             Object::Fdb(o) => {
                 let index = self.names()?.index(o.dev)?;
-                queries.push(neighbour::RTM_GETNEIGH, 0, &neighbour::fdb_query(o, index));
+                queries.push(neighbour::RTM_GETNEIGH, 0, &neighbour::fdb_query(o.mac, index));
             }
             Object::Neighbour(o) => {
                 let index = self.names()?.index(o.dev)?;
                 queries.push(
                     neighbour::RTM_GETNEIGH,
                     0,
-                    &neighbour::neighbour_query(o, index),
+                    &neighbour::neighbour_query(o.ip, index),
                 );
             }
             Object::Nexthop(o) => {

@@ -9,11 +9,11 @@
 mod place;
 mod routes;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
-    Family, MAIN_TABLE, Object, ObjectKey, Op, Route, RouteProtocol, RouteTarget,
+    Family, MAIN_TABLE, Object, ObjectKey, Op, Route, RouteProtocol, RouteTarget, Subnet,
 };
 use nix::errno::Errno;
 use routes::Routes;
@@ -308,7 +308,7 @@ impl Run<'_> {
         let ops = self.ops;
         let mut queries = Batch::default();
         let mut asked: Vec<(usize, Found)> = Vec::new();
-        let mut looked_up = BTreeSet::new();
+        let mut looked_up: BTreeMap<(Subnet, u32), Vec<&Route>> = BTreeMap::new();
         let mut left = Vec::with_capacity(pending.len());
         for at in pending {
             let object = ops[at].object();
@@ -331,13 +331,22 @@ impl Run<'_> {
                     queries.push(nexthop::RTM_GETNEXTHOP, 0, &nexthop::reference(nexthop.id));
                     asked.push((left.len(), Found::Nexthop(None)));
                 }
-                // The same op a second time would take another's, so it is not looked up again.
+                // A second time the kernel would take another's for it.
+                Object::Route(route)
+                    if looked_up
+                        .get(&(route.dst, route.metric))
+                        .is_some_and(|before| before.contains(&route)) =>
+                {
+                    self.finish(at, Ok(()));
+                    continue;
+                }
                 Object::Route(route)
                     if is_vague(route)
                         && route.dst.family() == Family::V4
-                        && route.table == MAIN_TABLE
-                        && looked_up.insert((route.dst, route.metric)) =>
+                        && route.table == MAIN_TABLE =>
                 {
+                    let before = looked_up.entry((route.dst, route.metric)).or_default();
+                    before.push(route);
                     queries.push(route::RTM_GETROUTE, 0, &route::lookup(route.dst));
                     asked.push((left.len(), Found::Route(Looked::Unknown)));
                 }

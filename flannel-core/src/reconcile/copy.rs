@@ -35,6 +35,8 @@ pub(super) const MANY: usize = 1000;
 #[derive(Debug, Default)]
 pub(super) struct Copy {
     observed: Option<Arc<Observed>>,
+    /// How many routes lead through a nexthop object.
+    through: BTreeMap<u32, u32>,
     /// The devices whose neighbours and forwarding entries it has.
     devices: BTreeSet<IfName>,
     /// When everything was read.
@@ -207,6 +209,8 @@ impl Copy {
             if matches!(self.stamps.get(&key), Some(Stamp::Changed(_, told)) if *told == is) {
                 self.unstamp(&key);
                 self.news.confirmed.push(key);
+            } else if let (ObjectKey::Nexthop(id), None) = (&key, is) {
+                self.doubt_routes_through(*id);
             }
             return;
         }
@@ -238,6 +242,7 @@ impl Copy {
             (ObjectKey::Address { dev, .. }, Op::Delete(_)) => {
                 self.doubt_what_is_on(&BTreeSet::from([*dev]));
             }
+            (ObjectKey::Nexthop(id), Op::Delete(_)) => self.doubt_routes_through(*id),
             // Of these there is no word: they are looked at.
             (
                 ObjectKey::Sysctl { .. }
@@ -267,8 +272,13 @@ impl Copy {
         devices: BTreeSet<IfName>,
         now: Moment,
     ) {
+        let mut through = BTreeMap::new();
+        for id in observed.objects.values().filter_map(nexthop_of) {
+            *through.entry(id).or_default() += 1;
+        }
         *self = Self {
             observed: Some(Arc::new(observed)),
+            through,
             devices,
             read: now,
             news: News {
@@ -369,16 +379,21 @@ impl Copy {
         let Some(observed) = self.observed.clone().filter(|_| !devs.is_empty()) else {
             return;
         };
-        let dev_of = |object: &Object| match object {
+        let is_on = |dev: Option<IfName>| dev.is_some_and(|dev| devs.contains(&dev));
+        let may_be_on = |object: &Object| match object {
+            Object::Link(_) | Object::Address(_) => false,
             Object::Route(route) => match route.target {
-                RouteTarget::Nexthop(id) => observed.objects.get(&ObjectKey::Nexthop(id))?.dev(),
-                _ => object.dev(),
+                // Through one that is not known it may lead anywhere.
+                RouteTarget::Nexthop(id) => observed
+                    .objects
+                    .get(&ObjectKey::Nexthop(id))
+                    .is_none_or(|nexthop| is_on(nexthop.dev())),
+                _ => is_on(object.dev()),
             },
-            object => object.dev(),
+            object => is_on(object.dev()),
         };
         for (key, object) in &observed.objects {
-            let is_host = matches!(key, ObjectKey::Link(_) | ObjectKey::Address { .. });
-            if !is_host && dev_of(object).is_some_and(|dev| devs.contains(&dev)) {
+            if may_be_on(object) {
                 self.doubts.add(key.clone());
             }
         }
@@ -388,21 +403,12 @@ impl Copy {
     fn set(&mut self, key: ObjectKey, is: Option<Object>) {
         self.unstamp(&key);
         let is_gone = is.is_none();
-        let was = self.put(&key, is);
+        self.put(&key, is);
         match (&key, &self.observed) {
             (ObjectKey::Route { dst, .. }, _) => {
                 self.news.routes.insert(*dst);
             }
-            // IPv4 routes through it have gone without a word.
-            (ObjectKey::Nexthop(id), Some(observed)) if is_gone && was.is_some() => {
-                let routes = observed.objects.range(ObjectKey::Nexthop(u32::MAX)..);
-                for (key, route) in routes {
-                    if matches!(route, Object::Route(route) if route.target == RouteTarget::Nexthop(*id))
-                    {
-                        self.doubts.add(key.clone());
-                    }
-                }
-            }
+            (ObjectKey::Nexthop(id), _) if is_gone => self.doubt_routes_through(*id),
             (ObjectKey::Tunnel(dev), Some(observed)) => {
                 let peers = observed.objects.range(key.clone()..);
                 let peers = peers.map(|(key, _)| key).filter(|key| {
@@ -417,11 +423,34 @@ impl Copy {
         self.news.touched.insert(key);
     }
 
-    fn put(&mut self, key: &ObjectKey, is: Option<Object>) -> Option<Object> {
+    /// With a nexthop object IPv4 routes through it go without a word.
+    fn doubt_routes_through(&mut self, id: u32) {
+        let Some(observed) = self.observed.as_ref().filter(|_| self.through.contains_key(&id))
+        else {
+            return;
+        };
+        let routes = observed.objects.range(ObjectKey::Nexthop(u32::MAX)..);
+        for (key, _) in routes.filter(|(_, object)| nexthop_of(object) == Some(id)) {
+            self.doubts.add(key.clone());
+        }
+    }
+
+    fn put(&mut self, key: &ObjectKey, is: Option<Object>) {
         let observed = Arc::make_mut(self.observed.get_or_insert_default());
-        match is {
+        if let Some(id) = is.as_ref().and_then(nexthop_of) {
+            *self.through.entry(id).or_default() += 1;
+        }
+        let was = match is {
             Some(object) => observed.objects.insert(key.clone(), object),
             None => observed.objects.remove(key),
+        };
+        if let Some(id) = was.as_ref().and_then(nexthop_of)
+            && let Some(count) = self.through.get_mut(&id)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.through.remove(&id);
+            }
         }
     }
 
@@ -436,6 +465,17 @@ impl Copy {
         if let Some(Stamp::Changed(..)) = self.stamps.remove(key) {
             self.awaited -= 1;
         }
+    }
+}
+
+/// The nexthop object that a route leads through.
+const fn nexthop_of(object: &Object) -> Option<u32> {
+    match object {
+        Object::Route(route) => match route.target {
+            RouteTarget::Nexthop(id) => Some(id),
+            _ => None,
+        },
+        _ => None,
     }
 }
 
@@ -475,3 +515,6 @@ fn takes_along(was: &Object, is: &Object) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -171,9 +171,10 @@ impl<K: Kernel> Kernel for WithTunnels<K> {
     }
 
     async fn read(&self, keys: &BTreeSet<ObjectKey>) -> Result<Objects> {
-        let (tunnels, others): (Vec<_>, Vec<_>) = keys.iter().cloned().partition(|key| {
-            matches!(key, ObjectKey::Tunnel(_) | ObjectKey::TunnelPeer { .. })
-        });
+        let (tunnels, others): (Vec<_>, Vec<_>) = keys
+            .iter()
+            .cloned()
+            .partition(|key| matches!(key, ObjectKey::Tunnel(_) | ObjectKey::TunnelPeer { .. }));
         let mut found = if others.is_empty() {
             Objects::new()
         } else {

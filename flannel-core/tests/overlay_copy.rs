@@ -7,14 +7,20 @@ mod common;
 use std::time::Duration;
 
 use common::*;
+use flannel_core::reconcile::ownership::nexthop_id;
 use flannel_core::{
-    Family, MAIN_TABLE, MacAddr, Neighbour, Object, ObjectKey, Op, Overlay, Route, RouteProtocol,
-    RouteTarget, Subnet,
+    Family, MAIN_TABLE, MacAddr, Neighbour, Nexthop, Object, ObjectKey, Op, Overlay, OverlayName,
+    Route, RouteProtocol, RouteTarget, Subnet,
 };
 use flannel_testkit::fake_kernel::{FakeKernel, FaultKind};
 
 /// A node with peers in both families, at rest: the next whole reading is seconds away.
-async fn at_rest() -> (FakeKernel, Overlay, [Overlay; 1], flannel_core::MemoryManager) {
+async fn at_rest() -> (
+    FakeKernel,
+    Overlay,
+    [Overlay; 1],
+    flannel_core::MemoryManager,
+) {
     let (manager, [kernel, _], [a, b]) = pair().await;
     for n in 20..30 {
         let subnet = format!("10.42.{}.0/24", 100 + n);
@@ -56,14 +62,19 @@ async fn what_happens_every_day_reads_nothing_whole() {
     until(soon, "it is back", || route_to(&kernel, dst).is_some()).await;
     for n in 0..40 {
         kernel.insert_foreign(foreign(n, 254)).expect("it fits");
-        kernel.external(&Op::Change(foreign(n, 253))).expect("it fits");
+        kernel
+            .external(&Op::Change(foreign(n, 253)))
+            .expect("it fits");
         tokio::time::sleep(Duration::from_millis(10)).await;
         kernel.delete(&foreign(n, 253).key());
     }
     assert!(manager.remove(&key));
     until(soon, "it is gone", || route_to(&kernel, dst).is_none()).await;
     tokio::time::sleep(soon).await;
-    assert!(start.elapsed() < Duration::from_secs(5), "the timer is not meant");
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "the timer is not meant"
+    );
     assert_eq!(kernel.observations(), before);
     assert!(a.status().ready);
 }
@@ -93,6 +104,39 @@ async fn what_goes_without_a_word_comes_back() {
     }
 }
 
+/// A foreign object keeps from being made what is in its place, and all that needs that.
+#[tokio::test(start_paused = true)]
+async fn what_waited_for_a_place_that_was_taken_is_made_when_it_is_free() {
+    let (kernel, a, _b, manager) = at_rest().await;
+    let dst: Subnet = "10.42.99.0/24".parse().expect("a subnet");
+    let gateway = dst.address();
+    let flannel = dev("flannel.1");
+    let id = nexthop_id(&OverlayName::default(), gateway, flannel, true);
+    let theirs = Object::Nexthop(Nexthop {
+        id,
+        gateway: [192, 0, 2, 254].into(),
+        dev: dev("eth0"),
+        onlink: false,
+        protocol: RouteProtocol(186),
+    });
+    kernel.insert_foreign(theirs.clone()).expect("it fits");
+    manager.put_raw(peer(9, "10.42.99.0/24")).expect("stored");
+    until(Duration::from_secs(1), "it is told", || {
+        a.status()
+            .foreign
+            .iter()
+            .any(|blocked| blocked.found == theirs)
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(route_to(&kernel, dst), None);
+    kernel.delete(&theirs.key());
+    until(Duration::from_secs(1), "it is made", || {
+        route_to(&kernel, dst).is_some() && a.status().foreign.is_empty()
+    })
+    .await;
+}
+
 /// Whatever becomes of the notifications of a fault, it is made good before the timer reads: at once,
 /// or when the loss is told.
 #[tokio::test(start_paused = true)]
@@ -119,9 +163,11 @@ async fn torn_late_repeated_and_reordered_notifications_mislead_nobody() {
             kernel.fail_next(fault.clone());
             kernel.delete(one);
             kernel.delete(two);
-            until(Duration::from_secs(2), &format!("{kind}, {fault:?}"), || {
-                kernel.objects() == right
-            })
+            until(
+                Duration::from_secs(2),
+                &format!("{kind}, {fault:?}"),
+                || kernel.objects() == right,
+            )
             .await;
             kernel.assert_faults_consumed();
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -136,7 +182,9 @@ async fn torn_late_repeated_and_reordered_notifications_mislead_nobody() {
     };
     let mut other = link.clone();
     other.mac = Some(MacAddr([2, 9, 9, 9, 9, 9]));
-    kernel.external(&Op::Change(Object::Link(other))).expect("it can be changed");
+    kernel
+        .external(&Op::Change(Object::Link(other)))
+        .expect("it can be changed");
     until(Duration::from_secs(2), "a MAC address, reordered", || {
         kernel.objects() == right
     })
@@ -171,7 +219,9 @@ async fn a_repeated_word_hides_no_fault() {
         mac: MacAddr([2, 9, 9, 9, 9, 9]),
         ..neighbour
     };
-    kernel.external(&Op::Change(Object::Neighbour(stranger))).expect("it fits");
+    kernel
+        .external(&Op::Change(Object::Neighbour(stranger)))
+        .expect("it fits");
     until(Duration::from_secs(1), &family.to_string(), || {
         kernel.objects() == right
     })

@@ -7,8 +7,8 @@
 //! which change takes along what is on a device shows only in what the device was before.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::IpAddr;
 use std::io::{self, PipeReader, PipeWriter};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -339,11 +339,7 @@ impl Devices {
         }
     }
 
-    fn read_events(
-        &mut self,
-        datagram: &[u8],
-        changes: &mut Vec<Change>,
-    ) -> Result<(), Malformed> {
+    fn read_events(&mut self, datagram: &[u8], changes: &mut Vec<Change>) -> Result<(), Malformed> {
         for message in Messages(datagram) {
             self.read_event(&message?, changes)?;
         }
@@ -385,7 +381,8 @@ impl Devices {
         }
         if message.kind == link::RTM_DELLINK {
             self.devices.remove(&device.index);
-            self.addresses.retain(|(index, ..), _| *index != device.index);
+            self.addresses
+                .retain(|(index, ..), _| *index != device.index);
             self.names = Names::of(self.devices.values());
             changes.extend(device.name.map(|name| Change::Link(Some(name))));
             return Ok(());
@@ -498,7 +495,9 @@ impl Devices {
         let Some(entry) = nexthop::decode(message.body)? else {
             return Ok(None);
         };
-        let path = entry.path.filter(|_| message.kind == nexthop::RTM_NEWNEXTHOP);
+        let path = entry
+            .path
+            .filter(|_| message.kind == nexthop::RTM_NEWNEXTHOP);
         let key = ObjectKey::Nexthop(entry.id);
         let object = match path.map(|(index, _)| self.names.name(index)) {
             Some(Named::Device(dev)) => entry.object(dev),

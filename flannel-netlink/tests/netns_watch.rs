@@ -132,9 +132,7 @@ fn hints_follow_the_names() {
         assert_eq!(next(&mut hints).await, Change::All);
         net.with_vxlan().await;
         let found = up_to_marker(&net, &mut hints, 0).await;
-        let is_made = |change: &Change| {
-            matches!(change, Change::Set(Object::Link(link)) if link.name == dev("flannel.1"))
-        };
+        let is_made = |change: &Change| matches!(change, Change::Set(Object::Link(link)) if link.name == dev("flannel.1"));
         assert!(found.iter().any(is_made), "{found:?}");
         for line in [
             "ip link set flannel.1 down",
@@ -148,9 +146,7 @@ fn hints_follow_the_names() {
         }
         let found = up_to_marker(&net, &mut hints, 1).await;
         assert!(found.contains(&Change::Link(Some(dev("flannel.1")))));
-        let is_of_other = |change: &Change| {
-            matches!(change, Change::Set(Object::Neighbour(entry)) if entry.dev == dev("other"))
-        };
+        let is_of_other = |change: &Change| matches!(change, Change::Set(Object::Neighbour(entry)) if entry.dev == dev("other"));
         assert!(found.iter().any(is_of_other), "{found:?}");
     });
 }

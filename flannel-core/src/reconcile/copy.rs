@@ -125,16 +125,18 @@ impl Copy {
         if self.awaited == 0 {
             return None;
         }
-        let is_awaited = |(at, key): &&(Moment, ObjectKey)| {
-            matches!(self.stamps.get(key), Some(Stamp::Changed(since, _)) if since == at)
-        };
+        let is_awaited = |(at, key): &&(Moment, ObjectKey)| matches!(self.stamps.get(key), Some(Stamp::Changed(since, _)) if since == at);
         let (at, _) = self.queue.iter().find(is_awaited)?;
         Some(*at + TOLD_WITHIN)
     }
 
     /// Forgets stamps that say nothing any more. Whose notification has not come is in doubt.
     pub(super) fn pass(&mut self, now: Moment) {
-        while self.queue.front().is_some_and(|(at, _)| *at + TOLD_WITHIN <= now) {
+        while self
+            .queue
+            .front()
+            .is_some_and(|(at, _)| *at + TOLD_WITHIN <= now)
+        {
             let Some((at, key)) = self.queue.pop_front() else {
                 return;
             };
@@ -266,12 +268,7 @@ impl Copy {
     }
 
     /// Takes a whole reading in.
-    pub(super) fn read_all(
-        &mut self,
-        observed: Observed,
-        devices: BTreeSet<IfName>,
-        now: Moment,
-    ) {
+    pub(super) fn read_all(&mut self, observed: Observed, devices: BTreeSet<IfName>, now: Moment) {
         let mut through = BTreeMap::new();
         for id in observed.objects.values().filter_map(nexthop_of) {
             *through.entry(id).or_default() += 1;
@@ -311,7 +308,8 @@ impl Copy {
         let Some(observed) = &mut self.observed else {
             return;
         };
-        let is_host = |key: &ObjectKey| matches!(key, ObjectKey::Link(_) | ObjectKey::Address { .. });
+        let is_host =
+            |key: &ObjectKey| matches!(key, ObjectKey::Link(_) | ObjectKey::Address { .. });
         let mut fallen = BTreeSet::new();
         let mut touched = BTreeSet::new();
         let was: Vec<_> = observed
@@ -322,12 +320,16 @@ impl Copy {
             .collect();
         let info = |links: &[LinkInfo]| -> BTreeMap<IfName, (u32, Option<IfName>)> {
             let links = links.iter();
-            links.map(|link| (link.name, (link.index, link.master))).collect()
+            links
+                .map(|link| (link.name, (link.index, link.master)))
+                .collect()
         };
         let (were, are) = (info(&observed.links), info(&found.links));
         for (key, was) in &was {
             let is = found.objects.get(key);
-            if is == Some(was) && (!matches!(key, ObjectKey::Link(_)) || same_info(key, &were, &are)) {
+            if is == Some(was)
+                && (!matches!(key, ObjectKey::Link(_)) || same_info(key, &were, &are))
+            {
                 continue;
             }
             touched.insert(key.clone());
@@ -335,9 +337,10 @@ impl Copy {
                 fallen.extend(was.dev());
             }
         }
-        let new = found.objects.iter().filter(|(key, _)| {
-            is_host(key) && !observed.objects.contains_key(key)
-        });
+        let new = found
+            .objects
+            .iter()
+            .filter(|(key, _)| is_host(key) && !observed.objects.contains_key(key));
         for (key, _) in new {
             touched.insert(key.clone());
             // What is on it was never read.
@@ -411,9 +414,9 @@ impl Copy {
             (ObjectKey::Nexthop(id), _) if is_gone => self.doubt_routes_through(*id),
             (ObjectKey::Tunnel(dev), Some(observed)) => {
                 let peers = observed.objects.range(key.clone()..);
-                let peers = peers.map(|(key, _)| key).filter(|key| {
-                    matches!(key, ObjectKey::TunnelPeer { dev: on, .. } if on == dev)
-                });
+                let peers = peers.map(|(key, _)| key).filter(
+                    |key| matches!(key, ObjectKey::TunnelPeer { dev: on, .. } if on == dev),
+                );
                 for key in peers {
                     self.doubts.add(key.clone());
                 }
@@ -425,7 +428,10 @@ impl Copy {
 
     /// With a nexthop object IPv4 routes through it go without a word.
     fn doubt_routes_through(&mut self, id: u32) {
-        let Some(observed) = self.observed.as_ref().filter(|_| self.through.contains_key(&id))
+        let Some(observed) = self
+            .observed
+            .as_ref()
+            .filter(|_| self.through.contains_key(&id))
         else {
             return;
         };

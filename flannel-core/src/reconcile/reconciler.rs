@@ -253,10 +253,13 @@ impl Reconciler {
             if let ObjectKey::Link(dev) = key {
                 // A device decides what becomes of all on it, and of others that are like it.
                 replan |= desired.objects.contains_key(key)
-                    || self.scope.settings.iter().any(|key| key.dev() == Some(*dev))
+                    || self
+                        .scope
+                        .settings
+                        .iter()
+                        .any(|key| key.dev() == Some(*dev))
                     || found.is_some_and(|found| {
-                        may_be_a_rival(found)
-                            || ownership.owner(found, observed) != Owner::Foreign
+                        may_be_a_rival(found) || ownership.owner(found, observed) != Owner::Foreign
                     });
                 return false;
             }
@@ -409,7 +412,8 @@ impl Reconciler {
         let result = if is_due(self.read_at) || scope != self.scope {
             self.read_all(scope).await
         } else if is_due(self.links_at) || is_due(self.keys_at) {
-            self.read_doubts(is_due(self.links_at), is_due(self.keys_at)).await
+            self.read_doubts(is_due(self.links_at), is_due(self.keys_at))
+                .await
         } else {
             return;
         };
@@ -479,7 +483,10 @@ impl Reconciler {
             return;
         }
         self.last_retry = now;
-        let due = self.failures.values().filter(|failure| failure.retry_at <= now);
+        let due = self
+            .failures
+            .values()
+            .filter(|failure| failure.retry_at <= now);
         let looked_at = due.flat_map(|failure| {
             let object = failure.op.object();
             object.needs().into_iter().chain([object.key()])
@@ -612,7 +619,10 @@ impl Reconciler {
     fn to_be_read(&self, plan: &Plan) -> Vec<ObjectKey> {
         let replaced = plan.steps.iter().filter(|step| replaces_route(step));
         let replaced = replaced.map(|step| step.op.key());
-        let blocked = plan.foreign.iter().filter(|blocked| !self.blocked.contains(blocked));
+        let blocked = plan
+            .foreign
+            .iter()
+            .filter(|blocked| !self.blocked.contains(blocked));
         let blocked = blocked.map(|blocked| blocked.found.key());
         replaced
             .chain(blocked)

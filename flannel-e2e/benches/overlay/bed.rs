@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use flannel_backend_hostgw::HostGwBackend;
 use flannel_backend_vxlan::VxlanBackend;
 use flannel_core::{
-    DualStack, Family, IfName, Kernel, Lease, Link, MemoryManager, NodeId, Object, ObjectKey, Objects, Op,
-    Overlay, OverlayName, RouteProtocol, Scope,
+    DualStack, Family, IfName, Kernel, Lease, Link, MemoryManager, NodeId, Object, ObjectKey,
+    Objects, Op, Overlay, OverlayName, RouteProtocol, Scope,
 };
 use flannel_e2e::{Peers, config, dev, ours};
 use flannel_netlink::{NetlinkKernel, NetlinkOptions};

@@ -87,7 +87,10 @@ fn of(peers: u32) -> (f64, f64) {
     let raw = raw(&bed, &objects.into_values().collect::<Vec<_>>(), new);
     bed.converged();
     let events = f64::from(2 * EVENTS);
-    ((made + removed).as_secs_f64() * 1e6 / events, raw.as_secs_f64() * 1e6 / events)
+    (
+        (made + removed).as_secs_f64() * 1e6 / events,
+        raw.as_secs_f64() * 1e6 / events,
+    )
 }
 
 /// Makes and removes the objects of peers by raw messages, one acknowledged after the other.
@@ -125,8 +128,8 @@ fn raw(bed: &Bed, objects: &[Object], peers: std::ops::Range<u32>) -> Duration {
         batch.number(seq);
         send(socket.as_raw_fd(), batch.bytes(), MsgFlags::empty()).expect("sent");
         let len = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).expect("an answer");
-        let code = buffer.get(16..20).filter(|_| len >= 20).map(<[u8; 4]>::try_from);
-        assert_eq!(code, Some(Ok([0; 4])), "the kernel refused a raw message");
+        let is_ack = len >= 20 && buffer.get(16..20) == Some(&[0; 4]);
+        assert!(is_ack, "the kernel refused a raw message");
     }
     own() - start
 }
@@ -155,7 +158,9 @@ impl Others {
         let own = own.file_name().expect("a number").to_owned();
         let tasks = fs::read_dir("/proc/self/task").expect("it is there");
         let others = tasks.flatten().filter(|task| task.file_name() != own);
-        others.map(|task| on_processor(&task.path().join("schedstat"))).sum()
+        others
+            .map(|task| on_processor(&task.path().join("schedstat")))
+            .sum()
     }
 }
 
@@ -167,6 +172,9 @@ fn own() -> Duration {
 fn on_processor(path: &std::path::Path) -> Duration {
     // A thread that has ended since spends nothing any more.
     let text = fs::read_to_string(path).unwrap_or_default();
-    let nanos = text.split_whitespace().next().and_then(|first| first.parse().ok());
+    let nanos = text
+        .split_whitespace()
+        .next()
+        .and_then(|first| first.parse().ok());
     Duration::from_nanos(nanos.unwrap_or_default())
 }

@@ -42,7 +42,9 @@ pub(crate) fn measure(table: &mut Table) {
 fn repairs(table: &mut Table, bed: &mut Bed, when: &str) {
     progress(&format!("repair of a route, {when}"));
     let right = bed.ours();
-    let routes = right.values().filter(|object| object.key().kind() == "route");
+    let routes = right
+        .values()
+        .filter(|object| object.key().kind() == "route");
     let mut times = Vec::new();
     // Long enough for some of the timer's whole readings to be met.
     for object in routes.step_by(PEERS as usize / REPAIRS).take(REPAIRS) {

@@ -111,7 +111,11 @@ impl Run<'_> {
         match object {
             Object::Fdb(o) => {
                 let index = self.names()?.index(o.dev)?;
-                queries.push(neighbour::RTM_GETNEIGH, 0, &neighbour::fdb_query(o.mac, index));
+                queries.push(
+                    neighbour::RTM_GETNEIGH,
+                    0,
+                    &neighbour::fdb_query(o.mac, index),
+                );
             }
             Object::Neighbour(o) => {
                 let index = self.names()?.index(o.dev)?;

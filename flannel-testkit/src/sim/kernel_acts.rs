@@ -44,7 +44,9 @@ impl World {
             KernelAction::HintsLost => return self.fail(at, action, FaultKind::HintsLost),
             KernelAction::HintsTorn => return self.fail(at, action, FaultKind::HintsTorn),
             KernelAction::HintsRepeated => return self.fail(at, action, FaultKind::HintsRepeated),
-            KernelAction::HintsReordered => return self.fail(at, action, FaultKind::HintsReordered),
+            KernelAction::HintsReordered => {
+                return self.fail(at, action, FaultKind::HintsReordered);
+            }
             KernelAction::HintsLate(by) => {
                 return self.fail(at, action, FaultKind::HintsLate { by });
             }

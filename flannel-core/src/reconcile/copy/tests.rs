@@ -378,10 +378,15 @@ fn a_change_without_its_notification_is_doubt_about_its_key() {
     assert_eq!(world.copy.deadline(), Some(world.now + TOLD_WITHIN));
     world.deliver(1);
     assert_eq!(world.copy.deadline(), None);
-    assert_eq!(world.copy.take_news().confirmed.last(), Some(&object(0, 0).key()));
+    assert_eq!(
+        world.copy.take_news().confirmed.last(),
+        Some(&object(0, 0).key())
+    );
     world.act(Act::Ignored(1, true));
     assert!(!world.copy.is_settled());
-    world.act(Act::Pass(TOLD_WITHIN.as_millis().try_into().expect("short")));
+    world.act(Act::Pass(
+        TOLD_WITHIN.as_millis().try_into().expect("short"),
+    ));
     assert!(world.copy.doubts().keys.contains(&object(1, 0).key()));
 }
 
@@ -413,8 +418,12 @@ fn a_link_is_doubt_about_what_is_on_it_alone() {
     world.serve();
     world.act(Act::Pass(1000));
     let veth = IfName::new("veth0").expect("a device name");
-    world.copy.told(vec![Change::Link(Some(veth))], at(5000), |_| None);
+    world
+        .copy
+        .told(vec![Change::Link(Some(veth))], at(5000), |_| None);
     assert!(world.copy.doubts().links && world.copy.doubts().keys.is_empty());
-    world.copy.told(vec![Change::Link(Some(dev()))], at(5000), |_| None);
+    world
+        .copy
+        .told(vec![Change::Link(Some(dev()))], at(5000), |_| None);
     assert_eq!(world.copy.doubts().keys.len(), usize::from(ALL));
 }

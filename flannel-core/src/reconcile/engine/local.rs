@@ -181,9 +181,7 @@ impl Engine {
         let interfaces = &parts.options.underlay.interfaces;
         let matters = |dst: &Subnet| {
             let is_inside = networks.iter().any(|network| network.contains(dst));
-            let is_sought = |interface: &Interface| {
-                matches!(interface, Interface::Reaching(ip) if dst.contains_ip(*ip))
-            };
+            let is_sought = |interface: &Interface| matches!(interface, Interface::Reaching(ip) if dst.contains_ip(*ip));
             let leads_to_peer = || {
                 let mut peers = leases.peers().values();
                 peers.any(|peer| {
@@ -191,8 +189,7 @@ impl Engine {
                     ips.any(|ip| dst.contains_ip(ip))
                 })
             };
-            !is_inside
-                && (dst.len() == 0 || interfaces.iter().any(is_sought) || leads_to_peer())
+            !is_inside && (dst.len() == 0 || interfaces.iter().any(is_sought) || leads_to_peer())
         };
         if self.reconciler.host_changed(matters) {
             self.look_at_underlay();

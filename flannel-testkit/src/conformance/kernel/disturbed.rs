@@ -311,7 +311,12 @@ pub async fn lost_hints_are_told(fixture: &KernelFixture, lose: impl FnOnce() + 
     drain(&mut hints).await;
     let later = address(dev, "10.99.0.1", 32);
     fixture.by_others(Op::Create(later)).await?;
-    let fits = |hint: &Change| matches!(hint, Change::All | Change::Address(_) | Change::Set(Object::Address(_)));
+    let fits = |hint: &Change| {
+        matches!(
+            hint,
+            Change::All | Change::Address(_) | Change::Set(Object::Address(_))
+        )
+    };
     match next_fitting(&mut hints, fits).await {
         Some(_) => Ok(()),
         None => Err("the watch did not go on".to_owned()),

@@ -134,7 +134,10 @@ fn disturbances(fixture: &KernelFixture, family: Family) -> Vec<(&'static str, V
     if let Some(Object::Neighbour(neighbour)) = of("neighbour") {
         let mut other = neighbour.clone();
         other.mac = MacAddr([0x0e, 9, 9, 9, 9, 9]);
-        all.push(("another neighbour", vec![Op::Change(Object::Neighbour(other))]));
+        all.push((
+            "another neighbour",
+            vec![Op::Change(Object::Neighbour(other))],
+        ));
     }
     let down = Link {
         up: false,
@@ -146,7 +149,10 @@ fn disturbances(fixture: &KernelFixture, family: Family) -> Vec<(&'static str, V
     };
     let [down, mac, up] = [down, mac, link].map(Object::Link);
     all.push(("down", vec![Op::Change(down.clone())]));
-    all.push(("down and up", vec![Op::Change(down), Op::Change(up.clone())]));
+    all.push((
+        "down and up",
+        vec![Op::Change(down), Op::Change(up.clone())],
+    ));
     all.push(("another MAC", vec![Op::Change(mac)]));
     all.push(("made anew", vec![Op::Delete(up.clone()), Op::Create(up)]));
     all
@@ -216,7 +222,9 @@ impl Belief {
             let is_read = matches!(key, ObjectKey::Link(_) | ObjectKey::Address { .. });
             let (believed, is) = (self.objects.get(key), observed.get(key));
             if !is_read && believed != is && !self.doubts.contains(key) {
-                return Err(format!("{key} is believed to be {believed:?} and is {is:?}"));
+                return Err(format!(
+                    "{key} is believed to be {believed:?} and is {is:?}"
+                ));
             }
         }
         Ok(())

@@ -58,6 +58,19 @@ impl Names {
         Ok(Self::of(&link::dump(connection)?))
     }
 
+    /// Learns of one device, whether it is there; of the others nothing is known.
+    pub(crate) fn learn(
+        &mut self,
+        connection: &mut Connection,
+        name: IfName,
+    ) -> Result<(), Failure> {
+        if let Some(device) = link::get(connection, name)? {
+            self.by_index.insert(device.index, Some(name));
+            self.by_name.insert(name, device.index);
+        }
+        Ok(())
+    }
+
     /// The index of a device.
     pub(crate) fn index(&self, name: IfName) -> Result<u32, Error> {
         self.by_name

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use flannel_core::{Change, ChangeStream, MAIN_TABLE, Object, ObjectKey};
 use futures_core::Stream;
@@ -37,6 +38,9 @@ const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
 const NEXTHOP_GROUP: u32 = 32;
 /// More notifications than these, if nobody takes them, are told as [`Change::All`].
 const MOST_PENDING: usize = 4096;
+/// How long what is told is gathered: a peer is four notifications, and to wake for each of them would
+/// cost more than to carry them out.
+const GATHER: Duration = Duration::from_millis(1);
 /// How long to wait before a socket that could not be had is tried again.
 const RETRY: u16 = 1000;
 /// The memory for one datagram. Events are one object each.
@@ -215,9 +219,10 @@ impl Watcher {
         self.shared.tell_all();
         let mut buffer = vec![0; DATAGRAM];
         loop {
-            let result = self
-                .wait(Some(&socket), PollTimeout::NONE)
-                .and_then(|()| self.drain(&socket, &mut buffer));
+            let result = self.wait(Some(&socket), PollTimeout::NONE).and_then(|()| {
+                std::thread::sleep(GATHER);
+                self.drain(&socket, &mut buffer)
+            });
             if let Err(end) = result {
                 return end;
             }

@@ -9,11 +9,11 @@
 mod place;
 mod routes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
-    Family, MAIN_TABLE, Object, ObjectKey, Op, Route, RouteProtocol, RouteTarget, Subnet,
+    Family, IfName, MAIN_TABLE, Object, ObjectKey, Op, Route, RouteProtocol, RouteTarget, Subnet,
 };
 use nix::errno::Errno;
 use routes::Routes;
@@ -38,6 +38,8 @@ pub(crate) fn apply(
         ops,
         results: ops.iter().map(|_| None).collect(),
         names: None,
+        some: Names::default(),
+        asked: BTreeSet::new(),
         routes: Routes::default(),
         failed: BTreeMap::new(),
         pending: Vec::new(),
@@ -69,8 +71,12 @@ struct Run<'a> {
     worker: &'a mut Worker,
     ops: &'a [Op],
     results: Vec<Option<Result<()>>>,
-    /// The devices, once somebody asked for them.
+    /// The devices, once somebody asked for all of them.
     names: Option<Names>,
+    /// Those that somebody asked for by name until then, and which of them were asked for: where there
+    /// are thousands of devices, a list of all takes longer than what is to be done on one.
+    some: Names,
+    asked: BTreeSet<IfName>,
     /// What was read of routes.
     routes: Routes,
     /// What was not made, with what keeps from being made whatever needs it.
@@ -175,6 +181,21 @@ impl Run<'_> {
         Ok(self.names.insert(names))
     }
 
+    /// Devices among which one is found if it is there.
+    fn names_with(&mut self, dev: Option<IfName>) -> Result<&Names> {
+        if let Some(names) = &self.names {
+            return Ok(names);
+        }
+        if let Some(dev) = dev
+            && self.asked.insert(dev)
+        {
+            self.some
+                .learn(&mut self.worker.route, dev)
+                .map_err(|failure| failure.meaning(None, || format!("looking for {dev}")))?;
+        }
+        Ok(&self.some)
+    }
+
     /// The routes under the kernel's key of a route.
     fn routes_under(&mut self, route: &Route) -> Result<&[Route]> {
         self.names()?;
@@ -192,6 +213,7 @@ impl Run<'_> {
                 let names = self.names.take().unwrap_or_default();
                 // With the device go its routes.
                 self.routes.forget();
+                (self.some, self.asked) = (Names::default(), BTreeSet::new());
                 let connection = &mut self.worker.route;
                 match op {
                     Op::Create(_) => device::create(connection, &names, link),
@@ -290,14 +312,13 @@ impl Run<'_> {
 
     /// Appends the request of an op to the batch. `flags` are those of a making, if not the usual.
     fn encode(&mut self, at: usize, flags: Option<u16>) -> Result<()> {
-        self.names()?;
-        let names = self.names.get_or_insert_default();
-        codec::encode(
-            &self.ops[at],
-            flags,
-            |dev| names.index(dev),
-            &mut self.batch,
-        )
+        let mut batch = std::mem::take(&mut self.batch);
+        let op = &self.ops[at];
+        let result = self
+            .names_with(op.object().dev())
+            .and_then(|names| codec::encode(op, flags, |dev| names.index(dev), &mut batch));
+        self.batch = batch;
+        result
     }
 
     /// Takes out of a batch of removals what is gone already with its device, and what is not
@@ -313,7 +334,10 @@ impl Run<'_> {
         for at in pending {
             let object = ops[at].object();
             if let Some(dev) = object.dev() {
-                match self.names().map(|names| names.index(dev).is_ok()) {
+                match self
+                    .names_with(Some(dev))
+                    .map(|names| names.index(dev).is_ok())
+                {
                     Ok(true) => {}
                     // With the device went what was on it.
                     Ok(false) => {
@@ -384,9 +408,11 @@ impl Run<'_> {
             let object = ops[at].object();
             let result = match (object, found, answer) {
                 (Object::Route(route), Found::Route(looked), answer) => {
-                    let names = self.names.get_or_insert_default();
+                    let names = self.names_with(object.dev());
                     let stays = match (looked, answer) {
-                        (Looked::Is(entry), Ok(())) => entry.object(names).as_ref() == Ok(route),
+                        (Looked::Is(entry), Ok(())) => {
+                            names.is_ok_and(|names| entry.object(names).as_ref() == Ok(route))
+                        }
                         (Looked::IsNot, Ok(())) => false,
                         _ => {
                             if !self.is_there(at, route) {

@@ -110,7 +110,7 @@ impl Run<'_> {
     fn query(&mut self, object: &Object, queries: &mut Batch) -> Result<()> {
         match object {
             Object::Fdb(o) => {
-                let index = self.names()?.index(o.dev)?;
+                let index = self.names_with(Some(o.dev))?.index(o.dev)?;
                 queries.push(
                     neighbour::RTM_GETNEIGH,
                     0,
@@ -118,7 +118,7 @@ impl Run<'_> {
                 );
             }
             Object::Neighbour(o) => {
-                let index = self.names()?.index(o.dev)?;
+                let index = self.names_with(Some(o.dev))?.index(o.dev)?;
                 queries.push(
                     neighbour::RTM_GETNEIGH,
                     0,

@@ -78,9 +78,9 @@ fn neighbours_that_come_by_themselves_are_not_hinted() {
         };
         assert!(!found.iter().any(is_neighbour), "{found:?}");
         // What somebody configured is told of, however it ends.
-        let neighbour = |on: &str, ip: &str| Neighbour {
+        let neighbour = |on: &str, address: &str| Neighbour {
             dev: dev(on),
-            ip: common::ip(ip),
+            ip: address.parse().expect("an address"),
             mac: MacAddr([0x0e, 0, 0, 0, 0, 0x66]),
         };
         let of_u0 = Object::Neighbour(neighbour("u0", "192.0.2.68"));
@@ -88,7 +88,7 @@ fn neighbours_that_come_by_themselves_are_not_hinted() {
         let entry = Object::Fdb(Fdb {
             dev: dev("flannel.1"),
             mac: MacAddr([0x0e, 0, 0, 0, 0, 0x71]),
-            remote: common::ip("192.0.2.71"),
+            remote: ip("192.0.2.71"),
         });
         let (set, gone) = (Change::Set, |object: &Object| Change::Gone(object.key()));
         let lines = [

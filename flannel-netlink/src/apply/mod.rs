@@ -374,11 +374,7 @@ impl Run<'_> {
                     queries.push(route::RTM_GETROUTE, 0, &route::lookup(route.dst));
                     asked.push((left.len(), Found::Route(Looked::Unknown)));
                 }
-                Object::Route(route) if is_vague(route) => {
-                    if !self.is_there(at, route) {
-                        continue;
-                    }
-                }
+                Object::Route(route) if is_vague(route) && !self.is_there(at, route) => continue,
                 _ => {}
             }
             left.push(at);

@@ -14,6 +14,7 @@
 //! Of each change that we make its notification is awaited. It is the kernel's own word for what it has
 //! now; without it the key is read.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +50,16 @@ pub(super) struct Copy {
     awaited: usize,
     doubts: Doubts,
     news: News,
+    /// While everything is read aside: what else was learnt since that began.
+    aside: Option<Aside>,
+}
+
+/// What is younger than a reading that is under way.
+#[derive(Debug, Default)]
+struct Aside {
+    keys: BTreeSet<ObjectKey>,
+    /// Links and addresses were read.
+    links: bool,
 }
 
 /// When and how an entry came to be what it is.
@@ -206,18 +217,24 @@ impl Copy {
         if self.is_out_of_scope(&key) {
             return;
         }
+        if let Some(aside) = &mut self.aside {
+            aside.keys.insert(key.clone());
+        }
         let was = observed.objects.get(&key);
-        if was == is.as_ref() {
-            if matches!(self.stamps.get(&key), Some(Stamp::Changed(_, told)) if *told == is) {
-                self.unstamp(&key);
-                self.news.confirmed.push(key);
-            } else if let (ObjectKey::Nexthop(id), None) = (&key, is) {
-                self.doubt_routes_through(*id);
-            }
+        let is_confirmed = was == is.as_ref()
+            && matches!(self.stamps.get(&key), Some(Stamp::Changed(_, told)) if *told == is);
+        if is_confirmed {
+            self.unstamp(&key);
+            self.news.confirmed.push(key);
             return;
         }
-        let is_young = self.read + TOLD_WITHIN > now || self.stamps.contains_key(&key);
+        if was == is.as_ref() {
+            self.doubt_what_fell_with(&key, is.is_none());
+            return;
+        }
         let several = [was, is.as_ref()].into_iter().flatten().any(may_be_several);
+        self.doubt_what_fell_with(&key, is.is_none());
+        let is_young = self.read + TOLD_WITHIN > now || self.stamps.contains_key(&key);
         if is_young || is_wanted || several {
             self.doubts.add(key);
         } else {
@@ -269,13 +286,9 @@ impl Copy {
 
     /// Takes a whole reading in.
     pub(super) fn read_all(&mut self, observed: Observed, devices: BTreeSet<IfName>, now: Moment) {
-        let mut through = BTreeMap::new();
-        for id in observed.objects.values().filter_map(nexthop_of) {
-            *through.entry(id).or_default() += 1;
-        }
         *self = Self {
+            through: count_routes(&observed.objects),
             observed: Some(Arc::new(observed)),
-            through,
             devices,
             read: now,
             news: News {
@@ -286,10 +299,63 @@ impl Copy {
         };
     }
 
+    /// A reading of everything begins that is taken in when it is done, and nobody waits for it.
+    pub(super) fn begin_aside(&mut self) {
+        self.aside = Some(Aside::default());
+    }
+
+    /// Takes in the reading that began then. What was learnt since may be younger: it stays, and is in
+    /// doubt where the reading has something else.
+    pub(super) fn read_aside(&mut self, mut found: Observed, now: Moment) {
+        let Some(Aside { keys, links }) = self.aside.take() else {
+            return;
+        };
+        let Some(observed) = &self.observed else {
+            return;
+        };
+        let is_host =
+            |key: &ObjectKey| matches!(key, ObjectKey::Link(_) | ObjectKey::Address { .. });
+        if links {
+            self.doubts.links = true;
+            found.objects.retain(|key, _| !is_host(key));
+            let own = observed.objects.range(..ObjectKey::Tunnel(IfName::FIRST));
+            let own = own.filter(|(key, _)| is_host(key));
+            found
+                .objects
+                .extend(own.map(|(key, o)| (key.clone(), o.clone())));
+            found.links.clone_from(&observed.links);
+            found.addresses.clone_from(&observed.addresses);
+        }
+        for key in keys {
+            let believed = observed.objects.get(&key);
+            if believed == found.objects.get(&key) {
+                continue;
+            }
+            match believed {
+                Some(object) => found.objects.insert(key.clone(), object.clone()),
+                None => found.objects.remove(&key),
+            };
+            self.doubts.add(key);
+        }
+        self.news.host |= observed.links != found.links || observed.addresses != found.addresses;
+        for key in different(&observed.objects, &found.objects) {
+            if let ObjectKey::Route { dst, .. } = key {
+                self.news.routes.insert(*dst);
+            }
+            self.news.touched.insert(key.clone());
+        }
+        self.through = count_routes(&found.objects);
+        self.read = now;
+        self.observed = Some(Arc::new(found));
+    }
+
     /// Takes a reading of some keys in.
     pub(super) fn read_keys(&mut self, keys: BTreeSet<ObjectKey>, mut found: Objects, now: Moment) {
         for key in keys {
             self.doubts.keys.remove(&key);
+            if let Some(aside) = &mut self.aside {
+                aside.keys.insert(key.clone());
+            }
             let is = found.remove(&key);
             let was = self.observed.as_ref().and_then(|o| o.objects.get(&key));
             if was == is.as_ref() {
@@ -305,6 +371,9 @@ impl Copy {
     /// gone with that, and not every kernel says so.
     pub(super) fn read_links(&mut self, found: Observed) {
         self.doubts.links = false;
+        if let Some(aside) = &mut self.aside {
+            aside.links = true;
+        }
         let Some(observed) = &mut self.observed else {
             return;
         };
@@ -407,10 +476,16 @@ impl Copy {
         self.unstamp(&key);
         let is_gone = is.is_none();
         self.put(&key, is);
-        match (&key, &self.observed) {
-            (ObjectKey::Route { dst, .. }, _) => {
-                self.news.routes.insert(*dst);
-            }
+        if let ObjectKey::Route { dst, .. } = key {
+            self.news.routes.insert(dst);
+        }
+        self.doubt_what_fell_with(&key, is_gone);
+        self.news.touched.insert(key);
+    }
+
+    /// What goes without a word with what was under a key, if that is gone, be it for a moment.
+    fn doubt_what_fell_with(&mut self, key: &ObjectKey, is_gone: bool) {
+        match (key, &self.observed) {
             (ObjectKey::Nexthop(id), _) if is_gone => self.doubt_routes_through(*id),
             (ObjectKey::Tunnel(dev), Some(observed)) => {
                 let peers = observed.objects.range(key.clone()..);
@@ -423,10 +498,9 @@ impl Copy {
             }
             _ => {}
         }
-        self.news.touched.insert(key);
     }
 
-    /// With a nexthop object IPv4 routes through it go without a word.
+    /// IPv4 routes go so with a nexthop object.
     fn doubt_routes_through(&mut self, id: u32) {
         let Some(observed) = self
             .observed
@@ -442,6 +516,9 @@ impl Copy {
     }
 
     fn put(&mut self, key: &ObjectKey, is: Option<Object>) {
+        if let Some(aside) = &mut self.aside {
+            aside.keys.insert(key.clone());
+        }
         let observed = Arc::make_mut(self.observed.get_or_insert_default());
         if let Some(id) = is.as_ref().and_then(nexthop_of) {
             *self.through.entry(id).or_default() += 1;
@@ -483,6 +560,41 @@ const fn nexthop_of(object: &Object) -> Option<u32> {
         },
         _ => None,
     }
+}
+
+/// How many routes lead through each nexthop object.
+fn count_routes(objects: &Objects) -> BTreeMap<u32, u32> {
+    let mut through = BTreeMap::new();
+    let routes = objects.range(ObjectKey::Nexthop(u32::MAX)..);
+    for id in routes.filter_map(|(_, object)| nexthop_of(object)) {
+        *through.entry(id).or_default() += 1;
+    }
+    through
+}
+
+/// The keys under which two readings have not the same.
+fn different<'a>(one: &'a Objects, other: &'a Objects) -> impl Iterator<Item = &'a ObjectKey> {
+    let (mut one, mut other) = (one.iter().peekable(), other.iter().peekable());
+    std::iter::from_fn(move || {
+        loop {
+            let order = match (one.peek(), other.peek()) {
+                (Some((a, _)), Some((b, _))) => a.cmp(b),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => return None,
+            };
+            match order {
+                Ordering::Less => return one.next().map(|(key, _)| key),
+                Ordering::Greater => return other.next().map(|(key, _)| key),
+                Ordering::Equal => {
+                    let (a, b) = (one.next(), other.next());
+                    if a != b {
+                        return a.map(|(key, _)| key);
+                    }
+                }
+            }
+        }
+    })
 }
 
 /// What is under the key of a change that succeeded.

@@ -4,8 +4,10 @@
 //! after whole readings and where devices or the network changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::broadcast;
@@ -72,6 +74,8 @@ pub(crate) struct Reconciler {
     last_read: Moment,
     last_retry: Moment,
     read_cost: Duration,
+    /// A reading of everything that nobody waits for.
+    aside: Aside,
     read_failures: u32,
     read_error: Option<String>,
     /// Keys to be planned.
@@ -98,6 +102,32 @@ pub(crate) struct Reconciler {
     routes_changed: BTreeSet<Subnet>,
     /// Those that did not matter when it was asked.
     routes_passed: BTreeSet<Subnet>,
+}
+
+/// A reading of everything that goes on while other things are done, and when it began.
+///
+/// The lock is never taken: it makes what holds it shareable.
+pub(crate) struct Aside(Option<(Moment, Mutex<Reading>)>);
+
+type Reading = Pin<Box<dyn Future<Output = kernel::Result<Observed>> + Send>>;
+
+impl fmt::Debug for Aside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Aside(reads: {})", self.0.is_some())
+    }
+}
+
+impl Aside {
+    /// What was read, and when that began. Cancel safe.
+    pub(crate) async fn done(&mut self) -> (Moment, kernel::Result<Observed>) {
+        let Some((start, reading)) = &mut self.0 else {
+            return std::future::pending().await;
+        };
+        let reading = reading.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let (start, result) = (*start, reading.await);
+        self.0 = None;
+        (start, result)
+    }
 }
 
 /// What was read since the engine woke.
@@ -141,6 +171,7 @@ impl Reconciler {
             last_read: now,
             last_retry: now,
             read_cost: Duration::ZERO,
+            aside: Aside(None),
             read_failures: 0,
             read_error: None,
             dirty: BTreeSet::new(),
@@ -320,6 +351,45 @@ impl Reconciler {
         self.read_at = Some(self.clock.now());
     }
 
+    /// Reads everything without keeping anybody waiting: with very many routes that takes a while.
+    pub(crate) fn read_aside(&mut self) {
+        if self.copy.observed().is_none() || self.read_at.is_some() || self.read_failures > 0 {
+            self.read_now();
+            return;
+        }
+        self.copy.begin_aside();
+        let (kernel, scope) = (Arc::clone(&self.kernel), self.scope.clone());
+        let reading = async move { kernel.observe(&scope).await };
+        self.aside = Aside(Some((self.clock.now(), Mutex::new(Box::pin(reading)))));
+    }
+
+    pub(crate) const fn aside(&mut self) -> &mut Aside {
+        &mut self.aside
+    }
+
+    /// Takes in what was read aside.
+    pub(crate) fn aside_done(
+        &mut self,
+        (start, result): (Moment, kernel::Result<Observed>),
+        desired: &Desired,
+        ownership: &Ownership,
+    ) {
+        let now = self.clock.now();
+        match result {
+            Ok(observed) => {
+                self.copy.read_aside(observed, now);
+                self.last_read = now;
+                self.read_cost = now.since(start);
+                self.replan = true;
+                let news = self.digest(desired, ownership);
+                self.dirty.extend(news);
+                self.serve_doubts(now, Duration::ZERO);
+            }
+            // It is done again, and waited for, with all that follows from a failure.
+            Err(_) => self.read_now(),
+        }
+    }
+
     /// The desired objects under these keys changed.
     pub(crate) fn desired_changed(&mut self, keys: BTreeSet<ObjectKey>) {
         self.unsettled.extend(keys.iter().cloned());
@@ -443,6 +513,7 @@ impl Reconciler {
         let observed = self.kernel.observe(&scope).await?;
         let done = self.clock.now();
         self.copy.read_all(observed, scope.devices.clone(), done);
+        self.aside = Aside(None);
         self.scope = scope;
         (self.read_at, self.links_at, self.keys_at) = (None, None, None);
         (self.last_read, self.last_links) = (done, done);

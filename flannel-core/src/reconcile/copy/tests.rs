@@ -42,6 +42,8 @@ enum Act {
     Serve,
     /// Everything is read.
     ReadAll,
+    /// A reading of everything begins, or is done that began before.
+    Aside,
     Pass(u64),
     /// The notification with this number comes twice, the second time last.
     Repeat(u8),
@@ -64,6 +66,7 @@ fn act(with_disorder: bool) -> impl Strategy<Value = Act> {
         1 => Just(Act::Lose),
         2 => Just(Act::Serve),
         1 => Just(Act::ReadAll),
+        3 => Just(Act::Aside),
         3 => (0_u64..400).prop_map(Act::Pass),
         disorder => (0_u8..8).prop_map(Act::Repeat),
         disorder => (0_u8..8, 0_u8..8).prop_map(|(a, b)| Act::Swap(a, b)),
@@ -124,6 +127,8 @@ struct World {
     /// Told and not delivered.
     told: VecDeque<Change>,
     copy: Copy,
+    /// What is being read aside: the kernel as it was at some moment since that began.
+    aside: Option<Observed>,
     now: Moment,
     wanted: Vec<Object>,
 }
@@ -134,6 +139,7 @@ impl World {
             kernel: Observed::default(),
             told: VecDeque::new(),
             copy: Copy::default(),
+            aside: None,
             now: Moment::default(),
             wanted: wanted(),
         };
@@ -210,6 +216,7 @@ impl World {
     fn read_all(&mut self) {
         let devices = BTreeSet::from([dev()]);
         self.copy.read_all(self.kernel.clone(), devices, self.now);
+        self.aside = None;
     }
 
     fn deliver(&mut self, count: usize) {
@@ -275,6 +282,13 @@ impl World {
             Act::Lose => self.told = [Change::All].into(),
             Act::Serve => self.serve(),
             Act::ReadAll => self.read_all(),
+            Act::Aside => match self.aside.take() {
+                Some(found) => self.copy.read_aside(found, self.now),
+                None => {
+                    self.copy.begin_aside();
+                    self.aside = Some(self.kernel.clone());
+                }
+            },
             Act::Pass(millis) => {
                 self.now = self.now + Duration::from_millis(millis);
                 self.copy.pass(self.now);

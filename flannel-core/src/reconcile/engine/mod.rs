@@ -259,6 +259,10 @@ impl Engine {
                     let (desired, ownership) = (self.compiler.desired(), self.ownership());
                     is_idle = !self.reconciler.told(told, desired, &ownership);
                 }
+                read = self.reconciler.aside().done() => {
+                    let ownership = self.ownership();
+                    self.reconciler.aside_done(read, self.compiler.desired(), &ownership);
+                }
                 () = tokio::time::sleep(sleep) => {}
             }
         }
@@ -317,7 +321,7 @@ impl Engine {
         if self.now() >= self.resync_at {
             self.schedule_resync();
             self.retry_config().await;
-            self.reconciler.read_now();
+            self.reconciler.read_aside();
         }
         self.reconciler.wake();
         let mut ownership = self.ownership();

@@ -152,16 +152,18 @@ impl State {
         if !self.in_force.iter().any(|network| network.contains(subnet)) {
             return None;
         }
-        let is_replaced = |lease: &Lease| {
-            let mut all = self.truth.values();
-            self.unreadable.contains(&lease.key)
-                && all.any(|other| other.node == lease.node && other.revision > lease.revision)
-        };
         self.truth.values().find(|lease| {
             lease.node != *node
                 && lease.subnet.values().any(|other| other == subnet)
-                && !is_replaced(lease)
+                && !self.is_replaced(lease)
         })
+    }
+
+    /// Whether a record cannot be read, and its node has written a newer one: it holds nothing.
+    fn is_replaced(&self, lease: &Lease) -> bool {
+        let mut all = self.truth.values();
+        self.unreadable.contains(&lease.key)
+            && all.any(|other| other.node == lease.node && other.revision > lease.revision)
     }
 }
 
@@ -543,6 +545,7 @@ impl Judge {
                 .values()
                 .filter(|lease| !written.contains(&lease.key))
                 .filter(|lease| state.nodes.iter().any(|view| view.id == lease.node))
+                .filter(|lease| !state.is_replaced(lease))
                 .collect();
             ours.iter().enumerate().find_map(|(at, a)| {
                 let b = ours[at + 1..]

@@ -2,11 +2,15 @@
 #![allow(missing_docs, reason = "tests")]
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use flannel_backend_hostgw::HostGwBackend;
 use flannel_backend_udp::UdpBackend;
 use flannel_backend_vxlan::VxlanBackend;
-use flannel_testkit::sim::{KINDS, MemoryCluster, Report, Sim};
+use flannel_testkit::sim::{
+    Action, CrashPoint, History, Hostile, KINDS, KernelAction, Kind, MemoryCluster, NodeAction,
+    Report, Sim, StateFault, Step, StoreAction,
+};
 
 #[test]
 fn clusters_keep_their_promises_under_every_history() {
@@ -108,4 +112,123 @@ fn clusters_that_change_their_backend_keep_them_too() {
         .of_both();
     let report = sim.seeds(0..30, 2, &|_| {});
     assert!(report.failed.is_empty(), "{report}");
+}
+
+/// The node of a record that cannot be read has written another one, while a withdrawal is held: the
+/// route of the old one goes only at the end of that.
+#[test]
+fn a_replaced_record_holds_no_route() {
+    let sim = Sim::new(UdpBackend::new).of_udp();
+    holds(
+        &sim,
+        &History {
+            seed: 2_000_087,
+            nodes: 5,
+            gos: 0,
+            config: 0,
+            ttl: None,
+            actions: vec![
+                at_once(start(0)),
+                at_once(start(1)),
+                at_once(Action::Store(StoreAction::Backup)),
+                at_once(Action::Store(StoreAction::Config(1))),
+                at_once(Action::Store(StoreAction::Restore)),
+                at_once(start(2)),
+                then(76, Action::Store(StoreAction::Backup)),
+                at_once(Action::Store(StoreAction::Garble(2))),
+                then(10_340, Action::Wait),
+            ],
+        },
+    );
+}
+
+/// Who has forgotten that a network was its own finds its routes there when a held withdrawal ends.
+#[test]
+fn a_network_of_earlier_holds_no_route() {
+    let sim = Sim::new(VxlanBackend::new)
+        .with(HostGwBackend::new)
+        .with(UdpBackend::new)
+        .of_all();
+    let put = |hostile, of, n| Action::Store(StoreAction::Put(hostile, of, n));
+    holds(
+        &sim,
+        &History {
+            seed: 2_000_224,
+            nodes: 7,
+            gos: 0,
+            config: 16,
+            ttl: Some(Duration::from_secs(60)),
+            actions: vec![
+                at_once(start(1)),
+                at_once(start(2)),
+                at_once(start(3)),
+                at_once(put(Hostile::InnerPublicIp, 0, 40)),
+                at_once(Action::Node(3, NodeAction::Crash(CrashPoint::Before(0)))),
+                at_once(Action::Node(2, NodeAction::State(StateFault::WriteTorn))),
+                at_once(Action::Store(StoreAction::Config(9))),
+                at_once(Action::Store(StoreAction::Backup)),
+                at_once(Action::Store(StoreAction::Config(7))),
+                at_once(put(Hostile::DuplicateMac, 1, 0)),
+                at_once(Action::Store(StoreAction::Restore)),
+                then(
+                    597,
+                    Action::Kernel(1, KernelAction::Delete(Kind::Sysctl, 2)),
+                ),
+                then(1_422, put(Hostile::Underlay, 6, 34)),
+                then(7_958, Action::Wait),
+                then(170, Action::Wait),
+            ],
+        },
+    );
+}
+
+/// A node that forgot its lease takes the subnets that its devices' addresses are in, under a config
+/// with larger ones: these overlap a record that cannot be read and has been replaced.
+#[test]
+fn a_replaced_record_is_in_nobodys_way() {
+    let sim = Sim::new(VxlanBackend::new)
+        .with(HostGwBackend::new)
+        .with(UdpBackend::new)
+        .of_all();
+    holds(
+        &sim,
+        &History {
+            seed: 3_000_029,
+            nodes: 3,
+            gos: 0,
+            config: 14,
+            ttl: None,
+            actions: vec![
+                at_once(start(0)),
+                at_once(start(1)),
+                then(882, start(2)),
+                at_once(Action::Store(StoreAction::Garble(0))),
+                at_once(Action::Node(1, NodeAction::Crash(CrashPoint::After(5)))),
+                at_once(Action::Node(1, NodeAction::State(StateFault::Old))),
+                then(1_000, Action::Node(2, NodeAction::Leave)),
+                at_once(Action::Store(StoreAction::Config(17))),
+            ],
+        },
+    );
+}
+
+fn holds(sim: &Sim, history: &History) {
+    let run = sim.replay(history);
+    assert!(run.violation.is_none(), "{:?}", run.violation);
+}
+
+fn start(node: usize) -> Action {
+    Action::Node(node, NodeAction::Start)
+}
+
+fn at_once(action: Action) -> Step {
+    then(0, action)
+}
+
+/// What happens, and for how many milliseconds nothing else does.
+fn then(millis: u64, action: Action) -> Step {
+    Step {
+        action,
+        then: Duration::from_millis(millis),
+    }
 }

@@ -105,8 +105,12 @@ type Version = Option<(u64, Revision)>;
 struct State {
     /// The last readable content of every record that is there.
     truth: BTreeMap<LeaseKey, Lease>,
+    /// Those of them that cannot be read now.
+    unreadable: BTreeSet<LeaseKey>,
     /// The networks of all configs there ever were.
     networks: Vec<Subnet>,
+    /// The networks of the config that is in force.
+    in_force: Vec<Subnet>,
     /// What was last read in the store, and at which version of it.
     read: Option<(Version, Arc<Snapshot>)>,
     /// What `truth` was last made of.
@@ -137,6 +141,30 @@ struct View {
     ops: u64,
     /// Its program was given a lease.
     acquired: bool,
+}
+
+impl State {
+    /// Whose record it is that a node has to route a subnet for, as long as it has not heard of any
+    /// change. Nobody's outside of the networks in force: who forgot an earlier network finds its
+    /// routes when its peers are certain, however late that is. A record that cannot be read is its
+    /// node's only until that has written a newer one, and the route may go at any time after that.
+    fn holder(&self, node: &NodeId, subnet: &Subnet) -> Option<&Lease> {
+        if !self.in_force.iter().any(|network| network.contains(subnet)) {
+            return None;
+        }
+        self.truth.values().find(|lease| {
+            lease.node != *node
+                && lease.subnet.values().any(|other| other == subnet)
+                && !self.is_replaced(lease)
+        })
+    }
+
+    /// Whether a record cannot be read, and its node has written a newer one: it holds nothing.
+    fn is_replaced(&self, lease: &Lease) -> bool {
+        let mut all = self.truth.values();
+        self.unreadable.contains(&lease.key)
+            && all.any(|other| other.node == lease.node && other.revision > lease.revision)
+    }
 }
 
 impl View {
@@ -219,6 +247,7 @@ impl Judge {
     /// The network of this config may be programmed from now on.
     pub(super) fn config(&self, config: &NetworkConfig) {
         let mut state = self.state();
+        state.in_force = config.pools().values().map(|pool| pool.network()).collect();
         for pool in config.pools().values() {
             if !state.networks.contains(&pool.network()) {
                 state.networks.push(pool.network());
@@ -307,6 +336,7 @@ impl Judge {
         if known.is_some_and(|known| Arc::ptr_eq(known, &snapshot)) {
             return;
         }
+        let was_restored = known.is_some_and(|known| snapshot.revision < known.revision);
         state.caught_up = Some(Arc::clone(&snapshot));
         let mut new: BTreeMap<LeaseKey, Lease> = snapshot
             .leases
@@ -315,7 +345,12 @@ impl Judge {
             .collect();
         for record in &snapshot.unreadable {
             if let Some(last) = state.truth.get(&record.key) {
-                new.insert(record.key.clone(), last.clone());
+                let mut last = last.clone();
+                // The revision of a history that has ended: whatever its node writes now is newer.
+                if was_restored {
+                    last.revision = Revision(0);
+                }
+                new.insert(record.key.clone(), last);
             }
         }
         let keys: BTreeSet<&LeaseKey> = state.truth.keys().chain(new.keys()).collect();
@@ -359,6 +394,8 @@ impl Judge {
             }
         }
         state.truth = new;
+        let unreadable = snapshot.unreadable.iter();
+        state.unreadable = unreadable.map(|record| record.key.clone()).collect();
         state.notes.extend(notes);
     }
 
@@ -472,9 +509,8 @@ impl Judge {
         let mut broken = Vec::new();
         {
             let mut state = self.state();
-            let State { nodes, truth, .. } = &mut *state;
-            let view = &mut nodes[node];
-            let batch = std::mem::take(&mut view.batch);
+            let batch = std::mem::take(&mut state.nodes[node].batch);
+            let view = &state.nodes[node];
             for (subnet, op) in &batch.gaps {
                 let again = is_whole(objects, RouteProtocol::OURS, subnet);
                 if again && !batch.failed && !batch.shaken {
@@ -485,9 +521,7 @@ impl Judge {
             for (subnet, op) in &batch.removed {
                 let gone = routes_to(objects, subnet).next().is_none();
                 let doubted = view.doubts_all || view.doubted.iter().any(|d| d.overlaps(subnet));
-                let holder = truth.values().find(|lease| {
-                    lease.node != view.id && lease.subnet.values().any(|s| s == subnet)
-                });
+                let holder = state.holder(&view.id, subnet);
                 if let (true, false, Some(holder)) = (gone && !batch.shaken, doubted, holder) {
                     let what = format!(
                         "the route to {subnet} was withdrawn by {op}, though record {} is as ever",
@@ -511,6 +545,7 @@ impl Judge {
                 .values()
                 .filter(|lease| !written.contains(&lease.key))
                 .filter(|lease| state.nodes.iter().any(|view| view.id == lease.node))
+                .filter(|lease| !state.is_replaced(lease))
                 .collect();
             ours.iter().enumerate().find_map(|(at, a)| {
                 let b = ours[at + 1..]

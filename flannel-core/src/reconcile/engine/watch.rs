@@ -231,7 +231,7 @@ impl Engine {
         }
         self.peers_changed = true;
         for key in delta.added.iter().chain(&delta.changed) {
-            if let Some(peer) = self.leases.peers().get(key) {
+            if let Some(peer) = self.leases.peer(key) {
                 for ip in peer.lease.attrs.public_ip.ips() {
                     self.reconciler.now_matters(ip);
                 }

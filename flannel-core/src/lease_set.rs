@@ -104,7 +104,7 @@ pub struct Applied {
     /// A snapshot was not believed: it removed nothing, or not all that it lacks. It is to be read
     /// again after a grace period and given to [`LeaseSet::apply_confirming`].
     pub held: Option<Held>,
-    /// The store went back from this revision: a backup was restored.
+    /// The store, or a record in it, went back from this revision: a backup was restored.
     pub restored_from: Option<Revision>,
     /// Records that were not taken, because there are too many.
     pub refused: usize,
@@ -534,14 +534,12 @@ impl LeaseSet {
         confirming: bool,
         guard: WithdrawalGuard,
     ) -> Applied {
-        let mut applied = Applied {
-            restored_from: (snapshot.revision < self.revision).then_some(self.revision),
-            ..Applied::default()
-        };
+        let mut applied = Applied::default();
         let (revision, unconfigured) = (snapshot.revision, snapshot.unconfigured);
-        let restored = applied.restored_from.is_some();
         let known = self.records.peers() + self.adopted.len();
         let (leases, unreadable) = self.sort_out(snapshot, &mut applied.refused);
+        let restored = revision < self.revision || self.goes_back(&leases, &unreadable);
+        applied.restored_from = restored.then_some(self.revision);
         let mut spared = self.spare(&unreadable);
         for lease in leases.values() {
             cover(&mut self.adopted, lease);
@@ -651,6 +649,27 @@ impl LeaseSet {
         changes.retain(|key, next| self.is_news(key, next));
         applied.delta = self.write(changes);
         applied
+    }
+
+    /// Whether a record is older than it was. Within one history none ever is: a backup was restored,
+    /// and the store has come as far as it was since.
+    fn goes_back(
+        &self,
+        leases: &BTreeMap<LeaseKey, Lease>,
+        unreadable: &BTreeMap<LeaseKey, Unreadable>,
+    ) -> bool {
+        let leases = leases
+            .iter()
+            .filter(|(key, _)| !unreadable.contains_key(*key))
+            .map(|(key, lease)| (key, lease.revision));
+        let unreadable = unreadable
+            .iter()
+            .map(|(key, record)| (key, record.revision));
+        let is_older = |(key, revision): (&LeaseKey, Revision)| {
+            let known = self.records.get(key).filter(|known| !known.doubted);
+            known.and_then(Record::revision) > Some(revision)
+        };
+        leases.chain(unreadable).any(is_older)
     }
 
     /// The adopted routes that unreadable records cover, of which no good value is known.

@@ -212,6 +212,34 @@ fn a_replaced_record_is_in_nobodys_way() {
     );
 }
 
+/// A backup is restored while a node sleeps, and the store is as far as before when it wakes: by the
+/// revisions of single records it knows that their last values are of a history that has ended.
+#[test]
+fn who_sleeps_through_a_restore_knows_what_is_replaced() {
+    let sim = Sim::new(VxlanBackend::new)
+        .with(HostGwBackend::new)
+        .of_both();
+    holds(
+        &sim,
+        &History {
+            seed: 3_000_089,
+            nodes: 4,
+            gos: 0,
+            config: 0,
+            ttl: Some(Duration::from_secs(30)),
+            actions: vec![
+                at_once(start(3)),
+                then(4, start(1)),
+                at_once(Action::Store(StoreAction::Backup)),
+                at_once(Action::Store(StoreAction::Config(4))),
+                at_once(Action::Node(3, NodeAction::Suspend)),
+                then(25, Action::Store(StoreAction::Restore)),
+                at_once(Action::Store(StoreAction::Garble(1))),
+            ],
+        },
+    );
+}
+
 fn holds(sim: &Sim, history: &History) {
     let run = sim.replay(history);
     assert!(run.violation.is_none(), "{:?}", run.violation);

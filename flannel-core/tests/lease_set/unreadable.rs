@@ -1,7 +1,8 @@
 //! Records that cannot be read.
 
 use flannel_core::{
-    DualStack, Event, Family, LeaseKey, LeaseSet, Rejection, Snapshot, Subnet, WithdrawalGuard,
+    DualStack, Event, Family, LeaseKey, LeaseSet, Rejection, Revision, Snapshot, Subnet,
+    WithdrawalGuard,
 };
 
 use super::{delete, empty, key, keys, net, node, peer, peer_of, snapshot, unreadable};
@@ -123,6 +124,30 @@ fn after_a_restored_backup_what_cannot_be_read_gives_way_to_whatever_can() {
         None,
         "this one is the newer now"
     );
+}
+
+#[test]
+fn a_record_that_is_older_than_it_was_tells_of_a_restored_backup() {
+    // Nobody looked until the store was as far as before, and further.
+    for later in [9, 20] {
+        let old = peer(1, 9);
+        let mut new = peer(2, later);
+        new.node = old.node.clone();
+        let mut set = empty(WithdrawalGuard::default());
+        set.apply(Event::Snapshot(snapshot([old, peer(3, 2)], 9)));
+        let again = Snapshot {
+            unreadable: vec![unreadable("peer1", 8)],
+            ..snapshot([peer(3, 2), new], later)
+        };
+        let restored = set.apply(Event::Snapshot(again.clone()));
+        assert_eq!(restored.restored_from, Some(Revision(9)));
+        assert_eq!(replaced_by(&set, "peer1"), Some(key("peer2")));
+        // That is known now.
+        assert_eq!(set.apply(Event::Snapshot(again)).restored_from, None);
+
+        let one_older = set.apply(Event::Snapshot(snapshot([peer(3, 1)], later)));
+        assert!(one_older.restored_from.is_some());
+    }
 }
 
 #[test]

@@ -138,7 +138,7 @@ impl<S: Store> Steps<S> {
             if options.layout.is_record(&entry.key) {
                 let record = Record::parse(entry);
                 self.note(&record);
-                self.in_time(manager.yield_to(&record)).await?;
+                in_time(manager.options().patience, manager.yield_to(&record)).await?;
                 match record.lease(options.ttl) {
                     Ok(lease) => snapshot.leases.push(lease),
                     Err(unreadable) => snapshot.unreadable.push(unreadable),
@@ -214,7 +214,7 @@ impl<S: Store> Steps<S> {
                 KeyEvent::Put(entry) => {
                     let record = Record::parse(entry);
                     self.note(&record);
-                    self.in_time(manager.yield_to(&record)).await?;
+                    in_time(manager.options().patience, manager.yield_to(&record)).await?;
                     match record.lease(manager.options().ttl) {
                         Ok(lease) => Event::Put(lease),
                         Err(unreadable) => Event::Unreadable(unreadable),
@@ -255,16 +255,9 @@ impl<S: Store> Steps<S> {
         self.echo_at
     }
 
-    /// A call that keeps the watch waiting no longer than it may be silent.
-    async fn in_time<T>(&self, call: impl Future<Output = StoreResult<T>>) -> StoreResult<T> {
-        let patience = self.manager.options().patience;
-        let answer = tokio::time::timeout(patience, call).await;
-        answer.unwrap_or_else(|_| Err(StoreError::unavailable("a write took too long")))
-    }
-
     /// Puts our record again, or tries it later.
     async fn echo(&mut self) {
-        let done = self.in_time(self.manager.put_again()).await;
+        let done = in_time(self.manager.options().patience, self.manager.put_again()).await;
         if let Err(error) = &done {
             tracing::debug!(%error, "our record could not be put again");
         }
@@ -290,6 +283,15 @@ impl<S: Store> Steps<S> {
             },
         }
     }
+}
+
+/// A write that keeps the watch waiting no longer than that may be silent.
+async fn in_time<T>(
+    patience: Duration,
+    call: impl Future<Output = StoreResult<T>> + Send,
+) -> StoreResult<T> {
+    let answer = tokio::time::timeout(patience, call).await;
+    answer.unwrap_or_else(|_| Err(StoreError::unavailable("a write took too long")))
 }
 
 fn silent(what: &str) -> Error {

@@ -191,9 +191,9 @@ impl World {
                 Some(part) => (name(&part), b"{}".to_vec()),
                 None => return false,
             },
-            // Whoever runs Go flannel in such a network is crashed by it.
-            Debris::OtherStack => match (own(), self.config.pools().v6) {
-                (Some(own), None) if self.gos.is_empty() => (
+            // Whoever runs Go flannel in a network of IPv4 is crashed by it.
+            Debris::OtherStack => match own() {
+                Some(own) if self.gos.is_empty() => (
                     format!("{}&fd00:99:0:{n:x}::-64", name(&own)),
                     br#"{"PublicIP":"192.0.2.190","PublicIPv6":"2001:db8::be"}"#.to_vec(),
                 ),

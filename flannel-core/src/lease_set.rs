@@ -152,6 +152,10 @@ pub struct LeaseSet {
 
 /// A record as it is to be.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "most are of the large kind, and each is moved once"
+)]
 enum Next {
     /// It is not there.
     Gone,

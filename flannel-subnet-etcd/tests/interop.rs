@@ -246,13 +246,13 @@ async fn a_dual_stack_record_beside_single_stack_go_nodes_needs_leave(version: E
 }
 
 /// Writes as Go flannel does: with a lease of etcd.
-async fn put_leased(client: &mut etcd_client::Client, key: &str, value: &str) {
+async fn put_leased(client: &mut Client, key: &str, value: &str) {
     let lease = client
         .lease_grant(3600, None)
         .await
         .expect("an answer")
         .id();
-    let options = etcd_client::PutOptions::new().with_lease(lease);
+    let options = PutOptions::new().with_lease(lease);
     client
         .put(key, value, Some(options))
         .await

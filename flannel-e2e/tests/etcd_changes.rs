@@ -8,6 +8,7 @@ mod bed;
 use std::time::Duration;
 
 use bed::{CONFIG, SOON, Store, on_etcd};
+use etcd_client::PutOptions;
 use flannel_core::{Condition, ConditionStatus, ConditionType, OverlayEvent, Status};
 use flannel_e2e::{Bed, DUAL, Node, alone, within};
 
@@ -138,7 +139,7 @@ async fn go_flannel_that_takes_a_subnet_of_ours_has_it_within_5_s_and_we_move() 
     let v4 = subnets.v4.expect("an IPv4 subnet");
     // A key of its own that covers ours: another IPv6 half.
     let taken = format!(
-        "/coreos.com/network/subnets/{}-{}&fd00:ffff::-64",
+        "/coreos.com/network/subnets/{}-{}&fd00:42:0:ffee::-64",
         v4.address(),
         v4.len()
     );
@@ -146,10 +147,11 @@ async fn go_flannel_that_takes_a_subnet_of_ours_has_it_within_5_s_and_we_move() 
     let value = format!(
         r#"{{"PublicIP":"198.51.100.7","PublicIPv6":"2001:db8:7::7","BackendType":"vxlan","BackendData":{data},"BackendV6Data":{data}}}"#
     );
-    let put = bed
-        .store
-        .client
-        .put(taken.as_str(), value.as_str(), None)
+    let client = &mut bed.store.client;
+    let lease = client.lease_grant(3600, None).await.expect("an answer");
+    let options = PutOptions::new().with_lease(lease.id());
+    let put = client
+        .put(taken.as_str(), value.as_str(), Some(options))
         .await;
     put.expect("an answer");
     let moved = loses_and_gets(&mut bed, 0).await;

@@ -428,6 +428,29 @@ async fn a_record_is_kept_when_the_answer_about_it_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_may_hang_on_a_lease_is_not_taken_back() {
+    let world = World::new(V4);
+    let node = world.node("a");
+    // Of the transaction nothing is heard, nor of what then extends the lease that its record has.
+    for well in [2, 1] {
+        let lost = CallFault::LoseAnswer(Silence::Error);
+        node.store().fail_after(well, lost);
+    }
+    let failed = node.acquire_lease(&request("a")).await;
+    assert!(
+        matches!(failed, Err(Error::Unavailable { .. })),
+        "{failed:?}"
+    );
+    let written = world.keys().len();
+    assert_eq!(written, 3, "the record and its markers stand");
+    let lease = acquire(&node, &request("a")).await;
+    assert_eq!(
+        (world.keys().len(), lease.created),
+        (written, lease.revision)
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lease_is_given_back_when_the_pool_is_full() {
     let world = World::new(r#"{"Network":"10.5.0.0/24","SubnetLen":26}"#);
     for name in ["a", "b", "c"] {

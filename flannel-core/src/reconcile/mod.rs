@@ -1,7 +1,6 @@
 //! Desired state against the kernel's: what is wanted, what is there, and the way from one to the
 //! other.
 
-mod copy;
 pub mod desired;
 pub(crate) mod engine;
 pub mod ownership;

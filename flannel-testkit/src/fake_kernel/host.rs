@@ -3,7 +3,6 @@
 mod checks;
 mod links;
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -48,7 +47,7 @@ pub(super) struct Host {
     made: u32,
     /// Devices that were made to have no IPv6 link-local address unless told otherwise.
     without_own_address: BTreeSet<IfName>,
-    told: Vec<Change>,
+    hints: BTreeSet<Change>,
 }
 
 impl Host {
@@ -63,9 +62,8 @@ impl Host {
             .or_else(|| self.default_setting(key))
     }
 
-    /// What the kernel tells of what was done, in that order.
-    pub(super) fn take_told(&mut self) -> Vec<Change> {
-        std::mem::take(&mut self.told)
+    pub(super) fn take_hints(&mut self) -> BTreeSet<Change> {
+        std::mem::take(&mut self.hints)
     }
 
     pub(super) fn link_infos(&self) -> Vec<LinkInfo> {
@@ -152,7 +150,7 @@ impl Host {
 
     /// Puts in an object that is no link and no setting and was found fit, whatever was there.
     fn put(&mut self, object: Object) {
-        self.tell_set(&object);
+        self.hint(&object);
         let added = match &object {
             Object::Address(address) => Some(address.clone()),
             _ => None,
@@ -168,15 +166,12 @@ impl Host {
         let up = self.link(address.dev).is_some_and(|link| link.up);
         if let Some(route) = connected(address).filter(|_| up) {
             let route = Object::Route(route);
-            if let Entry::Vacant(place) = self.objects.entry(route.key()) {
-                place.insert(route.clone());
-                self.tell_set(&route);
-            }
+            self.objects.entry(route.key()).or_insert(route);
+            self.hints.insert(Change::Route);
         }
     }
 
-    /// Drops the routes and nexthops through a device, and the routes through those nexthops: all but
-    /// IPv6 routes without a word.
+    /// Drops the routes and nexthops through a device, and the routes through those nexthops.
     fn drop_paths(&mut self, dev: IfName) {
         let nexthops: BTreeSet<u32> = self
             .objects
@@ -188,6 +183,7 @@ impl Host {
             .collect();
         for id in &nexthops {
             self.objects.remove(&ObjectKey::Nexthop(*id));
+            self.hints.insert(Change::Route);
         }
         self.drop_routes(|route| match &route.target {
             RouteTarget::Gateway { dev: through, .. } | RouteTarget::Device(through) => {
@@ -207,10 +203,10 @@ impl Host {
             .collect();
         for key in lost {
             // IPv4 routes go without a word.
-            if let Some(object) = self.objects.remove(&key)
-                && matches!(&object, Object::Route(route) if route.dst.family() == Family::V6)
+            if let Some(Object::Route(route)) = self.objects.remove(&key)
+                && route.dst.family() == Family::V6
             {
-                self.tell_gone(&object);
+                self.hints.insert(Change::Route);
             }
         }
     }
@@ -231,9 +227,8 @@ impl Host {
             .map(|(key, _)| key.clone())
             .collect();
         for key in lost {
-            if let Some(object) = self.objects.remove(&key) {
-                self.tell_gone(&object);
-            }
+            self.objects.remove(&key);
+            self.hints.insert(Change::Neighbour(Some(dev)));
         }
     }
 
@@ -290,7 +285,7 @@ impl Host {
         let Some(object) = self.objects.remove(key) else {
             return;
         };
-        self.tell_gone(&object);
+        self.hint(&object);
         match object {
             Object::Nexthop(nexthop) => {
                 self.drop_routes(|route| route.target == RouteTarget::Nexthop(nexthop.id));
@@ -323,38 +318,13 @@ impl Host {
         }
     }
 
-    /// Tells that an object is there now.
-    fn tell_set(&mut self, object: &Object) {
-        match object {
-            Object::Route(route) if route.table != MAIN_TABLE => {}
-            Object::Address(_)
-            | Object::Fdb(_)
-            | Object::Neighbour(_)
-            | Object::Nexthop(_)
-            | Object::Route(_) => self.told.push(Change::Set(object.clone())),
-            other => self.tell_doubt(other),
-        }
-    }
-
-    /// Tells that an object is gone.
-    fn tell_gone(&mut self, object: &Object) {
-        match object {
-            Object::Route(route) if route.table != MAIN_TABLE => {}
-            Object::Fdb(_) | Object::Neighbour(_) | Object::Nexthop(_) | Object::Route(_) => {
-                self.told.push(Change::Gone(object.key()));
-            }
-            other => self.tell_doubt(other),
-        }
-    }
-
-    fn tell_doubt(&mut self, about: &Object) {
-        let change = match about {
-            Object::Address(address) => Change::Address(Some(address.dev)),
-            other => Change::Link(other.dev()),
-        };
-        if self.told.last() != Some(&change) {
-            self.told.push(change);
-        }
+    fn hint(&mut self, object: &Object) {
+        self.hints.insert(match object {
+            Object::Address(o) => Change::Address(Some(o.dev)),
+            Object::Fdb(_) | Object::Neighbour(_) => Change::Neighbour(object.dev()),
+            Object::Nexthop(_) | Object::Route(_) => Change::Route,
+            _ => Change::Link(object.dev()),
+        });
     }
 
     fn links(&self) -> impl Iterator<Item = &Link> {

@@ -17,9 +17,8 @@
 mod fault;
 mod host;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,7 +34,6 @@ use flannel_core::{
 };
 use futures_core::Stream;
 use tokio::sync::mpsc;
-use tokio::time::Sleep;
 
 pub use fault::{Failure, FaultKind};
 use host::Host;
@@ -68,10 +66,7 @@ struct State {
     log: Vec<LogEntry>,
     observations: usize,
     latency: Duration,
-    /// With each notification how late it is to come.
-    watchers: Vec<mpsc::UnboundedSender<(Duration, Change)>>,
-    /// Notifications that come once more, after the next ones.
-    held: Vec<Change>,
+    watchers: Vec<mpsc::UnboundedSender<Change>>,
     witness: Witness,
 }
 
@@ -131,7 +126,6 @@ impl FakeKernel {
                 observations: 0,
                 latency: Duration::ZERO,
                 watchers: Vec::new(),
-                held: Vec::new(),
                 witness: Witness::default(),
             })),
         };
@@ -353,44 +347,26 @@ impl State {
         Some(picked)
     }
 
-    /// Tells of what was just done.
+    /// Sends the hints at what was just done.
     fn tell(&mut self) {
-        let mut told = self.host.take_told();
-        if told.is_empty() {
+        let mut hints = self.host.take_hints();
+        if hints.is_empty() {
             return;
         }
-        let held = std::mem::take(&mut self.held);
-        let has_contents = told
-            .iter()
-            .any(|change| matches!(change, Change::Set(_) | Change::Gone(_)));
-        let mut late = Duration::ZERO;
-        let fault = self.take_fault(|fault| match fault {
-            FaultKind::HintsLost | FaultKind::Overrun => Some(fault.clone()),
-            FaultKind::HintsTorn | FaultKind::HintsRepeated | FaultKind::HintsLate { .. }
-                if has_contents =>
-            {
-                Some(fault.clone())
-            }
-            FaultKind::HintsReordered if has_contents && told.len() > 1 => Some(fault.clone()),
-            _ => None,
-        });
-        match fault {
-            Some(FaultKind::HintsLost) => told.clear(),
-            Some(FaultKind::Overrun) => told = vec![Change::All],
-            Some(FaultKind::HintsTorn) => {
-                told.truncate(told.len() / 2);
-                told.push(Change::All);
-            }
-            Some(FaultKind::HintsRepeated) => self.held = told.clone(),
-            Some(FaultKind::HintsReordered) => told.reverse(),
-            Some(FaultKind::HintsLate { by }) => late = by,
-            _ => {}
+        if self
+            .take_fault(|f| matches!(f, FaultKind::HintsLost).then_some(()))
+            .is_some()
+        {
+            return;
         }
-        told.extend(held);
-        self.watchers.retain(|watcher| {
-            told.iter()
-                .all(|change| watcher.send((late, change.clone())).is_ok())
-        });
+        if self
+            .take_fault(|f| matches!(f, FaultKind::Overrun).then_some(()))
+            .is_some()
+        {
+            hints = [Change::All].into();
+        }
+        self.watchers
+            .retain(|watcher| hints.iter().all(|hint| watcher.send(*hint).is_ok()));
     }
 
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<()>> {
@@ -495,30 +471,14 @@ impl State {
         })
     }
 
-    /// The next fault of a reading.
-    fn fail_reading(&mut self) -> Result<()> {
-        let fault = self.take_fault(|f| match f {
+    fn observe(&mut self, scope: &Scope) -> Result<Observed> {
+        self.observations += 1;
+        if let Some(failure) = self.take_fault(|f| match f {
             FaultKind::Observe { failure } => Some(*failure),
             _ => None,
-        });
-        fault.map_or(Ok(()), |failure| Err(failure.bare()))
-    }
-
-    fn read(&mut self, keys: &BTreeSet<ObjectKey>) -> Result<Objects> {
-        self.fail_reading()?;
-        let in_scope = |key: &&ObjectKey| match key {
-            ObjectKey::Nexthop(_) => self.features.nexthops,
-            ObjectKey::Route { table, .. } => *table == MAIN_TABLE,
-            _ => true,
-        };
-        let found = keys.iter().filter(in_scope);
-        Ok(found
-            .filter_map(|key| Some((key.clone(), self.host.get(key)?)))
-            .collect())
-    }
-
-    fn observe(&mut self, scope: &Scope) -> Result<Observed> {
-        self.fail_reading()?;
+        }) {
+            return Err(failure.bare());
+        }
         let mut objects: Objects = self
             .host
             .objects()
@@ -571,23 +531,7 @@ impl Kernel for FakeKernel {
 
     async fn observe(&self, scope: &Scope) -> Result<Observed> {
         self.wait().await;
-        let mut state = self.state();
-        state.observations += 1;
-        state.observe(scope)
-    }
-
-    async fn read(&self, keys: &BTreeSet<ObjectKey>) -> Result<Objects> {
-        self.wait().await;
-        self.state().read(keys)
-    }
-
-    async fn links(&self) -> Result<Observed> {
-        self.wait().await;
-        let mut observed = self.state().observe(&Scope::default())?;
-        let is_asked =
-            |key: &ObjectKey| matches!(key, ObjectKey::Link(_) | ObjectKey::Address { .. });
-        observed.objects.retain(|key, _| is_asked(key));
-        Ok(observed)
+        self.state().observe(scope)
     }
 
     async fn apply(&self, ops: &[Op]) -> Vec<Result<()>> {
@@ -601,43 +545,25 @@ impl Kernel for FakeKernel {
             reason = "a test makes no more hints than it has edits"
         )]
         let (sender, receiver) = mpsc::unbounded_channel();
-        sender.send((Duration::ZERO, Change::All)).ok();
+        sender.send(Change::All).ok();
         self.state().watchers.push(sender);
         Box::pin(Hints {
             receiver,
-            late: None,
             _kernel: self.clone(),
         })
     }
 }
 
-/// Notifications; holds the kernel so that the stream does not end when the last other handle goes.
+/// Hints; holds the kernel so that the stream does not end when the last other handle goes.
 struct Hints {
-    receiver: mpsc::UnboundedReceiver<(Duration, Change)>,
-    /// One that is late, and all after it with it.
-    late: Option<(Pin<Box<Sleep>>, Change)>,
+    receiver: mpsc::UnboundedReceiver<Change>,
     _kernel: FakeKernel,
 }
 
 impl Stream for Hints {
     type Item = Change;
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Change>> {
-        loop {
-            if let Some((sleep, _)) = &mut self.late {
-                if sleep.as_mut().poll(cx).is_pending() {
-                    return Poll::Pending;
-                }
-                return Poll::Ready(self.late.take().map(|(_, change)| change));
-            }
-            match self.receiver.poll_recv(cx) {
-                Poll::Ready(Some((late, change))) if !late.is_zero() => {
-                    self.late = Some((Box::pin(tokio::time::sleep(late)), change));
-                }
-                Poll::Ready(Some((_, change))) => return Poll::Ready(Some(change)),
-                Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
+        self.receiver.poll_recv(cx)
     }
 }
 

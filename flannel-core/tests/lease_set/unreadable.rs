@@ -32,6 +32,22 @@ fn an_unreadable_record_keeps_its_last_good_value_until_it_is_deleted() {
     assert_eq!(set.unreadable().len(), 0);
 }
 
+#[test]
+fn what_cannot_be_read_is_not_missing() {
+    let mut set = empty(WithdrawalGuard::default());
+    set.apply(Event::Snapshot(snapshot((1..=20).map(|n| peer(n, 1)), 1)));
+    let spoilt = Snapshot {
+        unreadable: (1..=20)
+            .map(|n| unreadable(&format!("peer{n}"), 2))
+            .collect(),
+        ..snapshot([], 2)
+    };
+    let applied = set.apply(Event::Snapshot(spoilt));
+    assert_eq!(applied.held, None);
+    assert!(applied.delta.is_empty());
+    assert_eq!(set.peers().len(), 20);
+}
+
 /// What replaces a peer's record, in the words of both its families.
 fn replaced_by(set: &LeaseSet, name: &str) -> Option<LeaseKey> {
     let peer = peer_of(set, &key(name));

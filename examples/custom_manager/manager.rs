@@ -23,6 +23,7 @@ fn read_lease(key: &str, row: &Row) -> Option<Lease> {
     Some(Lease {
         key: LeaseKey::new(key),
         node: record.node_id().ok()?,
+        instance: None,
         subnet: wire::parse_subnet_key(key).ok()?,
         attrs: record.attrs,
         ttl: None,
@@ -97,7 +98,7 @@ impl Manager for KvManager {
                 .flat_map(|lease| lease.subnet.values().copied());
             let subnet = choose_among(config.pools(), taken, &request.node, &request.previous)?;
             let key = wire::subnet_key(&subnet).map_err(invalid)?;
-            let value = wire::lease_value(&request.node, &request.attrs).map_err(invalid)?;
+            let value = wire::lease_value(&request.node, None, &request.attrs).map_err(invalid)?;
             let mut writes = vec![
                 (CLAIMS, claims, Some(String::new())),
                 (&*key, 0, Some(value)),
@@ -111,7 +112,7 @@ impl Manager for KvManager {
     }
 
     async fn renew_lease(&self, lease: &Lease) -> Result<Lease> {
-        let value = wire::lease_value(&lease.node, &lease.attrs).map_err(invalid)?;
+        let value = wire::lease_value(&lease.node, None, &lease.attrs).map_err(invalid)?;
         let key = lease.key.as_str();
         if lease.revision.0 == 0 || !self.store.commit(&[(key, lease.revision.0, Some(value))]) {
             return Err(lost(&lease.key));

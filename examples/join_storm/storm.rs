@@ -149,6 +149,8 @@ fn request(number: u32) -> Result<LeaseRequest, Error> {
     public_ip.set_ip(ip.into());
     Ok(LeaseRequest {
         node: NodeId::new(format!("node-{number}"))?,
+        instance: None,
+        take_over: false,
         attrs: LeaseAttrs {
             public_ip,
             backend_type: Some(BackendType::vxlan()),

@@ -82,7 +82,7 @@ fn the_record_is_flannels_byte_for_byte() {
     let written = |config| {
         let node = node(config, 1);
         let attrs = UdpBackend::new().attrs(&node.cx()).expect("attributes");
-        lease_value(&node.node, &attrs).expect("it can be written")
+        lease_value(&node.node, None, &attrs).expect("it can be written")
     };
     assert_eq!(
         written(V4),

@@ -72,11 +72,6 @@ impl VxlanNetwork {
                 reason: format!("its VNI is {}, ours is {}", data.vni, self.config.vni),
             });
         }
-        if data.vtep_mac == device.mac {
-            return Err(Rejection::BackendData {
-                reason: format!("its VTEP MAC {} is our own", data.vtep_mac),
-            });
-        }
         let (dev, gateway) = (device.name, subnet.address());
         let mut objects = vec![
             Object::Fdb(Fdb {

@@ -153,6 +153,7 @@ fn lease(node: &str, subnet: DualStack<Subnet>, attrs: LeaseAttrs) -> Lease {
     Lease {
         key: LeaseKey::new(node),
         node: NodeId::new(node).expect("a node id"),
+        instance: None,
         subnet,
         attrs,
         ttl: None,
@@ -250,8 +251,9 @@ fn malformed_backend_data_is_refused() {
 #[test]
 fn the_lease_is_flannels() {
     let attrs = Fixture::new(DUAL).attrs();
-    let value = flannel_core::wire::lease_value(&NodeId::new("node-1").expect("an id"), &attrs)
-        .expect("it can be written");
+    let value =
+        flannel_core::wire::lease_value(&NodeId::new("node-1").expect("an id"), None, &attrs)
+            .expect("it can be written");
     let mac = |family: Family| {
         let data = attrs.backend_data.get(family).expect("both families");
         VxlanData::decode(data).expect("valid").vtep_mac

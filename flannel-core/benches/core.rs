@@ -40,6 +40,7 @@ fn peer(n: u32, version: u8) -> Lease {
     };
     Lease {
         key: LeaseKey::new(format!("{}-28", subnet.address())),
+        instance: None,
         node: NodeId::new(format!("peer-{n}")).expect("a node id"),
         subnet: DualStack::v4(subnet),
         attrs: LeaseAttrs {

@@ -15,7 +15,7 @@ use crate::lease::{BackendDataError, BackendType, Lease, LeaseAttrs, LeaseKey};
 use crate::lease_set::LeaseSet;
 use crate::manager::BoxError;
 use crate::node::{NodeId, OverlayName};
-use crate::object::{Object, ObjectKey};
+use crate::object::{MacAddr, Object, ObjectKey};
 use crate::subnet::Subnet;
 use crate::underlay::{External, Underlay};
 
@@ -143,6 +143,12 @@ pub enum Rejection {
     BackendData {
         /// What is wrong with it.
         reason: String,
+    },
+    /// It publishes a MAC of this node: a machine was cloned, or renamed.
+    #[error("its MAC {mac} is this node's own")]
+    OwnMac {
+        /// The MAC.
+        mac: MacAddr,
     },
     /// It cannot be reached without a router, which this backend needs.
     #[error("{public_ip} is not on a link of this node: {reason}")]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::family::{DualStack, Family, PublicIp};
-use crate::node::{NameError, NodeId, check_name};
+use crate::node::{InstanceId, NameError, NodeId, check_name};
 use crate::subnet::Subnet;
 
 /// The identity of a lease's record in its store: an etcd key, a Kubernetes node name.
@@ -294,6 +294,8 @@ pub struct Lease {
     pub key: LeaseKey,
     /// The node that holds it.
     pub node: NodeId,
+    /// The machine that acts as this node, where the store says so.
+    pub instance: Option<InstanceId>,
     /// The node's subnets, one per family of the overlay.
     pub subnet: DualStack<Subnet>,
     /// What the node publishes.

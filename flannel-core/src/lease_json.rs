@@ -37,7 +37,8 @@ impl Serialize for Lease {
     /// A time left is written in whole seconds, rounded down.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::Error;
-        let attrs = wire::lease_value(&self.node, &self.attrs).map_err(Error::custom)?;
+        let attrs =
+            wire::lease_value(&self.node, self.instance, &self.attrs).map_err(Error::custom)?;
         let document = Document {
             key: self.key.clone(),
             node: Some(self.node.clone()),
@@ -67,6 +68,7 @@ impl<'de> Deserialize<'de> for Lease {
         Ok(Self {
             key: document.key,
             node,
+            instance: record.instance,
             subnet,
             attrs: record.attrs,
             ttl: document.ttl_seconds.map(Duration::from_secs),

@@ -289,6 +289,17 @@ impl LeaseSet {
         own.filter_map(|key| self.records.get(key)?.lease())
     }
 
+    /// The subnets that a peer's record claims on every node of the network, be it that this host alone
+    /// has no use for it.
+    pub fn claims_of(&self, peer: &Peer) -> DualStack<Subnet> {
+        let screened = self.admission.screen(&peer.lease);
+        let mut claims = DualStack::default();
+        for (family, screened) in screened.iter() {
+            claims.set(family, screened.claim);
+        }
+        claims
+    }
+
     /// Why other nodes do not accept the record of our lease, by a rule that all apply: an older
     /// one has the subnet. Empty while they do, and while the record is not known.
     pub fn own_rejected(&self) -> DualStack<Rejection> {

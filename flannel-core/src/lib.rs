@@ -14,6 +14,7 @@ mod event;
 mod family;
 mod gateway;
 mod gojson;
+mod holder;
 pub mod keeper;
 pub mod kernel;
 mod lease;
@@ -46,6 +47,7 @@ pub use error_chain::error_chain;
 pub use event::{Event, EventStream, Snapshot, Unreadable};
 pub use family::{DualStack, Family, PublicIp};
 pub use gateway::{Gateways, Hop, no_public_ip};
+pub use holder::Holder;
 pub use kernel::{Change, ChangeStream, Features, Kernel, Observed, Op, Scope};
 pub use lease::{
     BackendData, BackendDataError, BackendType, Lease, LeaseAttrs, LeaseKey, Revision, Seniority,
@@ -56,7 +58,7 @@ pub use lease_set::{
 };
 pub use manager::{Capabilities, LeaseRequest, Manager};
 pub use memory::{MemoryManager, MemoryState};
-pub use node::{NameError, NodeId, OverlayName};
+pub use node::{InstanceId, NameError, NodeId, OverlayName};
 pub use object::{
     Address, Fdb, IfName, Link, LinkKind, MAIN_TABLE, MacAddr, MacError, Neighbour, Nexthop,
     Object, ObjectKey, Objects, Offload, Route, RouteProtocol, RouteTarget, Sysctl, Tun, Tunnel,

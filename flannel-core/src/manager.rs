@@ -6,9 +6,9 @@ use async_trait::async_trait;
 
 use crate::config::{self, NetworkConfig};
 use crate::event::EventStream;
-use crate::family::{DualStack, Family};
+use crate::family::{DualStack, Family, PublicIp};
 use crate::lease::{Lease, LeaseAttrs, LeaseKey};
-use crate::node::NodeId;
+use crate::node::{InstanceId, NodeId};
 use crate::subnet::Subnet;
 
 /// An error of somebody else's, kept as the source of one of ours.
@@ -79,12 +79,30 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// Another machine holds the node id, and it lives.
+    #[error("node id {node} is held by another machine{}: give this one a node id of its own, or \
+             let it take the id over", at(.public_ip))]
+    NodeIdHeld {
+        /// The node id.
+        node: NodeId,
+        /// Where the other machine is.
+        public_ip: PublicIp,
+    },
     /// The request itself is wrong and will never succeed.
     #[error("the request is wrong: {reason}")]
     Invalid {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+/// Where a machine is, in words.
+fn at(public_ip: &PublicIp) -> String {
+    let ips: Vec<String> = public_ip.ips().map(|ip| ip.to_string()).collect();
+    match ips.as_slice() {
+        [] => String::new(),
+        ips => format!(" at {}", ips.join(" and ")),
+    }
 }
 
 impl Error {
@@ -110,10 +128,29 @@ impl Error {
 pub struct LeaseRequest {
     /// Who asks.
     pub node: NodeId,
+    /// The machine that asks. `None`: it is not told from others of its node id, nor known again
+    /// under another.
+    pub instance: Option<InstanceId>,
+    /// Whether the node id is taken from another machine that holds it without asking whether that one
+    /// lives.
+    pub take_over: bool,
     /// What the node publishes.
     pub attrs: LeaseAttrs,
     /// The subnets the node held before, wanted again if they are free and still fit the config.
     pub previous: DualStack<Subnet>,
+}
+
+impl LeaseRequest {
+    /// A request of a node that had no subnets before and does not say which machine it is.
+    pub fn new(node: NodeId, attrs: LeaseAttrs) -> Self {
+        Self {
+            node,
+            instance: None,
+            take_over: false,
+            attrs,
+            previous: DualStack::default(),
+        }
+    }
 }
 
 /// What a manager can do; the conformance suite asks for exactly this.
@@ -128,6 +165,9 @@ pub struct Capabilities {
     pub reserves: bool,
     /// Changes of the network config are delivered by the watch.
     pub watches_config: bool,
+    /// Machines of one node id are told apart by their instance, and one is known again under another
+    /// node id; otherwise the store itself sees to it (Kubernetes' Node).
+    pub knows_instances: bool,
 }
 
 impl Capabilities {
@@ -137,6 +177,7 @@ impl Capabilities {
         expires: false,
         reserves: false,
         watches_config: false,
+        knows_instances: false,
     };
     /// All of the capabilities; switch off what does not hold.
     pub const ALL: Self = Self {
@@ -144,6 +185,7 @@ impl Capabilities {
         expires: true,
         reserves: true,
         watches_config: true,
+        knows_instances: true,
     };
 
     /// The same with or without allocation.
@@ -164,6 +206,13 @@ impl Capabilities {
     #[must_use]
     pub const fn with_reserves(mut self, yes: bool) -> Self {
         self.reserves = yes;
+        self
+    }
+
+    /// The same with or without machines told apart.
+    #[must_use]
+    pub const fn with_knows_instances(mut self, yes: bool) -> Self {
+        self.knows_instances = yes;
         self
     }
 
@@ -201,6 +250,12 @@ impl Capabilities {
 ///   longer ours [`Error::LeaseLost`] and changes nothing (`release_frees_the_subnet`,
 ///   `release_is_idempotent`, `release_of_anothers_lease_changes_nothing`). A record that was
 ///   written in another's name is no longer ours (`a_record_that_another_wrote_is_lost`).
+/// - A node id that another machine holds is not given while that one lives: [`Error::NodeIdHeld`]
+///   (`a_node_id_in_use_is_refused`), unless the request takes it over
+///   (`a_node_id_is_taken_over_on_request`). The same machine is known again, by its instance or by
+///   what it publishes (`the_same_machine_keeps_its_lease`), also under another node id: it keeps its
+///   record (`a_renamed_machine_keeps_its_subnet`), unless a machine that lives answers for that
+///   (`a_copy_of_a_living_node_takes_nothing`). All where [`Capabilities::knows_instances`] says so.
 /// - A dual-stack node gets both families or none (`both_families_or_none`).
 /// - Dropping the future of a call leaves the store as it was or as the call would have left it;
 ///   asking again is safe (`a_dropped_acquire_is_safe_to_repeat`).
@@ -225,7 +280,8 @@ pub trait Manager: Debug + Send + Sync + 'static {
     /// request's attributes are published with it.
     ///
     /// # Errors
-    /// [`Error::PoolExhausted`], [`Error::NotReady`], [`Error::Invalid`], or a transient error.
+    /// [`Error::PoolExhausted`], [`Error::NotReady`], [`Error::NodeIdHeld`], [`Error::Invalid`], or a
+    /// transient error.
     ///
     /// # Cancel safety
     /// The lease may or may not have been taken; asking again returns it.

@@ -23,11 +23,12 @@ use crate::node::NodeId;
 use crate::subnet::Subnet;
 
 pub use saved::MemoryState;
-use store::Store;
+use store::{Machine, Store};
 
 /// A full [`Manager`] that keeps everything in memory: for hosts of one process, demos and tests.
 ///
-/// Clones share one store, so that each "node" of a program holds a handle of its own. Records
+/// Clones share one store, so that each "node" of a program holds a handle of its own: a machine lives
+/// as long as a watch of the handle that it got its lease by. Records
 /// have flannel's lease keys (`10.5.1.0-24`), so a node whose subnet changes gets a new record.
 /// Leases never expire, unless [`with_ttl`](Self::with_ttl) says so.
 ///
@@ -39,19 +40,24 @@ use store::Store;
 ///
 /// let config = NetworkConfig::from_json(r#"{"Network": "10.5.0.0/16"}"#, PoolMode::Allocated)?;
 /// let manager = MemoryManager::new(config);
-/// let request = LeaseRequest {
-///     node: NodeId::new("worker-1")?,
-///     attrs: Default::default(),
-///     previous: Default::default(),
-/// };
+/// let request = LeaseRequest::new(NodeId::new("worker-1")?, Default::default());
 /// let lease = manager.acquire_lease(&request).await?;
 /// assert!(lease.subnet.v4.is_some());
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone)]
 pub struct MemoryManager {
     shared: Arc<Shared>,
+    machine: Machine,
+}
+
+impl Clone for MemoryManager {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            machine: Machine::default(),
+        }
+    }
 }
 
 struct Shared {
@@ -85,6 +91,7 @@ impl MemoryManager {
             shared: Arc::new(Shared {
                 store: Mutex::new(store),
             }),
+            machine: Machine::default(),
         }
     }
 
@@ -185,7 +192,8 @@ impl Manager for MemoryManager {
     }
 
     async fn acquire_lease(&self, request: &LeaseRequest) -> Result<Lease> {
-        self.shared.with(|store, now| store.acquire(now, request))
+        self.shared
+            .with(|store, now| store.acquire(now, &self.machine, request))
     }
 
     async fn renew_lease(&self, lease: &Lease) -> Result<Lease> {
@@ -200,6 +208,7 @@ impl Manager for MemoryManager {
     fn watch_leases(&self) -> EventStream {
         Box::pin(Watch {
             shared: Arc::clone(&self.shared),
+            machine: self.machine.clone(),
             subscription: None,
             timer: None,
         })
@@ -213,6 +222,7 @@ const MAX_SLEEP: Duration = Duration::from_secs(5);
 /// A subscription, and the timer that makes expiry seen while nobody calls.
 struct Watch {
     shared: Arc<Shared>,
+    machine: Machine,
     /// The subscription's number, once the watch has been polled.
     subscription: Option<u64>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -225,7 +235,9 @@ impl Stream for Watch {
         let watch = self.get_mut();
         loop {
             let (event, expiry) = watch.shared.with(|store, now| {
-                let id = *watch.subscription.get_or_insert_with(|| store.subscribe());
+                let id = *watch
+                    .subscription
+                    .get_or_insert_with(|| store.subscribe(watch.machine.clone()));
                 let event = store.next_event(id, now, cx.waker());
                 (event, store.next_expiry(now))
             });

@@ -1,7 +1,9 @@
-//! Who a node is: [`NodeId`] and the name of the overlay it belongs to.
+//! Who a node is: [`NodeId`], the machine behind it ([`InstanceId`]), and the name of the overlay it
+//! belongs to.
 
 use std::borrow::Borrow;
 use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -21,6 +23,16 @@ pub enum NameError {
         max: usize,
         /// The length given, in bytes.
         len: usize,
+    },
+    /// Another length than the only one there is.
+    #[error("{what} must have {len} characters, not {found}")]
+    ExactLength {
+        /// What the text was to name.
+        what: &'static str,
+        /// The length that it must have, in bytes.
+        len: usize,
+        /// The length given, in bytes.
+        found: usize,
     },
     /// A character that is not allowed.
     #[error("{what} {text:?} may hold only {allowed}")]
@@ -143,6 +155,79 @@ impl<'de> Deserialize<'de> for NodeId {
             Some(ip) => Ok(Self::from_public_ip(ip)),
             None => Self::new(&text).map_err(serde::de::Error::custom),
         }
+    }
+}
+
+/// The machine that acts under a [`NodeId`]: made at random once, and kept with the saved state.
+///
+/// Two machines of one host name have one node id and two instances; that is how they find out. Its
+/// text has 32 lower-case hexadecimal digits, as that of a machine id.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceId([u8; 16]);
+
+impl InstanceId {
+    /// The instance of these 128 bits, which no other machine must have.
+    pub const fn from_bits(bits: u128) -> Self {
+        Self(bits.to_be_bytes())
+    }
+
+    /// A new one, from the entropy that the standard library's maps are seeded with.
+    pub fn random() -> Self {
+        let half = || u128::from(RandomState::new().build_hasher().finish());
+        Self::from_bits(half() << 64 | half())
+    }
+
+    /// An instance id as it is written; digits may be in either case.
+    ///
+    /// # Errors
+    /// [`NameError`] if the text has not 32 hexadecimal digits.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        const WHAT: &str = "the instance id";
+        const LEN: usize = 32;
+        if text.len() != LEN {
+            return Err(NameError::ExactLength {
+                what: WHAT,
+                len: LEN,
+                found: text.len(),
+            });
+        }
+        check_name(WHAT, text, LEN, "hexadecimal digits", |b| {
+            b.is_ascii_hexdigit()
+        })?;
+        let bits = u128::from_str_radix(text, 16).unwrap_or_default();
+        Ok(Self::from_bits(bits))
+    }
+}
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InstanceId({self})")
+    }
+}
+
+impl FromStr for InstanceId {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        Self::parse(text)
+    }
+}
+
+impl Serialize for InstanceId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for InstanceId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).map_err(serde::de::Error::custom)
     }
 }
 

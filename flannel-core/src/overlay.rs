@@ -14,7 +14,7 @@ use crate::keeper::{KeeperOptions, LossPolicy};
 use crate::kernel::{self, Features, Kernel};
 use crate::lease_set::WithdrawalGuard;
 use crate::manager::{self, Manager};
-use crate::node::{NodeId, OverlayName};
+use crate::node::{InstanceId, NodeId, OverlayName};
 use crate::object::RouteProtocol;
 use crate::reconcile::engine::{Command, Engine};
 use crate::reconcile::plan::Plan;
@@ -72,6 +72,10 @@ pub(crate) struct Parts {
     pub(crate) state: Option<Arc<dyn StateStore>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) rng: Rng,
+    /// The machine, if the host program says which it is.
+    pub(crate) instance: Option<InstanceId>,
+    /// An instance that nothing else has, for a machine that has none yet, or another's.
+    pub(crate) fresh_instance: InstanceId,
     pub(crate) options: Options,
 }
 
@@ -86,6 +90,7 @@ pub(crate) struct Options {
     pub(crate) guard: WithdrawalGuard,
     pub(crate) withdrawal_grace: Duration,
     pub(crate) resync: Option<Duration>,
+    pub(crate) take_over: bool,
     pub(crate) call_timeout: Duration,
 }
 
@@ -100,6 +105,7 @@ pub struct OverlayBuilder {
     state: Option<Arc<dyn StateStore>>,
     clock: Option<Arc<dyn Clock>>,
     seed: Option<u64>,
+    instance: Option<InstanceId>,
     options: Options,
 }
 
@@ -114,6 +120,7 @@ impl OverlayBuilder {
             state: None,
             clock: None,
             seed: None,
+            instance: None,
             options: Options {
                 underlay: UnderlayOptions::default(),
                 protocol: RouteProtocol::OURS,
@@ -123,6 +130,7 @@ impl OverlayBuilder {
                 guard: WithdrawalGuard::default(),
                 withdrawal_grace: Duration::from_secs(10),
                 resync: None,
+                take_over: false,
                 call_timeout: Duration::from_secs(30),
             },
         }
@@ -249,6 +257,23 @@ impl OverlayBuilder {
         self
     }
 
+    /// Which machine this is, where the host program knows (a machine id); by default made at random
+    /// and kept in the saved state. By it, two machines of one node id are told apart, and a renamed
+    /// one is known again. No other machine may have the same: beware of images that were cloned.
+    #[must_use]
+    pub const fn instance(mut self, instance: InstanceId) -> Self {
+        self.instance = Some(instance);
+        self
+    }
+
+    /// Takes the node id, once, even if another machine that lives holds it; default no: then
+    /// [`Overlay::ready`] fails and names that one.
+    #[must_use]
+    pub const fn take_over(mut self, yes: bool) -> Self {
+        self.options.take_over = yes;
+        self
+    }
+
     /// What is missing for an overlay to work here, without starting one: rights, kinds of devices,
     /// forwarding.
     ///
@@ -310,6 +335,8 @@ impl OverlayBuilder {
             state: self.state,
             clock,
             rng,
+            instance: self.instance,
+            fresh_instance: InstanceId::random(),
             options: self.options,
         };
         let engine = Engine::new(parts, status, events.clone());

@@ -8,9 +8,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::lease::Lease;
+use crate::node::InstanceId;
 use crate::subnet::Subnet;
 
-/// What a node remembers: its last lease and config.
+/// What a node remembers: its last lease and config, and which machine it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SavedState {
     /// The last lease.
@@ -23,6 +24,9 @@ pub struct SavedState {
     /// are known as ours.
     #[serde(default)]
     pub networks: Vec<Subnet>,
+    /// The machine: made once, and what a restart is known by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceId>,
 }
 
 /// A place for [`SavedState`].

@@ -2,7 +2,8 @@
 //!
 //! A lease's **value** is a JSON object with the members `PublicIP`, `PublicIPv6`, `BackendType`,
 //! `BackendData` and `BackendV6Data`; we write the same bytes as Go flannel. A node with an id of
-//! its own adds a last member, `NodeID`, which Go flannel ignores. We read what Go's decoder reads
+//! its own adds two last members, `NodeID` and the `Instance` behind it, which Go flannel ignores. We
+//! read what Go's decoder reads
 //! (any order and case of names, unknown and missing members), within a bound.
 //!
 //! A lease's **key** names its subnets: `10.5.1.0-24`, or `10.5.1.0-24&fd00:5:0:1::-64`. We never
@@ -13,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::family::{DualStack, Family, PublicIp};
 use crate::gojson::{Members, Scalar, is_key};
 use crate::lease::{BackendData, BackendType, LeaseAttrs};
-use crate::node::NodeId;
+use crate::node::{InstanceId, NodeId};
 use crate::subnet::Subnet;
 
 /// The longest lease value that is read, in bytes. Flannel's own have under 500.
@@ -107,6 +108,8 @@ pub struct LeaseRecord {
     pub attrs: LeaseAttrs,
     /// The id the node chose; `None` in a record of Go flannel.
     pub node: Option<NodeId>,
+    /// The machine that wrote it; `None` in a record of Go flannel.
+    pub instance: Option<InstanceId>,
 }
 
 impl LeaseRecord {
@@ -128,12 +131,17 @@ fn derived_id(public_ip: &PublicIp) -> Option<NodeId> {
 }
 
 /// The value of a node's lease, byte for byte as Go flannel writes it; an id that the node chose
-/// follows as one more member.
+/// follows as one more member, and the machine's behind it as another. Where the id is derived from
+/// an address, the address says which machine it is, and there is no more member.
 ///
 /// # Errors
 /// [`Error::Member`] for what would be read back as something else, [`Error::Identity`] if the id
 /// is a derived one and not that of these addresses.
-pub fn lease_value(node: &NodeId, attrs: &LeaseAttrs) -> Result<String, Error> {
+pub fn lease_value(
+    node: &NodeId,
+    instance: Option<InstanceId>,
+    attrs: &LeaseAttrs,
+) -> Result<String, Error> {
     let public_ip = attrs.public_ip;
     if node.is_derived() && derived_id(&public_ip).as_ref() != Some(node) {
         return Err(Error::Identity {
@@ -163,6 +171,9 @@ pub fn lease_value(node: &NodeId, attrs: &LeaseAttrs) -> Result<String, Error> {
     }
     if !node.is_derived() {
         value += &format!(",\"NodeID\":\"{node}\"");
+        if let Some(instance) = instance {
+            value += &format!(",\"Instance\":\"{instance}\"");
+        }
     }
     value.push('}');
     Ok(value)
@@ -177,8 +188,8 @@ const fn data_name(family: Family) -> &'static str {
 
 /// Reads the value of a lease as Go flannel does.
 ///
-/// A `NodeID` that is no valid id is an error and not ignored: without it the record would pass
-/// for that of the node whose address it names, which anyone can write.
+/// A `NodeID` or an `Instance` that is no valid id is an error and not ignored: without it the record
+/// would pass for that of the node whose address it names, which anyone can write.
 ///
 /// # Errors
 /// [`Error::TooLong`], [`Error::Json`], or [`Error::Member`] for the first member found that
@@ -201,6 +212,8 @@ pub fn parse_lease_value(value: &[u8]) -> Result<LeaseRecord, Error> {
     for (key, value) in members.0 {
         record.read(&key, value.get())?;
     }
+    // Without an id of its own a node is its address, and so is the machine.
+    record.instance = record.instance.filter(|_| record.node.is_some());
     Ok(record)
 }
 
@@ -243,6 +256,12 @@ impl LeaseRecord {
                 let id = NodeId::new(id)
                     .map_err(|error| Error::member("NodeID", json, error.to_string()))?;
                 self.node = Some(id);
+            }
+        } else if is_key(key, "Instance") {
+            if let Some(id) = text_member("Instance", json)? {
+                let id = InstanceId::parse(&id)
+                    .map_err(|error| Error::member("Instance", json, error.to_string()))?;
+                self.instance = Some(id);
             }
         } else {
             for family in Family::ALL {

@@ -13,6 +13,7 @@ fn lease(ttl: Option<Duration>) -> Lease {
     Lease {
         key: LeaseKey::new("10.42.1.0-24"),
         node: NodeId::new("a").expect("a node id"),
+        instance: None,
         subnet: DualStack::v4("10.42.1.0/24".parse().expect("a subnet")),
         attrs: LeaseAttrs::default(),
         ttl,

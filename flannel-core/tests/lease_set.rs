@@ -90,6 +90,7 @@ fn peer(n: u8, revision: u64) -> Lease {
     Lease {
         key: key(&format!("peer{n}")),
         node: node(&format!("peer{n}")),
+        instance: None,
         subnet: DualStack::both(
             net(&format!("10.5.{n}.0/24")),
             net(&format!("fd00:5:0:{n}::/64")),

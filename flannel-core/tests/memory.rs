@@ -111,6 +111,8 @@ fn node(id: &str) -> NodeId {
 fn request(id: &str) -> LeaseRequest {
     LeaseRequest {
         node: node(id),
+        instance: None,
+        take_over: false,
         attrs: LeaseAttrs::default(),
         previous: DualStack::default(),
     }
@@ -124,6 +126,7 @@ fn lease(id: &str, subnet: DualStack<Subnet>) -> Lease {
     Lease {
         key: LeaseKey::new(id),
         node: node(id),
+        instance: None,
         subnet,
         attrs: LeaseAttrs::default(),
         ttl: None,

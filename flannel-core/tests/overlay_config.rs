@@ -44,7 +44,8 @@ impl World {
     /// A record of another node.
     fn peer(&self, n: u8) {
         let lease = peer(n, &format!("10.42.{n}.0/24"));
-        let value = flannel_core::wire::lease_value(&lease.node, &lease.attrs).expect("a value");
+        let value =
+            flannel_core::wire::lease_value(&lease.node, None, &lease.attrs).expect("a value");
         let key = format!("{}/{}", Layout::default().subnets(), lease.key);
         self.store.put(key, value);
     }

@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use flannel_core::wire::{
     Error, LeaseRecord, lease_value, parse_lease_value, parse_subnet_key, subnet_key,
 };
-use flannel_core::{BackendData, BackendType, DualStack, LeaseAttrs, NodeId, PublicIp, Subnet};
+use flannel_core::{
+    BackendData, BackendType, DualStack, InstanceId, LeaseAttrs, NodeId, PublicIp, Subnet,
+};
 use flannel_testkit::strategies::config::dual_subnet;
 use proptest::prelude::*;
 
@@ -92,7 +94,11 @@ fn values_are_flannels_byte_for_byte() {
             attrs(None, v6, Some("vxlan"), [None, Some(MAC6)])
         ),
     ] {
-        assert_eq!(lease_value(node, &attrs).expect(file), bytes, "{file}");
+        assert_eq!(
+            lease_value(node, None, &attrs).expect(file),
+            bytes,
+            "{file}"
+        );
         let record = parse_lease_value(bytes.as_bytes()).expect(file);
         assert_eq!(record.attrs, attrs, "{file}");
         assert_eq!(&record.node_id().expect(file), node, "{file}");
@@ -106,7 +112,7 @@ fn text_of_other_programs_is_escaped_as_go_does() {
     let attrs = attrs(Some("1.2.3.4"), None, Some("extension"), [Some(data), None]);
     let bytes = include_str!("golden/lease/extension.json");
     assert_eq!(
-        lease_value(&derived("1.2.3.4"), &attrs).expect("writable"),
+        lease_value(&derived("1.2.3.4"), None, &attrs).expect("writable"),
         bytes
     );
     let read = parse_lease_value(bytes.as_bytes()).expect("readable");
@@ -204,6 +210,10 @@ fn broken_values_are_refused_by_name() {
             r#"NodeID = "ip=1.2.3.5": "#,
         ),
         (
+            r#"{"PublicIP":"1.2.3.4","NodeID":"a","Instance":"b"}"#,
+            r#"Instance = "b": the instance id must have 32 characters, not 1"#,
+        ),
+        (
             r#"{"PublicIP":"1.2.3.4","NodeID":{}}"#,
             "NodeID = {}: must be a string",
         ),
@@ -231,25 +241,25 @@ fn values_that_would_be_read_as_something_else_are_not_written() {
     let ours = node("a");
     let compatible = attrs(None, Some("::1.2.3.4"), None, none);
     assert!(matches!(
-        lease_value(&ours, &compatible),
+        lease_value(&ours, None, &compatible),
         Err(Error::Member { .. })
     ));
     let v6 = attrs(None, Some("fd00::1"), None, none);
-    assert!(lease_value(&derived("fd00::1"), &v6).is_ok());
+    assert!(lease_value(&derived("fd00::1"), None, &v6).is_ok());
     assert!(matches!(
-        lease_value(&derived("1.2.3.4"), &v6),
+        lease_value(&derived("1.2.3.4"), None, &v6),
         Err(Error::Identity { .. })
     ));
     let both = attrs(Some("1.2.3.4"), Some("fd00::1"), None, none);
-    assert!(lease_value(&derived("1.2.3.4"), &both).is_ok());
+    assert!(lease_value(&derived("1.2.3.4"), None, &both).is_ok());
     assert!(matches!(
-        lease_value(&derived("fd00::1"), &both),
+        lease_value(&derived("fd00::1"), None, &both),
         Err(Error::Identity { .. })
     ));
     let swelling = format!("\"{}\"", "<".repeat(10_000));
     let swelling = attrs(None, None, None, [None, Some(&swelling)]);
     assert!(matches!(
-        lease_value(&ours, &swelling),
+        lease_value(&ours, None, &swelling),
         Err(Error::TooLong { .. })
     ));
 }
@@ -395,13 +405,17 @@ fn any_node(attrs: &LeaseAttrs) -> impl Strategy<Value = NodeId> + use<> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_back((attrs, node) in
-        any_attrs().prop_flat_map(|attrs| { let node = any_node(&attrs); (Just(attrs), node) }))
-    {
+    fn what_is_written_is_read_back(
+        (attrs, node) in any_attrs().prop_flat_map(|attrs| {
+            let node = any_node(&attrs);
+            (Just(attrs), node)
+        }),
+        instance in prop::option::of(any::<u128>().prop_map(InstanceId::from_bits)),
+    ) {
         let dotted = attrs.public_ip.v6.is_some_and(|ip| {
             ip.is_unspecified() || (0x0100_0000..=0xffff_ffff).contains(&ip.to_bits())
         });
-        match lease_value(&node, &attrs) {
+        match lease_value(&node, instance, &attrs) {
             Err(error) => prop_assert!(dotted, "{}", error),
             Ok(value) => {
                 prop_assert!(!dotted);
@@ -409,6 +423,8 @@ proptest! {
                 prop_assert!(!unescaped);
                 let read = parse_lease_value(value.as_bytes()).expect("what we wrote");
                 prop_assert_eq!(read.node_id(), Ok(node.clone()));
+                let written = instance.filter(|_| !node.is_derived());
+                prop_assert_eq!(read.instance, written);
                 prop_assert_eq!(read.attrs.public_ip, attrs.public_ip);
                 prop_assert_eq!(&read.attrs.backend_type, &attrs.backend_type);
                 let meaning = |attrs: &LeaseAttrs| {
@@ -418,7 +434,7 @@ proptest! {
                     (a, b)
                 };
                 prop_assert_eq!(meaning(&read.attrs), meaning(&attrs));
-                prop_assert_eq!(lease_value(&node, &read.attrs), Ok(value));
+                prop_assert_eq!(lease_value(&node, instance, &read.attrs), Ok(value));
             }
         }
     }
@@ -453,7 +469,7 @@ proptest! {
     #[test]
     fn no_members_panic(names in prop::collection::vec(
         prop::sample::select(vec!["PublicIP", "PublicIPv6", "BackendType", "BackendData",
-            "BackendV6Data", "NodeID", "other"]), 0..8),
+            "BackendV6Data", "NodeID", "Instance", "other"]), 0..8),
         values in prop::collection::vec(prop_oneof![
             Just("null".to_owned()), Just("\"1.2.3.4\"".to_owned()), Just("\"::1\"".to_owned()),
             Just("\"\\ud800\"".to_owned()), Just("1e999999".to_owned()), Just("{}".to_owned()),

@@ -59,6 +59,7 @@ impl Peers {
         Lease {
             key: LeaseKey::new(format!("{}-{}", subnet.address(), subnet.len())),
             node: NodeId::new(format!("peer-{n}")).expect("a node id"),
+            instance: None,
             subnet: DualStack::v4(subnet),
             attrs: LeaseAttrs {
                 public_ip: PublicIp::v4(Ipv4Addr::from(0xac10_0001 + n)),

@@ -33,6 +33,7 @@ pub(crate) const WORDS: &[&str] = &[
     "\"BackendData\"",
     "\"BackendV6Data\"",
     "\"NodeID\"",
+    "\"Instance\"",
     "\"VNI\"",
     "\"VtepMAC\"",
     "\"vxlan\"",
@@ -100,12 +101,12 @@ pub(crate) fn lease_value(bytes: &[u8]) -> bool {
     };
     assert!(node.is_derived() || node.as_str().len() <= NodeId::MAX_LEN);
     // What cannot be written would be read back as something else.
-    let Ok(written) = write_value(&node, &record.attrs) else {
+    let Ok(written) = write_value(&node, record.instance, &record.attrs) else {
         return true;
     };
     let again = parse_lease_value(written.as_bytes()).expect("what we write can be read");
     same_record(&record, &again);
-    let twice = write_value(&node, &again.attrs);
+    let twice = write_value(&node, again.instance, &again.attrs);
     assert_eq!(twice.as_ref(), Ok(&written), "written twice");
     true
 }

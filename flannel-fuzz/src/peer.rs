@@ -52,6 +52,7 @@ pub(crate) fn peer(bytes: &[u8]) -> bool {
     let lease = Lease {
         key: LeaseKey::new(&key),
         node: id,
+        instance: None,
         subnet,
         attrs: record.attrs,
         ttl: None,

@@ -126,6 +126,15 @@ impl EtcdOptions {
         self
     }
 
+    /// How long a machine that holds the same node id is given to answer whether it lives, from 1 s to
+    /// 10 min; default 15 s. Keep it well below the overlay's
+    /// [`store_timeout`](flannel_core::OverlayBuilder::store_timeout), or a claim needs several calls.
+    #[must_use]
+    pub const fn holder_patience(mut self, patience: Duration) -> Self {
+        self.kv.holder_patience = patience;
+        self
+    }
+
     /// How long one endpoint may take to accept a connection, from 100 ms to 60 s; default 2 s.
     #[must_use]
     pub const fn connect_timeout(mut self, timeout: Duration) -> Self {
@@ -208,6 +217,12 @@ impl EtcdOptions {
                 self.kv.ttl,
                 (Duration::from_secs(5), years),
                 "5 s to 10 years",
+            ),
+            (
+                "holder_patience",
+                self.kv.holder_patience,
+                (Duration::from_secs(1), Duration::from_secs(600)),
+                "1 s to 10 min",
             ),
         ] {
             if value < least || value > most {

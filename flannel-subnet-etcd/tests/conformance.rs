@@ -77,7 +77,7 @@ impl Store {
     }
 
     async fn write(&self, key: &str, node: &NodeId, attrs: &LeaseAttrs) -> bool {
-        match wire::lease_value(node, attrs) {
+        match wire::lease_value(node, None, attrs) {
             Ok(value) => self.put(key, &value).await,
             Err(_) => false,
         }
@@ -90,7 +90,8 @@ impl StoreFixture for Store {
         let options = EtcdOptions::new([format!("http://{}", self.switch.address())])
             .expect("an endpoint")
             .prefix(self.layout.prefix())
-            .ttl(Duration::from_secs(5));
+            .ttl(Duration::from_secs(5))
+            .holder_patience(Duration::from_secs(2));
         Arc::new(EtcdManager::new(options).expect("sound settings"))
     }
 

@@ -136,6 +136,7 @@ impl KubeManager {
         let lease = Lease {
             key: LeaseKey::new(&node.name),
             node: id.clone(),
+            instance: None,
             subnet,
             attrs: attrs.clone(),
             ttl: None,

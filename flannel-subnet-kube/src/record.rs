@@ -35,6 +35,7 @@ fn read(node: &NodeView) -> Result<Lease, String> {
     Ok(Lease {
         key: LeaseKey::new(&node.name),
         node: id,
+        instance: None,
         subnet,
         attrs: attrs(node)?,
         ttl: None,

@@ -355,6 +355,8 @@ async fn silence_is_no_answer_to_anything() {
     let mut watch = manager.watch_leases();
     let request = LeaseRequest {
         node: NodeId::new("a").expect("an id"),
+        instance: None,
+        take_over: false,
         attrs: LeaseAttrs::default(),
         previous: DualStack::default(),
     };
@@ -590,6 +592,8 @@ async fn a_write_whose_answer_is_lost_is_known_again() {
     };
     let request = LeaseRequest {
         node: NodeId::new("a").expect("an id"),
+        instance: None,
+        take_over: false,
         attrs,
         previous: DualStack::default(),
     };

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use flannel_core::alloc::choose_among;
 use flannel_core::manager::Error;
 use flannel_core::{
-    DualStack, Lease, LeaseAttrs, LeaseRequest, NetworkConfig, NodeId, PoolMode, Revision, Subnet,
-    wire,
+    DualStack, Holder, InstanceId, Lease, LeaseAttrs, LeaseRequest, NetworkConfig, NodeId,
+    PoolMode, Revision, Subnet, wire,
 };
 
+use crate::ask::{Answers, Question};
 use crate::layout::{Layout, Record, lease_key};
 use crate::standing::{Seen, Standing, blocked_by};
 use crate::store::{KeyRange, KeyValue, LeaseId};
@@ -189,23 +190,34 @@ pub struct Decision {
 ///
 /// # Errors
 /// Those of [`View::config`], [`Error::PoolExhausted`], and [`Error::Invalid`] if there is no such
-/// record or it would crash a Go node.
+/// record or it would crash a Go node; [`Error::NodeIdHeld`] if a machine answered for the node id.
 pub fn decide(
     layout: &Layout,
     view: &View,
     request: &LeaseRequest,
+    answers: &Answers,
     mixed: bool,
 ) -> Result<Decision, Error> {
     let config = view.config()?;
     let config_revision = view.config.as_ref().map(|entry| entry.modified);
+    let is_former = |record: &Record| record.node().is_none_or(|node| node != request.node);
     let (mut own, others): (Vec<&Record>, Vec<&Record>) = view
         .records
         .iter()
-        .partition(|record| is_own(record, request));
-    // If one of them is what the node uses, that one stays; else the oldest.
+        .partition(|record| is_own(record, request, answers));
+    let holder = answers.holder_of(&request.node);
+    if let Some(public_ip) = holder.filter(|_| !own.iter().any(|record| !is_former(record))) {
+        return Err(Error::NodeIdHeld {
+            node: request.node.clone(),
+            public_ip,
+        });
+    }
+    // If one of them is what the node uses, that one stays; else the oldest, and one of a former name
+    // only where there is no other.
     own.sort_by_key(|record| {
         let used = record.taken == request.previous;
-        (!used, record.entry.created, record.entry.key.clone())
+        let age = (record.entry.created, record.entry.key.clone());
+        (is_former(record) && !record.is_gos(), !used, age)
     });
     let kept = own.iter().find(|record| {
         config.fits(&record.taken) && !others.iter().any(|other| view.yields(record, other))
@@ -223,7 +235,7 @@ pub fn decide(
     };
     let mut decision = Decision {
         reserved: kept.is_some_and(|record| record.entry.lease.is_none()),
-        value: value(&request.node, &request.attrs)?,
+        value: value(&request.node, request.instance, &request.attrs)?,
         compares: vec![Compare {
             range: KeyRange::key(layout.config()),
             expected: Expectation::Modified(config_revision.unwrap_or_default()),
@@ -243,6 +255,10 @@ pub fn decide(
             let markers = record.taken.values().map(|subnet| layout.marker(subnet));
             decision.deletes.extend(markers);
         }
+        if is_former(record) && !record.is_gos() {
+            let former = record.node().map(|node| layout.marker_of_node(&node));
+            decision.deletes.extend(former);
+        }
     }
     if kept.is_none() {
         decision.claim(layout, view, &own);
@@ -255,15 +271,22 @@ pub fn decide(
     Ok(decision)
 }
 
-/// Whether a record is the node's: it bears its id, or it bears none and the node's address, as
-/// Go flannel's records and reservations do.
-fn is_own(record: &Record, request: &LeaseRequest) -> bool {
-    let Some(node) = record.node() else {
-        return false;
+/// Whether a record is the asker's, by what it says or as nobody answers for it.
+fn is_own(record: &Record, request: &LeaseRequest, answers: &Answers) -> bool {
+    let is_silent = || {
+        let question = Question::of(request, record);
+        question
+            .is_some_and(|question| request.take_over || answers.is_silent(&question) == Some(true))
     };
-    let mut ips = request.attrs.public_ip.ips();
-    let derived = ips.next().map(NodeId::from_public_ip);
-    node == request.node || (record.is_gos() && Some(node) == derived)
+    record.holder(request) == Holder::Own && !is_kept_for_another(record, request) || is_silent()
+}
+
+/// Whether a record is kept for another node: it has no lease, so it is no machine's.
+fn is_kept_for_another(record: &Record, request: &LeaseRequest) -> bool {
+    let node = record.node();
+    record.entry.lease.is_none()
+        && !record.is_gos()
+        && node.is_some_and(|node| node != request.node)
 }
 
 /// Chooses subnets that nobody has: those that the node had before, else some that debris leaves
@@ -318,8 +341,12 @@ fn marked<'a>(
 }
 
 /// The value of the node's record.
-pub(super) fn value(node: &NodeId, attrs: &LeaseAttrs) -> Result<String, Error> {
-    wire::lease_value(node, attrs).map_err(|error| Error::Invalid {
+pub(super) fn value(
+    node: &NodeId,
+    instance: Option<InstanceId>,
+    attrs: &LeaseAttrs,
+) -> Result<String, Error> {
+    wire::lease_value(node, instance, attrs).map_err(|error| Error::Invalid {
         reason: error.to_string(),
     })
 }
@@ -412,6 +439,7 @@ impl Decision {
         Lease {
             key: lease_key(&self.key),
             node: request.node.clone(),
+            instance: request.instance.filter(|_| !request.node.is_derived()),
             subnet: self.subnets,
             attrs: request.attrs.clone(),
             ttl: None,

@@ -6,6 +6,7 @@
 //! | `<prefix>/subnets/10.5.1.0-24&fd00:5:0:1::-64` | a lease |
 //! | `<prefix>/taken/10.5.1.0-24`, `<prefix>/taken/fd00:5:0:1::-64` | a marker: the subnet is taken by the record whose key is the value |
 //! | `<prefix>/taken/node-worker-1` | a marker: the node holds the record whose key is the value |
+//! | `<prefix>/taken/!ask/worker-1/<instance>/<instance>` | a question of the second machine, or the answer of the first |
 //!
 //! A transaction can ask whether a key is there, but not whether some key names a subnet as its
 //! second half, or some value a node. Markers make that a question of one key. Go flannel reads
@@ -16,7 +17,8 @@ use std::time::Duration;
 
 use flannel_core::manager::Error;
 use flannel_core::{
-    DualStack, Lease, LeaseAttrs, LeaseKey, NodeId, Subnet, Unreadable, stable_hash, wire,
+    DualStack, Holder, InstanceId, Lease, LeaseAttrs, LeaseKey, LeaseRequest, NodeId, Subnet,
+    Unreadable, stable_hash, wire,
 };
 
 use crate::store::{KeyRange, KeyValue};
@@ -68,6 +70,22 @@ impl Layout {
         KeyRange::Between(self.config(), format!("{}/subnett", self.prefix))
     }
 
+    /// What a watch follows: that range, and the questions behind it.
+    pub fn watched(&self) -> KeyRange {
+        // `!` sorts before all that a marker's name begins with.
+        KeyRange::Between(self.config(), format!("{}0", self.questions()))
+    }
+
+    /// What the keys of all questions begin with.
+    pub(super) fn questions(&self) -> String {
+        format!("{}/taken/!ask", self.prefix)
+    }
+
+    /// Whether a key of a watch is that of a question.
+    pub(super) fn is_question(&self, key: &str) -> bool {
+        key.starts_with(&self.questions())
+    }
+
     /// Whether a key of that range is that of a lease, readable or not.
     pub fn is_record(&self, key: &str) -> bool {
         key.starts_with(&self.subnets())
@@ -91,9 +109,14 @@ impl Layout {
 
     /// The keys of the markers that go with a node's record.
     pub fn markers(&self, node: &NodeId, subnets: &DualStack<Subnet>) -> Vec<String> {
-        let mut markers = vec![format!("{}/taken/node-{node}", self.prefix)];
+        let mut markers = vec![self.marker_of_node(node)];
         markers.extend(subnets.values().map(|subnet| self.marker(subnet)));
         markers
+    }
+
+    /// The key of a node's marker.
+    pub fn marker_of_node(&self, node: &NodeId) -> String {
+        format!("{}/taken/node-{node}", self.prefix)
     }
 
     /// The key of a subnet's marker.
@@ -171,6 +194,25 @@ impl Record {
         self.value.as_ref().ok()?.node_id().ok()
     }
 
+    /// The machine that wrote it.
+    pub(super) fn instance(&self) -> Option<InstanceId> {
+        self.value.as_ref().ok()?.instance
+    }
+
+    /// Whose it is, for a machine that asks. Go flannel's records and reservations that bear no node
+    /// id are those of the node at their address.
+    pub(super) fn holder(&self, request: &LeaseRequest) -> Holder {
+        let (Some(node), Some(attrs)) = (self.node(), self.attrs()) else {
+            return Holder::Other;
+        };
+        let mut ips = request.attrs.public_ip.ips();
+        let derived = ips.next().map(NodeId::from_public_ip);
+        if self.is_gos() && Some(&node) == derived.as_ref() {
+            return Holder::Own;
+        }
+        Holder::of(request, &node, self.instance(), attrs)
+    }
+
     /// What the node publishes, if that and whose it is can be read.
     pub(super) fn attrs(&self) -> Option<&LeaseAttrs> {
         let value = self.value.as_ref().ok()?;
@@ -188,9 +230,9 @@ impl Record {
         let entry = &self.entry;
         let parts = || {
             let (subnet, value) = (self.subnets.clone()?, self.value.clone()?);
-            Ok((subnet, value.node_id()?, value.attrs))
+            Ok((subnet, value.node_id()?, value.instance, value.attrs))
         };
-        let (subnet, node, attrs) = parts().map_err(|error: wire::Error| Unreadable {
+        let (subnet, node, instance, attrs) = parts().map_err(|error: wire::Error| Unreadable {
             key: lease_key(&entry.key),
             revision: entry.modified,
             reason: error.to_string(),
@@ -198,6 +240,7 @@ impl Record {
         Ok(Lease {
             key: lease_key(&entry.key),
             node,
+            instance,
             subnet,
             attrs,
             ttl: entry.lease.map(|_| ttl),

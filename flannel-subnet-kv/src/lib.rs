@@ -7,7 +7,9 @@
 //! lease is decided by a pure function, [`decide`].
 #![forbid(unsafe_code)]
 
+mod ask;
 mod decide;
+mod former;
 mod layout;
 mod list_watch;
 mod manager;
@@ -16,6 +18,7 @@ mod standing;
 mod store;
 mod txn;
 
+pub use ask::{Answers, Question};
 pub use decide::{Decision, View, decide};
 pub use layout::Layout;
 pub use manager::{KvManager, KvOptions};

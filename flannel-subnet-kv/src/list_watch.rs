@@ -17,6 +17,7 @@ use futures_core::Stream;
 use tokio::time::Instant;
 
 use crate::decide::parse_config;
+use crate::former::Formers;
 use crate::layout::{Record, lease_key};
 use crate::manager::KvManager;
 use crate::paging::read_all;
@@ -28,6 +29,22 @@ const MOST_WAIT: Duration = Duration::from_secs(5);
 
 /// How long after a write of ours it is put again, at most.
 const ECHO_WITHIN: Duration = Duration::from_secs(30);
+
+/// How often a question is answered, at most, and how many may wait for that: who asks too much asks
+/// again.
+const ANSWER_EVERY: Duration = Duration::from_millis(20);
+const MOST_QUESTIONS: usize = 16;
+
+/// What is to be done beside the watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Errand {
+    /// Our record is put again.
+    Echo,
+    /// A question is answered.
+    Answer,
+    /// A record of our former name is looked at.
+    Former,
+}
 
 /// The watch as a stream: polls one step after the other.
 pub(super) struct ListWatch<S: Store>(Step<S>);
@@ -47,6 +64,9 @@ impl<S: Store> ListWatch<S> {
                 ready: VecDeque::new(),
                 gos: BTreeSet::new(),
                 echo_at: None,
+                formers: Formers::default(),
+                questions: VecDeque::new(),
+                answer_at: Instant::now(),
                 seen: Revision::default(),
             }
             .next(),
@@ -85,6 +105,12 @@ struct Steps<S: Store> {
     gos: BTreeSet<String>,
     /// When our own record is put again.
     echo_at: Option<Instant>,
+    /// Records of our former name.
+    formers: Formers,
+    /// Questions that wait for an answer of ours.
+    questions: VecDeque<KeyValue>,
+    /// When the next of them is answered, at the earliest.
+    answer_at: Instant,
     /// The revision of the last reading.
     seen: Revision,
 }
@@ -116,7 +142,7 @@ impl<S: Store> Steps<S> {
         }
         let manager = self.manager.clone();
         let options = manager.options();
-        let range = options.layout.range();
+        let range = options.layout.watched();
         let opening = tokio::time::timeout(options.patience, manager.store().watch(range));
         let watch = opening
             .await
@@ -134,6 +160,7 @@ impl<S: Store> Steps<S> {
         snapshot.unconfigured = config.is_empty();
         let config = self.config_event(config.into_iter().next());
         self.gos.clear();
+        self.formers.clear();
         for entry in records {
             if options.layout.is_record(&entry.key) {
                 let record = Record::parse(entry);
@@ -163,17 +190,33 @@ impl<S: Store> Steps<S> {
 
     /// Waits for what the watch says next, or for the time in which it should have.
     async fn proceed(&mut self, mut open: Open<S::Watch>) -> Result<()> {
-        let manager = self.manager.clone();
-        let options = manager.options();
-        let due = self.plan_echo().map_or(open.due, |at| at.min(open.due));
+        let errand = self.next_errand();
+        let due = errand.map_or(open.due, |(at, _)| at.min(open.due));
         let answer = tokio::select! {
             biased;
-            answer = open.watch.next() => Some(answer?),
+            // No flood of events keeps an errand waiting.
             () = tokio::time::sleep_until(due) => None,
+            answer = open.watch.next() => Some(answer?),
         };
         let now = Instant::now();
+        match (answer, errand) {
+            (None, Some((at, errand))) if at <= now => self.run(errand).await,
+            (answer, _) => self.heard(answer, &mut open, now).await?,
+        }
+        self.open = Some(open);
+        Ok(())
+    }
+
+    /// Takes what the watch said, or that it said nothing in time.
+    async fn heard(
+        &mut self,
+        answer: Option<WatchAnswer>,
+        open: &mut Open<S::Watch>,
+        now: Instant,
+    ) -> Result<()> {
+        let manager = self.manager.clone();
+        let options = manager.options();
         match answer {
-            None if now < open.due => self.echo().await,
             None if open.asked => return Err(silent("the watch")),
             None => {
                 open.watch.ask_progress().await?;
@@ -186,8 +229,48 @@ impl<S: Store> Steps<S> {
                 self.take(answer, open.since).await?;
             }
         }
-        self.open = Some(open);
         Ok(())
+    }
+
+    /// What is to be done next beside the watch, and when.
+    fn next_errand(&mut self) -> Option<(Instant, Errand)> {
+        let found = std::mem::take(&mut self.manager.known().former);
+        for record in &found {
+            self.formers.note(&self.manager, record);
+        }
+        let echo = self.plan_echo().map(|at| (at, Errand::Echo));
+        let former = self.formers.due().map(|at| (at, Errand::Former));
+        let answer = (!self.questions.is_empty()).then_some((self.answer_at, Errand::Answer));
+        let errands = [answer, former, echo];
+        errands.into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    async fn run(&mut self, errand: Errand) {
+        match errand {
+            Errand::Echo => self.echo().await,
+            Errand::Answer => self.answer().await,
+            Errand::Former => {
+                let manager = self.manager.clone();
+                let look = self.formers.look(&manager);
+                // What takes too long is tried again.
+                tokio::time::timeout(manager.options().patience, look)
+                    .await
+                    .ok();
+            }
+        }
+    }
+
+    /// Answers the first question, or leaves it to its asker to put it again.
+    async fn answer(&mut self) {
+        self.answer_at = Instant::now() + ANSWER_EVERY;
+        let Some(question) = self.questions.pop_front() else {
+            return;
+        };
+        let manager = self.manager.clone();
+        let done = in_time(manager.options().patience, manager.answer(&question)).await;
+        if let Err(error) = done {
+            tracing::debug!(%error, "a question could not be answered");
+        }
     }
 
     async fn take(&mut self, answer: WatchAnswer, since: Revision) -> Result<()> {
@@ -202,6 +285,15 @@ impl<S: Store> Steps<S> {
         let layout = &manager.options().layout;
         for event in events {
             if event.revision() <= since {
+                continue;
+            }
+            if layout.is_question(event.key()) {
+                if let KeyEvent::Put(asked) = event
+                    && manager.own_if_asked(&asked.key).is_some()
+                    && self.questions.len() < MOST_QUESTIONS
+                {
+                    self.questions.push_back(asked);
+                }
                 continue;
             }
             let is_config = event.key() == layout.config();
@@ -222,6 +314,7 @@ impl<S: Store> Steps<S> {
                 }
                 KeyEvent::Delete { key, revision } => {
                     self.gos.remove(&key);
+                    self.formers.forget(&key);
                     manager.known().has_gos = !self.gos.is_empty();
                     Event::Delete {
                         key: lease_key(&key),
@@ -236,6 +329,7 @@ impl<S: Store> Steps<S> {
 
     /// Notes whether Go flannel can have written a record.
     fn note(&mut self, record: &Record) {
+        self.formers.note(&self.manager, record);
         if self.manager.is_gos(record) {
             self.gos.insert(record.entry.key.clone());
         } else {

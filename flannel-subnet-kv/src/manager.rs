@@ -1,5 +1,6 @@
 //! [`KvManager`]: leases on a store as flannel lays them out, beside Go flannel.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,9 @@ use flannel_core::{
     Revision,
 };
 
+use crate::ask::{Answers, Asking, Question, open_question};
 use crate::decide::{View, decide, removal, value};
+use crate::former::candidates;
 use crate::layout::{Layout, Record, lease_key};
 use crate::list_watch::ListWatch;
 use crate::paging::read_all;
@@ -33,6 +36,9 @@ pub struct KvOptions {
     /// Whether to write records of other families than those of the records of Go flannel, whose
     /// nodes they crash. Default: no.
     pub mixed_families: bool,
+    /// How long a machine that holds the same node id is given to answer whether it lives. Default:
+    /// 15 s.
+    pub holder_patience: Duration,
 }
 
 impl Default for KvOptions {
@@ -43,6 +49,7 @@ impl Default for KvOptions {
             progress_interval: Duration::from_secs(2),
             patience: Duration::from_secs(3),
             mixed_families: false,
+            holder_patience: Duration::from_secs(15),
         }
     }
 }
@@ -70,6 +77,8 @@ const SILENCES: usize = 2;
 /// - Where Go flannel, which asks nobody, has written an overlapping record, ours is given up. Only
 ///   what Go flannel can have written under a config that was seen counts for that; what no node can
 ///   have written is gone round, and nobody gives way to it.
+/// - A node id that another machine holds is taken only if that one does not answer a question in
+///   time, or on request; a machine that comes back under another node id takes its record along.
 /// - A claim reads in bounded pages, and what it writes is answered for by few keys: a store of any
 ///   size can be joined. An answer that cannot be read is an unknown one, and nothing is taken back
 ///   that may have been done.
@@ -99,6 +108,17 @@ pub(crate) struct Known {
     pub(crate) unheard: bool,
     /// Our record was put again: its key, and the revisions before and after.
     echo: Option<(LeaseKey, Revision, Revision)>,
+    /// Records of our former name that a claim came by, for the watch.
+    pub(crate) former: Vec<Record>,
+    /// The questions that stand.
+    pub(crate) asking: BTreeMap<Question, Asking>,
+}
+
+impl Known {
+    /// The lease that we hold, as far as we know.
+    pub(crate) const fn own(&self) -> Option<&Lease> {
+        self.own.as_ref()
+    }
 }
 
 /// A lease of the store that a claim hangs its record on.
@@ -155,10 +175,22 @@ impl<S: Store> KvManager<S> {
     /// Writes until a record of ours stands that nobody else has a better claim to.
     async fn claim(&self, request: &LeaseRequest, granted: &mut Granted) -> Result<Lease> {
         let mut view = self.view().await?;
+        let mut answers = Answers::default();
         let (mut silences, mut lost) = (0, 0);
         for _ in 0..ATTEMPTS {
+            if let Some(question) = open_question(&view, request, &answers) {
+                let answered = self.ask(&question, request).await?;
+                answers.note(question, answered);
+                if answered.is_none() {
+                    view = self.view().await?;
+                }
+                continue;
+            }
             let layout = &self.options.layout;
-            let decision = decide(layout, &view, request, self.options.mixed_families)?;
+            let mixed = self.options.mixed_families;
+            let decision = decide(layout, &view, request, &answers, mixed)?;
+            let former = candidates(request, &view.records).cloned();
+            self.known().former = former.collect();
             if let Some((record, lease)) = decision.standing_already(&view) {
                 // Nothing is to be written: it works while the store takes no writes.
                 let held = self.held(record)?;
@@ -386,7 +418,7 @@ impl<S: Store> KvManager<S> {
         let Some(record) = found.map(Record::parse) else {
             return Ok(false);
         };
-        if record.node().as_ref() != Some(&own.node) {
+        if record.node().as_ref() != Some(&own.node) || record.instance() != own.instance {
             return Ok(false);
         }
         let before = record.entry.modified;
@@ -448,6 +480,12 @@ fn still_ours(lease: &Lease, found: Option<KeyValue>) -> Result<Option<Record>> 
             Some(node) => format!("it belongs to node {node} now"),
             None => "it cannot be read any more".to_owned(),
         });
+    }
+    if record.instance() != lease.instance {
+        let ips = record.attrs().map(|attrs| attrs.public_ip);
+        let at = ips.and_then(|ips| ips.ips().next());
+        let at = at.map_or_else(String::new, |ip| format!(" at {ip}"));
+        return lost(format!("another machine{at} holds the node id now"));
     }
     if revision != lease.revision {
         let held = lease.revision;
@@ -517,7 +555,7 @@ impl<S: Store> Manager for KvManager<S> {
         let record = self.find_ours(lease).await?;
         let record = record.ok_or_else(|| self.gone(lease))?;
         self.check_attrs(lease).await?;
-        let value = value(&lease.node, &lease.attrs)?;
+        let value = value(&lease.node, lease.instance, &lease.attrs)?;
         let renewed = match record.entry.lease {
             Some(held) if record.entry.value == value.as_bytes() && !self.known().has_gos => {
                 self.extend(lease, held).await?
@@ -540,7 +578,7 @@ impl<S: Store> Manager for KvManager<S> {
                 public_ip: lease.attrs.public_ip,
                 ..LeaseAttrs::default()
             };
-            let value = value(&lease.node, &attrs)?;
+            let value = value(&lease.node, None, &attrs)?;
             txn.then = vec![Op::put(lease.key.as_str(), value, None)];
         }
         match self.store.txn(txn).await {

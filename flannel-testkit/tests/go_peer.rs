@@ -184,7 +184,7 @@ mod laws {
         attrs: &LeaseAttrs,
     ) -> Option<(String, String)> {
         let key = wire::subnet_key(subnet).ok()?;
-        Some((key, wire::lease_value(node, attrs).ok()?))
+        Some((key, wire::lease_value(node, None, attrs).ok()?))
     }
 
     /// The mode of a cluster in which all leases have these families.
@@ -312,6 +312,8 @@ fn request(n: u8, mode: GoMode) -> LeaseRequest {
     };
     LeaseRequest {
         node: NodeId::new(format!("node-{n}")).expect("a node id"),
+        instance: None,
+        take_over: false,
         attrs: LeaseAttrs {
             public_ip: ip(n),
             backend_type: Some(BackendType::vxlan()),
@@ -380,7 +382,7 @@ async fn its_record_is_go_flannels_byte_for_byte() {
     assert_eq!((start, &end[17..]), (expected, "\"}}"));
     // 3.1: what the SDK writes for the same node without an id of its own is the same.
     let record = wire::parse_lease_value(value.as_bytes()).expect("a record");
-    let again = wire::lease_value(&record.node_id().expect("an id"), &record.attrs);
+    let again = wire::lease_value(&record.node_id().expect("an id"), None, &record.attrs);
     assert_eq!(again, Ok(value));
 }
 

@@ -54,7 +54,7 @@ struct Store {
 
 impl Store {
     fn write(&self, key: &str, node: &NodeId, attrs: &LeaseAttrs) -> bool {
-        let Ok(value) = wire::lease_value(node, attrs) else {
+        let Ok(value) = wire::lease_value(node, None, attrs) else {
             return false;
         };
         self.store.put(key, value);
@@ -73,6 +73,7 @@ impl StoreFixture for Store {
         link.deliver(self.way.delivery);
         let options = StoreOptions {
             ttl: Duration::from_secs(10),
+            holder_patience: Duration::from_secs(3),
             ..StoreOptions::default()
         };
         Arc::new(StoreManager::new(link, options))

@@ -191,7 +191,7 @@ async fn go_flannels_record_of_our_address_is_taken_over() {
 async fn a_reservation_stays_without_expiry_and_stays_when_it_is_released() {
     let world = World::new(V4);
     let wants = request("a");
-    let value = wire::lease_value(&wants.node, &LeaseAttrs::default()).expect("a value");
+    let value = wire::lease_value(&wants.node, None, &LeaseAttrs::default()).expect("a value");
     let key = format!("{}/10.5.7.0-24", world.layout.subnets());
     world.store.put(&key, value);
     let node = world.node("a");

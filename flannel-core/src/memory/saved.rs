@@ -12,7 +12,7 @@ use crate::config::{NetworkConfig, PoolMode};
 use crate::family::{DualStack, PublicIp};
 use crate::lease::{BackendData, BackendType, Lease, LeaseAttrs, LeaseKey, Revision};
 use crate::manager::{Error, Result};
-use crate::node::NodeId;
+use crate::node::{InstanceId, NodeId};
 use crate::subnet::Subnet;
 
 /// Raised when a state of before can no longer be read.
@@ -54,6 +54,8 @@ enum Mode {
 struct SavedLease {
     key: LeaseKey,
     node: NodeId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    instance: Option<InstanceId>,
     subnet: DualStack<Subnet>,
     #[serde(default)]
     public_ip: PublicIp,
@@ -88,6 +90,7 @@ impl SavedLease {
         Self {
             key: lease.key,
             node: lease.node,
+            instance: lease.instance,
             subnet: lease.subnet,
             public_ip: attrs.public_ip,
             backend_type: attrs.backend_type,
@@ -109,6 +112,7 @@ impl SavedLease {
             lease: Lease {
                 key: self.key.clone(),
                 node: self.node.clone(),
+                instance: self.instance,
                 subnet: self.subnet,
                 attrs: LeaseAttrs {
                     public_ip: self.public_ip,

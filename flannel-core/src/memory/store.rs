@@ -2,7 +2,7 @@
 //! Every call is complete in itself, so whoever holds the lock sees a whole state.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -10,10 +10,11 @@ use crate::alloc::{Allocator, choose};
 use crate::clock::{Clock, Moment};
 use crate::config::NetworkConfig;
 use crate::event::{Event, Snapshot};
-use crate::family::DualStack;
+use crate::family::{DualStack, PublicIp};
+use crate::holder::Holder;
 use crate::lease::{Lease, LeaseKey, Revision};
 use crate::manager::{Error, LeaseRequest, Result};
-use crate::node::NodeId;
+use crate::node::{InstanceId, NodeId};
 use crate::subnet::Subnet;
 
 /// How many events wait for a slow subscriber before a fresh snapshot takes their place.
@@ -35,9 +36,24 @@ impl Record {
     }
 }
 
+/// The machine that got its lease by a clone of the manager, known to that and to its watches.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Machine(Arc<Mutex<Option<InstanceId>>>);
+
+impl Machine {
+    fn instance(&self) -> Option<InstanceId> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, instance: Option<InstanceId>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = instance;
+    }
+}
+
 /// What one watch has not fetched yet.
 #[derive(Debug)]
 struct Subscriber {
+    machine: Machine,
     /// The next event is a snapshot.
     resync: bool,
     queue: VecDeque<Event>,
@@ -52,6 +68,7 @@ pub(super) struct Store {
     revision: Revision,
     records: BTreeMap<LeaseKey, Record>,
     by_node: BTreeMap<NodeId, BTreeSet<LeaseKey>>,
+    by_address: BTreeMap<PublicIp, BTreeSet<LeaseKey>>,
     by_expiry: BTreeSet<(Moment, LeaseKey)>,
     reservations: BTreeMap<NodeId, DualStack<Subnet>>,
     /// Every record and every reservation is marked as taken, once each.
@@ -71,6 +88,7 @@ impl Store {
             revision: Revision(0),
             records: BTreeMap::new(),
             by_node: BTreeMap::new(),
+            by_address: BTreeMap::new(),
             by_expiry: BTreeSet::new(),
             reservations: BTreeMap::new(),
             subscribers: BTreeMap::new(),
@@ -130,7 +148,18 @@ impl Store {
 
     // Leases
 
-    pub(super) fn acquire(&mut self, now: Moment, request: &LeaseRequest) -> Result<Lease> {
+    /// Whether a machine follows what it got a lease from.
+    fn lives(&self, instance: InstanceId) -> bool {
+        let mut watches = self.subscribers.values();
+        watches.any(|watch| watch.machine.instance() == Some(instance))
+    }
+
+    pub(super) fn acquire(
+        &mut self,
+        now: Moment,
+        machine: &Machine,
+        request: &LeaseRequest,
+    ) -> Result<Lease> {
         let node = &request.node;
         check_families(&request.previous)?;
         if !self.allocators.same_families(self.config.pools()) {
@@ -140,11 +169,15 @@ impl Store {
                     .to_owned(),
             });
         }
-        let own = self.own_records(node);
-        let kept = own.iter().find(|lease| self.fits(&lease.subnet));
+        let (own, former) = self.records_of(request)?;
+        let kept = own
+            .iter()
+            .chain(&former)
+            .find(|lease| self.fits(&lease.subnet));
         let (key, subnet) = match kept {
             Some(lease) => (lease.key.clone(), lease.subnet),
             None => {
+                let own = [own, former.clone()].concat();
                 let subnet = self.choose(request, &own)?;
                 let key = subnet_key(&subnet);
                 // Only a raw write leaves a record under a key that is not that of its subnets.
@@ -159,10 +192,15 @@ impl Store {
                 (key, subnet)
             }
         };
+        for lease in former.iter().filter(|lease| lease.key != key) {
+            self.delete(&lease.key);
+        }
+        machine.set(request.instance);
         let lease = Lease {
             ttl: self.ttl_of(node, &subnet),
             key,
             node: node.clone(),
+            instance: request.instance,
             subnet,
             attrs: request.attrs.clone(),
             created: Revision::default(),
@@ -213,6 +251,9 @@ impl Store {
                 &format!("it belongs to node {} now", found.node),
             ));
         }
+        if found.instance != lease.instance {
+            return Err(lost(lease, "another machine has taken the node id"));
+        }
         if found.revision != lease.revision {
             let (found, held) = (found.revision, lease.revision);
             let reason = format!("it was written at revision {found}, after our {held}");
@@ -224,6 +265,43 @@ impl Store {
     pub(super) fn put_raw(&mut self, now: Moment, lease: Lease) -> Result<Lease> {
         check_families(&lease.subnet)?;
         Ok(self.write(now, lease))
+    }
+
+    /// The asker's own records, and those of its former name, the oldest claims first.
+    fn records_of(&self, request: &LeaseRequest) -> Result<(Vec<Lease>, Vec<Lease>)> {
+        let own = self.own_records(&request.node);
+        for lease in &own {
+            let holder = Holder::of(request, &lease.node, lease.instance, &lease.attrs);
+            if let Holder::Twin(instance) = holder
+                && !request.take_over
+                && self.lives(instance)
+            {
+                return Err(Error::NodeIdHeld {
+                    node: lease.node.clone(),
+                    public_ip: lease.attrs.public_ip,
+                });
+            }
+        }
+        let there = self.by_address.get(&request.attrs.public_ip);
+        let records = there
+            .into_iter()
+            .flatten()
+            .filter_map(|key| self.records.get(key));
+        let is_former = |lease: &Lease| {
+            lease.node != request.node
+                && !self.reservations.contains_key(&lease.node)
+                && match Holder::of(request, &lease.node, lease.instance, &lease.attrs) {
+                    Holder::Own => true,
+                    Holder::Former(instance) => {
+                        request.take_over || !instance.is_some_and(|instance| self.lives(instance))
+                    }
+                    Holder::Twin(_) | Holder::Other => false,
+                }
+        };
+        let leases = records.map(|record| &record.lease);
+        let mut former: Vec<Lease> = leases.filter(|lease| is_former(lease)).cloned().collect();
+        former.sort_by_key(Lease::seniority);
+        Ok((own, former))
     }
 
     /// The records of a node, the oldest claim first.
@@ -345,6 +423,8 @@ impl Store {
         let Lease { key, node, .. } = &record.lease;
         let keys = self.by_node.entry(node.clone()).or_default();
         keys.insert(key.clone());
+        let there = self.by_address.entry(record.lease.attrs.public_ip);
+        there.or_default().insert(key.clone());
         if let Some(expires) = record.expires {
             self.by_expiry.insert((expires, key.clone()));
         }
@@ -357,6 +437,13 @@ impl Store {
             keys.remove(key);
             if keys.is_empty() {
                 self.by_node.remove(&record.lease.node);
+            }
+        }
+        let public_ip = record.lease.attrs.public_ip;
+        if let Some(keys) = self.by_address.get_mut(&public_ip) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_address.remove(&public_ip);
             }
         }
         if let Some(expires) = record.expires {
@@ -396,9 +483,10 @@ impl Store {
         }
     }
 
-    pub(super) fn subscribe(&mut self) -> u64 {
+    pub(super) fn subscribe(&mut self, machine: Machine) -> u64 {
         self.last_subscriber += 1;
         let subscriber = Subscriber {
+            machine,
             resync: true,
             queue: VecDeque::new(),
             waker: None,
@@ -501,7 +589,7 @@ mod tests {
         let text = r#"{"Network":"10.5.0.0/16"}"#;
         let config = NetworkConfig::from_json(text, PoolMode::Allocated).expect("a valid config");
         let mut store = Store::new(config.clone(), Arc::new(TokioClock::new()));
-        let ids = [store.subscribe(), store.subscribe()];
+        let ids = [0, 1].map(|_| store.subscribe(Machine::default()));
         store.next_event(ids[1], Moment::default(), Waker::noop());
         for _ in 0..5 * MAX_QUEUE {
             store.set_config(config.clone());

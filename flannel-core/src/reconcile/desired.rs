@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Network, Rejection};
 use crate::family::{DualStack, Family};
-use crate::lease::{BackendType, LeaseKey, Revision, Seniority};
+use crate::lease::{BackendType, Lease, LeaseKey, Revision, Seniority};
 use crate::lease_set::{LeaseDelta, LeaseSet, Peer};
 use crate::node::OverlayName;
 use crate::object::{
@@ -92,6 +92,59 @@ pub struct Compiler {
     keys: Settlement<ObjectKey>,
     desired: Desired,
     rejected: BTreeMap<LeaseKey, Rejections>,
+    /// What other nodes make of our own record.
+    own: Option<OwnClaim>,
+    /// Records that want a key of that, which is why this node rejects them.
+    rivals: BTreeMap<Seniority, ObjectKey>,
+}
+
+/// What our own record makes other nodes want.
+#[derive(Debug, Clone)]
+struct OwnClaim {
+    seniority: Seniority,
+    keys: BTreeSet<ObjectKey>,
+}
+
+impl OwnClaim {
+    fn of(network: &dyn Network) -> Self {
+        let lease = network.lease();
+        let mut reached = lease.subnet;
+        for (family, _) in lease.subnet.iter() {
+            if lease.attrs.public_ip(family).is_none() {
+                reached.set(family, None);
+            }
+        }
+        Self {
+            seniority: lease.seniority(),
+            keys: keys_of(network, lease, &reached),
+        }
+    }
+}
+
+/// The MAC of a peer's device that an object leads to.
+const fn mac_behind(object: &Object) -> Option<MacAddr> {
+    match object {
+        Object::Fdb(Fdb { mac, .. }) | Object::Neighbour(Neighbour { mac, .. }) => Some(*mac),
+        Object::Link(_)
+        | Object::Sysctl(_)
+        | Object::Offload(_)
+        | Object::Address(_)
+        | Object::Tunnel(_)
+        | Object::TunnelPeer(_)
+        | Object::Nexthop(_)
+        | Object::Route(_) => None,
+    }
+}
+
+/// The keys that nodes of a network want for the subnets of a record.
+fn keys_of(
+    network: &dyn Network,
+    lease: &Lease,
+    subnets: &DualStack<Subnet>,
+) -> BTreeSet<ObjectKey> {
+    let answers = network.peer(lease, subnets);
+    let units = answers.values().filter_map(|answer| answer.as_ref().ok());
+    units.flatten().map(Object::key).collect()
 }
 
 /// What the node itself needs.
@@ -149,6 +202,8 @@ impl Compiler {
                 spared: Vec::new(),
             },
             rejected: BTreeMap::new(),
+            own: None,
+            rivals: BTreeMap::new(),
         }
     }
 
@@ -161,6 +216,17 @@ impl Compiler {
     /// older peers hold.
     pub const fn rejected(&self) -> &BTreeMap<LeaseKey, Rejections> {
         &self.rejected
+    }
+
+    /// Why other nodes must reject our own record: an older one makes them want an object of the same
+    /// key, such as a forwarding entry of the same MAC.
+    pub fn own_rejected(&self) -> Option<Rejection> {
+        let own = self.own.as_ref()?;
+        let (older, key) = self.rivals.first_key_value()?;
+        (*older < own.seniority).then(|| Rejection::KeyTaken {
+            key: key.clone(),
+            by: older.key.clone(),
+        })
     }
 
     /// Of which backends devices are to stay that are not wanted ([`Desired::held_backends`]).
@@ -183,6 +249,7 @@ impl Compiler {
             let wanted = Wanted { object, peer: None };
             fresh.desired.objects.insert(key.clone(), wanted);
         }
+        fresh.own = Some(OwnClaim::of(&*network));
         fresh.network = Some(network);
         fresh.compile(peers.peers().keys(), peers);
         let before = std::mem::replace(self, fresh).desired.objects;
@@ -220,6 +287,15 @@ impl Compiler {
             let old = self.peers.remove(key);
             let peer = peers.peer(key);
             let new = peer.map(|peer| self.compile_peer(&*network, peer));
+            if let Some(old) = &old {
+                let (created, key) = (old.created, key.clone());
+                self.rivals.remove(&Seniority { created, key });
+            }
+            if let (Some(peer), Some(new)) = (peer, &new)
+                && !new.rejections.is_empty()
+            {
+                self.note_rival(&*network, peer, &peers.claims_of(peer));
+            }
             if old == new {
                 if let Some(same) = new {
                     self.peers.insert(key.clone(), same);
@@ -252,6 +328,17 @@ impl Compiler {
         }
         affected.retain(|key| self.settle(key));
         affected
+    }
+
+    /// Notes whether a peer that is rejected here wants what others want for us.
+    fn note_rival(&mut self, network: &dyn Network, peer: &Peer, claims: &DualStack<Subnet>) {
+        let Some(own) = self.own.as_ref().filter(|_| !claims.is_empty()) else {
+            return;
+        };
+        let theirs = keys_of(network, &peer.lease, claims);
+        let shared = theirs.intersection(&own.keys).next().cloned();
+        self.rivals
+            .extend(shared.map(|shared| (peer.lease.seniority(), shared)));
     }
 
     /// Brings what is wanted under one key up to date; whether that changed it.
@@ -364,6 +451,10 @@ impl Compiler {
             }
             unit.insert(key, object);
         }
+        let mut macs = unit.values().filter_map(mac_behind);
+        if let Some(mac) = macs.find(|mac| self.local.macs.contains(mac)) {
+            return Err(Rejection::OwnMac { mac });
+        }
         for (key, object) in &unit {
             if let Err(reason) = self.check(key, object, subnet, public_ip, &unit) {
                 return Err(refuse(key.clone(), reason));
@@ -407,8 +498,6 @@ impl Compiler {
                     Err("it is on a device that the node does not make")
                 } else if !mac.is_unicast() {
                     Err("its MAC is not that of one device")
-                } else if local.macs.contains(mac) {
-                    Err("its MAC is this node's own")
                 } else {
                     Ok(())
                 }

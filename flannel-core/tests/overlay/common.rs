@@ -109,6 +109,7 @@ pub fn peer(n: u8, subnet: &str) -> Lease {
     let subnet: Subnet = subnet.parse().expect("a subnet");
     Lease {
         key: LeaseKey::new(format!("{}-{}", subnet.address(), subnet.len())),
+        instance: None,
         node: node(&format!("peer-{n}")),
         subnet: DualStack::v4(subnet),
         attrs: LeaseAttrs {

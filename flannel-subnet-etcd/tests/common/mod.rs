@@ -79,6 +79,8 @@ pub(crate) fn request(node: &str, last: u8) -> LeaseRequest {
     let data = BackendData::from_json(data).expect("JSON");
     LeaseRequest {
         node: NodeId::new(node).expect("a name"),
+        instance: None,
+        take_over: false,
         attrs: LeaseAttrs {
             public_ip: PublicIp::v4([192, 0, 2, last].into()),
             backend_type: Some(BackendType::vxlan()),

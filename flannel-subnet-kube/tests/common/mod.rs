@@ -65,6 +65,8 @@ pub(crate) fn attrs(n: u8) -> LeaseAttrs {
 pub(crate) fn request(name: &str, n: u8) -> LeaseRequest {
     LeaseRequest {
         node: node(name),
+        instance: None,
+        take_over: false,
         attrs: attrs(n),
         previous: DualStack::default(),
     }

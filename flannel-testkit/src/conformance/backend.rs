@@ -122,6 +122,7 @@ impl NodeFixture {
         Lease {
             key: LeaseKey::new(format!("lease{}", self.number)),
             node: self.node.clone(),
+            instance: None,
             subnet,
             attrs,
             ttl: None,

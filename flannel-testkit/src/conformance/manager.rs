@@ -42,6 +42,7 @@
 //! which promises can be tried; the others are reported as skipped, with the reason.
 
 mod leases;
+mod machines;
 mod tools;
 mod watch;
 
@@ -55,6 +56,7 @@ use async_trait::async_trait;
 use flannel_core::{DualStack, Lease, LeaseKey, Manager, NetworkConfig, NodeId, Subnet};
 
 use leases::*;
+use machines::*;
 use watch::*;
 
 /// Makes stores for the suite: one per promise.
@@ -255,6 +257,11 @@ promises! { $
     release_frees_the_subnet
     release_is_idempotent
     release_of_anothers_lease_changes_nothing
+    a_node_id_in_use_is_refused
+    a_node_id_is_taken_over_on_request
+    the_same_machine_keeps_its_lease
+    a_renamed_machine_keeps_its_subnet
+    a_copy_of_a_living_node_takes_nothing
     both_families_or_none
     watch_starts_with_a_snapshot
     a_gap_is_followed_by_a_snapshot

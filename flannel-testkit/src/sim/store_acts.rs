@@ -124,6 +124,7 @@ impl World {
         Lease {
             key: LeaseKey::new(""),
             node: NodeId::new(format!("stranger-{n}")).expect("a node id"),
+            instance: None,
             subnet,
             attrs: LeaseAttrs {
                 public_ip: addresses(100 + n % 90, 0),

@@ -123,6 +123,7 @@ fn parse(entry: &KeyValue) -> Result<Lease, wire::Error> {
     Ok(Lease {
         key: LeaseKey::new(&entry.key),
         node: record.node_id()?,
+        instance: None,
         subnet: wire::parse_subnet_key(&entry.key)?,
         attrs: record.attrs,
         ttl: None,

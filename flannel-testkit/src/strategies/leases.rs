@@ -122,6 +122,7 @@ fn assemble(
         |(key, node, subnet, attrs, ttl, (created, since))| Lease {
             key,
             node,
+            instance: None,
             subnet,
             attrs,
             ttl,

@@ -43,7 +43,7 @@ impl World {
             attrs.public_ip.v6 = Some(v6.into());
         }
         let node = NodeId::from_public_ip(ip.into());
-        let value = wire::lease_value(&node, &attrs).expect("a value");
+        let value = wire::lease_value(&node, None, &attrs).expect("a value");
         let key = format!("{}/{key}", self.layout.subnets());
         self.store.put_for(key, value, 24 * 3600 * SECOND)
     }
@@ -67,6 +67,8 @@ pub(crate) fn request(name: &str) -> LeaseRequest {
         .fold(0, |n: u8, b| n.wrapping_mul(31).wrapping_add(b));
     LeaseRequest {
         node: NodeId::new(name).expect("a node id"),
+        instance: None,
+        take_over: false,
         attrs: LeaseAttrs {
             public_ip: PublicIp::both(
                 [192, 0, 2, n].into(),

@@ -33,6 +33,7 @@ use crate::kernel::{self, ChangeStream, Features};
 use crate::lease::{BackendType, LeaseAttrs};
 use crate::lease_set::LeaseSet;
 use crate::manager;
+use crate::node::InstanceId;
 use crate::overlay::{Error, Parts};
 use crate::reconcile::desired::Compiler;
 use crate::reconcile::plan::Plan;
@@ -106,6 +107,8 @@ pub(crate) struct Engine {
     underlay: Arc<Underlay>,
     backend: Option<Arc<dyn Backend>>,
     attrs: Option<LeaseAttrs>,
+    /// The machine that we are.
+    instance: InstanceId,
     lease: LeaseState,
     /// A lease is to be asked for, whatever is held.
     acquire: bool,
@@ -193,6 +196,7 @@ impl Engine {
             underlay: Arc::default(),
             backend: None,
             attrs: None,
+            instance: parts.instance.unwrap_or(parts.fresh_instance),
             lease: LeaseState::None,
             acquire: false,
             lost: None,

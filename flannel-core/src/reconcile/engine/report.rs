@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::store::LeaseState;
-use crate::backend::Note;
+use crate::backend::{Note, Rejection};
 use crate::condition::{ConditionStatus, ConditionType};
 use crate::lease::LeaseKey;
 use crate::lease_set::{Held, HeldReason};
@@ -80,13 +80,18 @@ impl Engine {
         notes
     }
 
+    /// Why other nodes do not accept our record, by a rule that all apply.
+    pub(super) fn rejected_by_others(&self) -> Option<Rejection> {
+        let by_core = self.leases.own_rejected().values().next().cloned();
+        by_core.or_else(|| self.compiler.own_rejected())
+    }
+
     /// Whether other nodes accept the record of the lease that is held.
     fn conclude_lease(&mut self) {
         let LeaseState::Held { lease, .. } = &self.lease else {
             return;
         };
-        let rejected = self.leases.own_rejected();
-        if let Some(rejection) = rejected.values().next() {
+        if let Some(rejection) = self.rejected_by_others() {
             let message = format!(
                 "other nodes reject our record {}: {rejection}; delete the other record, or \
                  release this lease for another one",

@@ -93,11 +93,15 @@ impl Engine {
         match state.load().await {
             Ok(Some(saved)) => {
                 self.networks = saved.networks.iter().copied().take(NETWORKS).collect();
+                let given = self.parts.instance.or(saved.instance);
+                self.instance = given.unwrap_or(self.instance);
                 self.saved = saved;
             }
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "the saved state cannot be read"),
         }
+        // Kept before anybody hears of it.
+        self.save().await;
     }
 
     /// Remembers lease and config, if they are other than what is remembered.
@@ -116,6 +120,7 @@ impl Engine {
                 None => self.saved.config.clone(),
             },
             networks: self.networks.clone(),
+            instance: Some(self.instance),
         };
         if saved != self.saved {
             if let Err(error) = state.save(&saved).await {
@@ -274,6 +279,8 @@ impl Engine {
         } else if self.wants_acquire() {
             let request = LeaseRequest {
                 node: self.parts.node.clone(),
+                instance: Some(self.instance),
+                take_over: self.parts.options.take_over,
                 attrs: self.attrs.clone().unwrap_or_default(),
                 previous: match self.lease.lease().or(self.saved.lease.as_ref()) {
                     Some(lease) => lease.subnet,
@@ -416,6 +423,7 @@ impl Engine {
             manager::Error::Config(_) => (ConditionType::Config, "InvalidConfig", true),
             manager::Error::LeaseLost { .. } => (ConditionType::Lease, "Lost", false),
             manager::Error::Corrupt { .. } => (kind, "Corrupt", true),
+            manager::Error::NodeIdHeld { .. } => (ConditionType::Lease, "NodeIdHeld", true),
             manager::Error::Invalid { .. } => (kind, "Refused", true),
         };
         if kind == ConditionType::Config {
@@ -433,11 +441,13 @@ impl Engine {
 
     pub(super) async fn took_lease(&mut self, lease: Lease, asked: Moment, renewal: bool) {
         self.follow_fit(&lease, renewal);
+        // Once is enough: whom the other takes it from is to be told.
+        self.parts.options.take_over &= renewal;
         let keeper = Keeper::new(self.parts.options.keeper, &lease, asked);
         let message = format!("{} by record {}", lease.subnet, lease.key);
         let subnet = lease.subnet;
         self.lease = LeaseState::Held { lease, keeper };
-        if self.leases.own_rejected().is_empty() {
+        if self.rejected_by_others().is_none() {
             self.holds(ConditionType::Lease, "Held", message);
         }
         self.emit(if renewal {

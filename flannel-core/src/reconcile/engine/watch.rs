@@ -9,6 +9,7 @@ use super::{BATCH, Engine};
 use crate::condition::ConditionType;
 use crate::error_chain::error_chain;
 use crate::event::{Event, EventStream};
+use crate::lease::{Lease, LeaseAttrs};
 use crate::lease_set::{Applied, Held, HeldReason, LeaseDelta, OwnChange};
 use crate::manager;
 use crate::status::OverlayEvent;
@@ -144,6 +145,9 @@ impl Engine {
             event => self.leases.apply(event),
         };
         self.applied(applied, is_whole);
+        if self.saved.instance != Some(self.instance) {
+            self.save().await;
+        }
     }
 
     /// Judges the deletes that have come together, once no more of them come.
@@ -208,6 +212,16 @@ impl Engine {
     /// left of our record, because a backup was restored.
     pub(super) fn own_record(&mut self, change: OwnChange, is_whole: bool) {
         let now = self.now();
+        if let OwnChange::Written(record) = &change
+            && !is_whole
+            && self.is_a_clones(record)
+        {
+            tracing::warn!(
+                public_ip = ?record.attrs.public_ip,
+                "another machine runs with a copy of our saved state: we are a new instance"
+            );
+            self.instance = self.parts.fresh_instance;
+        }
         let LeaseState::Held { lease, keeper } = &mut self.lease else {
             return;
         };
@@ -223,6 +237,22 @@ impl Engine {
             OwnChange::Written(record) if !is_whole && record.revision <= lease.revision => {}
             _ => keeper.publish(now),
         }
+    }
+
+    /// Whether a record is one that our own instance wrote after ours, at an address that never was
+    /// ours: a machine was cloned together with its saved state.
+    fn is_a_clones(&self, record: &Lease) -> bool {
+        let Some(held) = self.lease.held() else {
+            return false;
+        };
+        let theirs = record.attrs.public_ip;
+        let is_ours = |attrs: &LeaseAttrs| attrs.public_ip == theirs;
+        record.key == held.key
+            && record.revision > held.revision
+            && record.node == self.parts.node
+            && record.instance == Some(self.instance)
+            && !is_ours(&held.attrs)
+            && !self.attrs.as_ref().is_some_and(is_ours)
     }
 
     pub(super) fn peers_differ(&mut self, delta: &LeaseDelta) {

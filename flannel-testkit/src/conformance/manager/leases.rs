@@ -200,6 +200,7 @@ fn foreign(n: u8, subnet: &str) -> Result<Lease, Violation> {
     Ok(Lease {
         key: LeaseKey::new(subnet.replace('/', "-")),
         node: node(n),
+        instance: None,
         subnet: DualStack::v4(self::subnet(subnet)?),
         attrs: attrs(n),
         ttl: None,

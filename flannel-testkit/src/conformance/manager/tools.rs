@@ -124,6 +124,8 @@ pub(super) fn attrs(n: u8) -> LeaseAttrs {
 pub(super) fn request(n: u8) -> LeaseRequest {
     LeaseRequest {
         node: node(n),
+        instance: None,
+        take_over: false,
         attrs: attrs(n),
         previous: DualStack::default(),
     }
@@ -205,6 +207,11 @@ impl Watched {
             watched.next().await?;
         }
         Ok(watched)
+    }
+
+    /// The watch itself, where it is.
+    pub(super) fn into_stream(self) -> EventStream {
+        self.stream
     }
 
     /// The next event, folded; errors that the stream reports on its way are passed over.

@@ -1,0 +1,176 @@
+//! Records of a machine's former name, beside the one that it has: they go once nobody answers for
+//! them.
+//!
+//! Peers accept the older of two records of one address and MAC, so until the former one is gone they
+//! reject the machine's own.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use flannel_core::manager::Result;
+use flannel_core::{Holder, LeaseRequest};
+use tokio::time::Instant;
+
+use crate::ask::{LOOK_EVERY, Progress, Question};
+use crate::layout::{Record, lease_key};
+use crate::manager::KvManager;
+use crate::store::Store;
+use crate::txn::{Compare, Op, Txn};
+
+/// How many such records are looked after; a machine has one former name.
+const MOST: usize = 8;
+
+/// How long a record that a machine answered for is left alone.
+const REST: Duration = Duration::from_secs(60);
+
+/// How long the rest waits after a failure.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// A record that looks as if our machine had written it under another name.
+#[derive(Debug, Clone)]
+struct Former {
+    record: Record,
+    due: Instant,
+}
+
+/// What came of looking at one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// There may be an answer yet.
+    Open,
+    /// A machine that lives answered for it.
+    Answered,
+    /// It was removed, or somebody wrote it since.
+    Done,
+}
+
+/// The records of our former name.
+#[derive(Debug, Default)]
+pub(super) struct Formers(BTreeMap<String, Former>);
+
+impl Formers {
+    /// Forgets all: everything is read anew.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// The record is gone.
+    pub(super) fn forget(&mut self, key: &str) {
+        self.0.remove(key);
+    }
+
+    /// When one of them is to be looked at.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.0.values().map(|former| former.due).min()
+    }
+
+    /// Takes note of a record, whatever it is.
+    pub(super) fn note<S: Store>(&mut self, manager: &KvManager<S>, record: &Record) {
+        let key = &record.entry.key;
+        self.0.remove(key);
+        if self.0.len() < MOST && is_former(manager, record) {
+            let former = Former {
+                record: record.clone(),
+                due: Instant::now(),
+            };
+            self.0.insert(key.clone(), former);
+        }
+    }
+
+    /// Looks at the one that is due: asks for whoever wrote it, and removes it if nobody answers.
+    pub(super) async fn look<S: Store>(&mut self, manager: &KvManager<S>) {
+        let due = self.0.values_mut().min_by_key(|former| former.due);
+        let Some(former) = due else {
+            return;
+        };
+        let done = manager.look_at_former(&former.record).await;
+        let wait = match done {
+            Ok(Look::Open) => Some(LOOK_EVERY),
+            Ok(Look::Answered) => Some(REST),
+            Ok(Look::Done) => None,
+            Err(error) => {
+                tracing::debug!(%error, "a record of our former name is looked at later");
+                Some(RETRY)
+            }
+        };
+        match wait.filter(|_| is_former(manager, &former.record)) {
+            Some(wait) => former.due = Instant::now() + wait,
+            None => {
+                let key = former.record.entry.key.clone();
+                self.0.remove(&key);
+            }
+        }
+    }
+}
+
+/// The request by which our lease would be ours.
+fn request_of<S: Store>(manager: &KvManager<S>) -> Option<LeaseRequest> {
+    let known = manager.known();
+    let own = known.own()?;
+    Some(LeaseRequest {
+        instance: own.instance,
+        ..LeaseRequest::new(own.node.clone(), own.attrs.clone())
+    })
+}
+
+/// Those of the records read that are of our former name by what they say.
+pub(super) fn candidates<'a>(
+    request: &'a LeaseRequest,
+    records: &'a [Record],
+) -> impl Iterator<Item = &'a Record> {
+    records.iter().filter(|record| says_former(request, record))
+}
+
+/// Whether a record bears another node id, and is of the asker's machine by what it says.
+fn says_former(request: &LeaseRequest, record: &Record) -> bool {
+    record.node().is_some_and(|node| node != request.node)
+        && !record.is_gos()
+        && record.entry.lease.is_some()
+        && matches!(record.holder(request), Holder::Own | Holder::Former(_))
+}
+
+/// Whether a record is another than ours, and of our machine by what it says.
+fn is_former<S: Store>(manager: &KvManager<S>, record: &Record) -> bool {
+    let Some(request) = request_of(manager) else {
+        return false;
+    };
+    let is_ours = manager
+        .known()
+        .own()
+        .is_some_and(|own| own.key == lease_key(&record.entry.key));
+    !is_ours && says_former(&request, record)
+}
+
+impl<S: Store> KvManager<S> {
+    /// Asks for whoever wrote a record, and removes it if that was us or nobody answers.
+    async fn look_at_former(&self, record: &Record) -> Result<Look> {
+        let Some(request) = request_of(self) else {
+            return Ok(Look::Done);
+        };
+        if let Some(question) = Question::of(&request, record) {
+            match self.look(&question, &request).await? {
+                Progress::Open => return Ok(Look::Open),
+                Progress::Answered(_) => return Ok(Look::Answered),
+                Progress::Silent => {}
+            }
+        }
+        let key = &record.entry.key;
+        let mut then = vec![Op::delete(key)];
+        let layout = &self.options().layout;
+        if let Some(node) = record.node() {
+            let markers = layout.markers(&node, &record.taken);
+            then.extend(markers.into_iter().map(Op::delete));
+        }
+        tracing::warn!(
+            key,
+            "a record of our machine under its former name is removed"
+        );
+        let txn = Txn {
+            compares: vec![Compare::unchanged(key, record.entry.modified)],
+            then,
+            or_else: Vec::new(),
+        };
+        self.store().txn(txn).await?;
+        Ok(Look::Done)
+    }
+}

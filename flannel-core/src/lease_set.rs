@@ -289,13 +289,26 @@ impl LeaseSet {
         own.filter_map(|key| self.records.get(key)?.lease())
     }
 
-    /// The subnets that a peer's record claims on every node of the network, be it that this host alone
-    /// has no use for it.
-    pub fn claims_of(&self, peer: &Peer) -> DualStack<Subnet> {
-        let screened = self.admission.screen(&peer.lease);
+    /// The subnets that a peer's record claims on every node of the network, whoever has them.
+    pub(crate) fn screened_claims_of(&self, peer: &Peer) -> DualStack<Subnet> {
         let mut claims = DualStack::default();
-        for (family, screened) in screened.iter() {
+        for (family, screened) in self.admission.screen(&peer.lease).iter() {
             claims.set(family, screened.claim);
+        }
+        claims
+    }
+
+    /// The subnets that a peer's record has on every node of the network that does not refuse it for a
+    /// reason of its own: those that it claims and no older record has.
+    pub fn claims_of(&self, peer: &Peer) -> DualStack<Subnet> {
+        let record = self.records.get(&peer.lease.key);
+        let Some(seat) = record.and_then(Record::seat) else {
+            return DualStack::default();
+        };
+        let mut claims = DualStack::default();
+        for (family, screened) in self.admission.screen(&peer.lease).iter() {
+            let is_lost = self.subnets.lost(&claimant(&seat, family)).is_some();
+            claims.set(family, screened.claim.filter(|_| !is_lost));
         }
         claims
     }

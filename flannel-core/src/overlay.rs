@@ -250,7 +250,8 @@ impl OverlayBuilder {
         self
     }
 
-    /// The seed of all jitter; by default derived from the node id.
+    /// The seed of all jitter, by default derived from the node id, and of a new instance, by default
+    /// random. For simulations.
     #[must_use]
     pub const fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
@@ -336,7 +337,12 @@ impl OverlayBuilder {
             clock,
             rng,
             instance: self.instance,
-            fresh_instance: InstanceId::random(),
+            fresh_instance: self.seed.map_or_else(InstanceId::random, |seed| {
+                // Another history than that of the jitter.
+                let mut rng = Rng::new(!seed);
+                let mut half = || u128::from(rng.next_u64());
+                InstanceId::from_bits(half() << 64 | half())
+            }),
             options: self.options,
         };
         let engine = Engine::new(parts, status, events.clone());

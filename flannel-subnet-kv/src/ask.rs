@@ -145,25 +145,27 @@ impl<S: Store> KvManager<S> {
         question: &Question,
         request: &LeaseRequest,
     ) -> Result<Progress> {
-        let asking = self.take_asking(question);
+        // It stays known if this is given up on.
+        let asking = self.asking(question);
         let (progress, asking) = self.look_at(asking, question, request).await?;
         match progress {
             Progress::Open => drop(self.known().asking.insert(question.clone(), asking)),
             // What is settled needs no question any more; else it ends with its lease.
             Progress::Answered(_) | Progress::Silent => {
+                self.known().asking.remove(question);
                 drop(self.store().revoke(asking.lease).await);
             }
         }
         Ok(progress)
     }
 
-    /// A question that stands, with those forgotten that nobody came back to.
-    fn take_asking(&self, question: &Question) -> Option<Asking> {
+    /// A question that stands. Those that nobody came back to are forgotten.
+    fn asking(&self, question: &Question) -> Option<Asking> {
         let stands = self.options().holder_patience + LINGER;
         let now = Instant::now();
         let mut known = self.known();
         known.asking.retain(|_, asking| now < asking.put + stands);
-        known.asking.remove(question)
+        known.asking.get(question).cloned()
     }
 
     async fn look_at(

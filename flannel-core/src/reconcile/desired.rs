@@ -95,7 +95,7 @@ pub struct Compiler {
     /// What other nodes make of our own record.
     own: Option<OwnClaim>,
     /// Records that want a key of that, which is why this node rejects them.
-    rivals: BTreeMap<Seniority, ObjectKey>,
+    rivals: BTreeSet<Seniority>,
 }
 
 /// What our own record makes other nodes want.
@@ -105,7 +105,24 @@ struct OwnClaim {
     keys: BTreeSet<ObjectKey>,
 }
 
+/// How many older records that want the same are looked at: those of one machine are few.
+const RIVALS: usize = 16;
+
 impl OwnClaim {
+    /// What others want for us and for these subnets of a peer.
+    fn shared(
+        &self,
+        network: &dyn Network,
+        peer: &Peer,
+        subnets: &DualStack<Subnet>,
+    ) -> Option<ObjectKey> {
+        if subnets.is_empty() {
+            return None;
+        }
+        let theirs = keys_of(network, &peer.lease, subnets);
+        theirs.intersection(&self.keys).next().cloned()
+    }
+
     fn of(network: &dyn Network) -> Self {
         let lease = network.lease();
         let mut reached = lease.subnet;
@@ -203,7 +220,7 @@ impl Compiler {
             },
             rejected: BTreeMap::new(),
             own: None,
-            rivals: BTreeMap::new(),
+            rivals: BTreeSet::new(),
         }
     }
 
@@ -220,13 +237,16 @@ impl Compiler {
 
     /// Why other nodes must reject our own record: an older one makes them want an object of the same
     /// key, such as a forwarding entry of the same MAC.
-    pub fn own_rejected(&self) -> Option<Rejection> {
-        let own = self.own.as_ref()?;
-        let (older, key) = self.rivals.first_key_value()?;
-        (*older < own.seniority).then(|| Rejection::KeyTaken {
-            key: key.clone(),
-            by: older.key.clone(),
-        })
+    pub fn own_rejected(&self, peers: &LeaseSet) -> Option<Rejection> {
+        let (network, own) = (self.network.as_ref()?, self.own.as_ref()?);
+        let older = self.rivals.range(..&own.seniority).take(RIVALS);
+        older
+            .filter_map(|rival| peers.peer(&rival.key))
+            .find_map(|rival| {
+                let key = own.shared(&**network, rival, &peers.claims_of(rival))?;
+                let by = rival.lease.key.clone();
+                Some(Rejection::KeyTaken { key, by })
+            })
     }
 
     /// Of which backends devices are to stay that are not wanted ([`Desired::held_backends`]).
@@ -294,7 +314,7 @@ impl Compiler {
             if let (Some(peer), Some(new)) = (peer, &new)
                 && !new.rejections.is_empty()
             {
-                self.note_rival(&*network, peer, &peers.claims_of(peer));
+                self.note_rival(&*network, peer, peers);
             }
             if old == new {
                 if let Some(same) = new {
@@ -330,15 +350,13 @@ impl Compiler {
         affected
     }
 
-    /// Notes whether a peer that is rejected here wants what others want for us.
-    fn note_rival(&mut self, network: &dyn Network, peer: &Peer, claims: &DualStack<Subnet>) {
-        let Some(own) = self.own.as_ref().filter(|_| !claims.is_empty()) else {
-            return;
-        };
-        let theirs = keys_of(network, &peer.lease, claims);
-        let shared = theirs.intersection(&own.keys).next().cloned();
-        self.rivals
-            .extend(shared.map(|shared| (peer.lease.seniority(), shared)));
+    /// Notes whether a peer that is rejected here wants what others want for us, if it has its subnets.
+    fn note_rival(&mut self, network: &dyn Network, peer: &Peer, peers: &LeaseSet) {
+        let claims = peers.screened_claims_of(peer);
+        let own = self.own.as_ref();
+        if own.is_some_and(|own| own.shared(network, peer, &claims).is_some()) {
+            self.rivals.insert(peer.lease.seniority());
+        }
     }
 
     /// Brings what is wanted under one key up to date; whether that changed it.

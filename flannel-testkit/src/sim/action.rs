@@ -463,11 +463,14 @@ pub enum Hostile {
     HugeData,
     /// It is of another overlay: another VNI.
     OtherVni,
+    /// Its address and its data are the node's: a machine that was cloned, or a copy of its record
+    /// under another id, of no machine, of one that nobody knows, or of the node's own.
+    Clone,
 }
 
 impl Hostile {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Honest,
         Self::OtherFamily,
         Self::OwnSubnet,
@@ -489,6 +492,7 @@ impl Hostile {
         Self::MalformedData,
         Self::HugeData,
         Self::OtherVni,
+        Self::Clone,
     ];
 }
 

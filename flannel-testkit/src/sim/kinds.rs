@@ -102,6 +102,7 @@ pub const KINDS: &[&str] = &[
     "store Junk",
     "store Put AroundOwn",
     "store Put BadPublicIp",
+    "store Put Clone",
     "store Put DefaultRoute",
     "store Put DuplicateMac",
     "store Put Honest",

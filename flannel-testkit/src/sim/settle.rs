@@ -5,9 +5,9 @@ use std::time::Duration;
 use flannel_core::alloc::Allocator;
 use flannel_core::reconcile::plan::difference;
 use flannel_core::{
-    ConditionType, DualStack, Family, Lease, LeaseKey, LinkKind, Neighbour, NetworkConfig, Nexthop,
-    Object, ObjectKey, Objects, Pool, Route, RouteProtocol, RouteTarget, Snapshot, Subnet,
-    TunnelPeer, wire,
+    BackendType, ConditionType, DualStack, Family, Lease, LeaseAttrs, LeaseKey, LinkKind,
+    Neighbour, NetworkConfig, Nexthop, NodeId, Object, ObjectKey, Objects, Pool, Route,
+    RouteProtocol, RouteTarget, Snapshot, Subnet, TunnelPeer, wire,
 };
 
 use super::cluster::Tamper;
@@ -23,6 +23,9 @@ use super::world::World;
 /// then; the longest wait for a kernel that refused (30 s); a whole reading (11 s); a withdrawal
 /// that is doubted (10 s); and the longest sleep of an engine (15 s), twice.
 const BOUND: Duration = Duration::from_secs(2 * (60 + 30) + 30 + 11 + 10 + 2 * 15);
+
+/// The number of a host on the underlay that is no node.
+const NOBODY: u8 = 250;
 
 /// How long a cluster that has converged is watched.
 const REST: Duration = Duration::from_secs(25);
@@ -219,7 +222,6 @@ impl World {
             ConditionType::Store,
             ConditionType::Config,
             ConditionType::Underlay,
-            ConditionType::Lease,
             ConditionType::Kernel,
         ] {
             if !status.is_true(kind) {
@@ -249,6 +251,15 @@ impl World {
         );
         let mut backends = model.reaches(&self.config);
         backends.push(model.backend_type(&self.config));
+        let condition = status.condition(ConditionType::Lease);
+        let reason = condition.map_or("none", |condition| condition.reason.as_str());
+        let expected = match self.is_rejected_elsewhere(&me, &backends, records) {
+            true => "Rejected",
+            false => "Held",
+        };
+        if reason != expected {
+            problems.push(format!("its lease is {reason}, and should be {expected}"));
+        }
         let (usable, mut rejected) = peers(&me, &backends, records);
         let expected = model.expect(&me, &usable);
         rejected.extend(expected.rejected.iter().cloned());
@@ -262,6 +273,33 @@ impl World {
         }
         self.compare(at, &objects, &expected, &mut problems);
         problems
+    }
+
+    /// Whether a node that has no stake in it would reject a node's record.
+    fn is_rejected_elsewhere(
+        &self,
+        me: &Me<'_>,
+        backends: &[BackendType],
+        records: &[Lease],
+    ) -> bool {
+        let nobody = NodeId::new("nobody").expect("a node id");
+        let lease = Lease {
+            node: nobody.clone(),
+            subnet: DualStack::default(),
+            attrs: LeaseAttrs::default(),
+            ..me.lease.clone()
+        };
+        let public_ip = addresses(NOBODY, 0);
+        let other = Me {
+            node: &nobody,
+            lease: &lease,
+            public_ip: &public_ip,
+            addresses: &[],
+            ..*me
+        };
+        let (usable, rejected) = peers(&other, backends, records);
+        let expected = self.setup.model.expect(&other, &usable);
+        rejected.contains(&me.lease.key) || expected.rejected.contains(&me.lease.key)
     }
 
     /// How a kernel differs from what is expected.

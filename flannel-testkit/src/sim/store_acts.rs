@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use flannel_core::{
-    BackendType, DualStack, Family, Lease, LeaseAttrs, LeaseKey, NetworkConfig, NodeId, PublicIp,
-    Revision, Subnet,
+    BackendType, DualStack, Family, InstanceId, Lease, LeaseAttrs, LeaseKey, NetworkConfig, NodeId,
+    PublicIp, Revision, Subnet,
 };
 
 use super::action::{Debris, Hostile, StoreAction};
@@ -319,6 +319,15 @@ impl World {
             Hostile::MalformedData => self.wrong(record, u64::from(n % 4))?,
             Hostile::HugeData => self.wrong(record, 8)?,
             Hostile::OtherVni => self.wrong(record, 6)?,
+            Hostile::Clone => {
+                let own = own?;
+                record.attrs = own.attrs.clone();
+                record.instance = match n % 3 {
+                    0 => None,
+                    1 => Some(InstanceId::from_bits(u128::from(n))),
+                    _ => own.instance,
+                };
+            }
         }
         Some(())
     }

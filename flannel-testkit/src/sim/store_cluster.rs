@@ -123,7 +123,7 @@ fn parse(entry: &KeyValue) -> Result<Lease, wire::Error> {
     Ok(Lease {
         key: LeaseKey::new(&entry.key),
         node: record.node_id()?,
-        instance: None,
+        instance: record.instance,
         subnet: wire::parse_subnet_key(&entry.key)?,
         attrs: record.attrs,
         ttl: None,
@@ -335,6 +335,9 @@ fn text(lease: &Lease) -> String {
     }
     if !lease.node.is_derived() {
         add("NodeID", &format!("\"{}\"", lease.node));
+        if let Some(instance) = lease.instance {
+            add("Instance", &format!("\"{instance}\""));
+        }
     }
     text.push('}');
     text

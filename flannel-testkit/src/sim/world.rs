@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use flannel_core::{
     Clock, ConditionType, Lease, LeaseKey, NetworkConfig, NodeId, Overlay, OverlayEvent, Snapshot,
-    Status,
+    Status, stable_hash,
 };
 use tokio::sync::{Notify, broadcast};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -105,6 +105,7 @@ impl World {
                 clock: Arc::new(NodeClock::new()),
                 link: Arc::new(Link::default()),
                 process: None,
+                starts: 0,
                 frozen: false,
                 member: false,
                 address: 0,
@@ -253,7 +254,10 @@ impl World {
             disk: Arc::clone(&node.disk),
             io: Arc::clone(&io),
         };
+        node.starts += 1;
+        let seed = format!("{}, start {}", node.id, node.starts);
         let builder = Overlay::builder(node.id.clone())
+            .seed(stable_hash(seed.as_bytes()))
             .manager(manager)
             .kernel(kernel)
             .state(disk);

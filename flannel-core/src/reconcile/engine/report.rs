@@ -83,7 +83,7 @@ impl Engine {
     /// Why other nodes do not accept our record, by a rule that all apply.
     pub(super) fn rejected_by_others(&self) -> Option<Rejection> {
         let by_core = self.leases.own_rejected().values().next().cloned();
-        by_core.or_else(|| self.compiler.own_rejected())
+        by_core.or_else(|| self.compiler.own_rejected(&self.leases))
     }
 
     /// Whether other nodes accept the record of the lease that is held.

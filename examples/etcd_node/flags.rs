@@ -42,6 +42,10 @@ pub(crate) struct Flags {
     /// The key of our certificate
     #[arg(long, value_name = "FILE", requires = "cert_file")]
     key_file: Option<PathBuf>,
+    /// Take the node id, once, from another machine that holds it, whether that one lives or not; else
+    /// it is refused while that one lives
+    #[arg(long)]
+    pub(crate) take_over: bool,
     #[command(flatten)]
     pub(crate) common: Common,
 }

@@ -31,7 +31,8 @@ const AGAIN: &str = "sudo -E cargo run --features etcd --example etcd_node --";
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
-    let flags = Flags::parse();
+    let mut flags = Flags::parse();
+    flags.common.take_over = flags.take_over;
     node::log("error");
     node::exit("etcd_node", run(flags).await)
 }

@@ -97,6 +97,9 @@ pub(crate) struct Common {
     /// Keep the packet path of a node that has stopped
     #[arg(long, hide = true)]
     pub(crate) hold: bool,
+    /// Take the node id from another machine that holds it: of the store's own flags.
+    #[arg(skip)]
+    pub(crate) take_over: bool,
     /// Leave the lab as it is at the end, and print how to look at it and how to remove it
     #[arg(long, requires = "lab", conflicts_with = "teardown")]
     pub(crate) keep: bool,

@@ -51,6 +51,7 @@ pub(crate) async fn serve<M: Manager + Clone>(
             .kernel(WithTunnels::new(kernel, place.paths.forwarders.clone()))
             .underlay(underlay.clone())
             .on_lease_lost(flags.loss_policy())
+            .take_over(flags.take_over)
             .start()
             .await
             .map_err(|error| failed(error.into()))?;

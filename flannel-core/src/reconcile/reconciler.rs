@@ -37,6 +37,9 @@ const SETTINGS: Duration = Duration::from_secs(2);
 /// The wait before everything is read back after very many changes at once.
 const VERIFY: Duration = Duration::from_millis(100);
 
+/// How long a reading that nobody waits for may take before it is begun anew.
+const ASIDE: Duration = Duration::from_secs(120);
+
 /// The longest wait between two tries of what failed.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
@@ -70,6 +73,8 @@ pub(crate) struct Reconciler {
     keys_at: Option<Moment>,
     last_links: Moment,
     links_cost: Duration,
+    last_keys: Moment,
+    keys_cost: Duration,
     settings_at: Moment,
     last_read: Moment,
     last_retry: Moment,
@@ -167,6 +172,8 @@ impl Reconciler {
             keys_at: None,
             last_links: now,
             links_cost: Duration::ZERO,
+            last_keys: now,
+            keys_cost: Duration::ZERO,
             settings_at: now,
             last_read: now,
             last_retry: now,
@@ -312,8 +319,10 @@ impl Reconciler {
             let earliest = self.last_links + READ_GAP.max(self.links_cost * 4);
             self.links_at = Some((now + delay).max(earliest));
         }
-        if keys {
-            self.keys_at.get_or_insert(now + delay);
+        if keys && self.keys_at.is_none() {
+            // Cheap, unless a whole table has to be read for one key of it.
+            let earliest = self.last_keys + self.keys_cost * 4;
+            self.keys_at = Some((now + delay).max(earliest));
         }
     }
 
@@ -357,10 +366,14 @@ impl Reconciler {
             self.read_now();
             return;
         }
+        let now = self.clock.now();
+        if matches!(&self.aside.0, Some((start, _)) if now.since(*start) < ASIDE) {
+            return;
+        }
         self.copy.begin_aside();
         let (kernel, scope) = (Arc::clone(&self.kernel), self.scope.clone());
         let reading = async move { kernel.observe(&scope).await };
-        self.aside = Aside(Some((self.clock.now(), Mutex::new(Box::pin(reading)))));
+        self.aside = Aside(Some((now, Mutex::new(Box::pin(reading)))));
     }
 
     pub(crate) const fn aside(&mut self) -> &mut Aside {
@@ -535,7 +548,10 @@ impl Reconciler {
         }
         let doubtful = self.copy.doubts().keys.clone();
         if keys && !doubtful.is_empty() {
+            let start = self.clock.now();
             let found = self.kernel.read(&doubtful).await?;
+            self.last_keys = self.clock.now();
+            self.keys_cost = self.last_keys.since(start);
             if let JustRead::Keys(read) = &mut self.just_read {
                 read.extend(doubtful.iter().cloned());
             }

@@ -25,8 +25,10 @@ use crate::{GOOD, Table, progress};
 
 /// The numbers of peers.
 const SIZES: [u32; 5] = [10, 100, 1_000, 5_000, 20_000];
-/// New peers, each of which goes again.
-const EVENTS: u32 = 200;
+/// New peers in a round, each of which goes again.
+const EVENTS: u32 = 50;
+/// Rounds of which the best is taken: a machine that is shared is slow at times.
+const ROUNDS: usize = 8;
 /// The wait between two events: none has to do with the one before.
 const PAUSE: Duration = Duration::from_millis(8);
 /// The most that an event among many peers may cost, as a multiple of one among few.
@@ -66,41 +68,45 @@ fn of(peers: u32) -> (f64, f64, f64) {
     bed.converged();
     sleep(Duration::from_secs(1));
     let new = peers..peers + EVENTS;
-    let others = Others::new();
-    for n in new.clone() {
-        bed.manager.put_raw(GOOD.lease(n)).expect("sound");
-        sleep(PAUSE);
-    }
-    let made = others.spent();
-    let objects = bed.ours();
-    let routes: Vec<_> = new.clone().map(|n| route_key(GOOD.subnet(n))).collect();
-    for key in &routes {
-        assert!(objects.contains_key(key), "{key} was not made");
-    }
-    let others = Others::new();
-    for n in new.clone() {
-        assert!(bed.manager.remove(&GOOD.lease(n).key), "peer {n} is there");
-        sleep(PAUSE);
-    }
-    let removed = others.spent();
+    let keys: Vec<_> = new.clone().map(|n| route_key(GOOD.subnet(n))).collect();
+    let mut objects = Vec::new();
+    let events = best(|| {
+        let others = Others::new();
+        for n in new.clone() {
+            bed.manager.put_raw(GOOD.lease(n)).expect("sound");
+            sleep(PAUSE);
+        }
+        let made = others.spent();
+        let there = bed.ours();
+        for key in &keys {
+            assert!(there.contains_key(key), "{key} was not made");
+        }
+        objects = there.into_values().collect();
+        let others = Others::new();
+        for n in new.clone() {
+            assert!(bed.manager.remove(&GOOD.lease(n).key), "peer {n} is there");
+            sleep(PAUSE);
+        }
+        made + others.spent()
+    });
     let left = bed.ours();
-    for key in &routes {
+    for key in &keys {
         assert!(!left.contains_key(key), "{key} is still there");
     }
     // It would take away again what nobody wants.
     let overlay = bed.overlay.take().expect("it runs");
     bed.runtime.block_on(overlay.stop()).expect("it runs");
-    let objects: Vec<_> = objects.into_values().collect();
     let mut raw = Raw::new(&bed, &objects, new);
-    let events = f64::from(2 * EVENTS);
-    let each = |time: Duration| time.as_secs_f64() * 1e6 / events;
-    let pauses = Raw::pauses();
-    let paced = raw.send(PAUSE).saturating_sub(pauses);
-    (
-        each(made + removed),
-        each(paced),
-        each(raw.send(Duration::ZERO)),
-    )
+    let paced = best(|| raw.send(PAUSE)).saturating_sub(best(Raw::pauses));
+    let at_once = best(|| raw.send(Duration::ZERO));
+    [events, paced, at_once]
+        .map(|time| time.as_secs_f64() * 1e6 / f64::from(2 * EVENTS))
+        .into()
+}
+
+fn best(mut measure: impl FnMut() -> Duration) -> Duration {
+    let rounds = (0..ROUNDS).map(|_| measure());
+    rounds.min().unwrap_or_default()
 }
 
 /// The objects of peers as raw messages: for each event what it makes or removes.

@@ -9,18 +9,13 @@ use std::time::Duration;
 use common::*;
 use flannel_core::reconcile::ownership::nexthop_id;
 use flannel_core::{
-    Family, MAIN_TABLE, MacAddr, Neighbour, Nexthop, Object, ObjectKey, Op, Overlay, OverlayName,
-    Route, RouteProtocol, RouteTarget, Subnet,
+    ConditionType, Family, MAIN_TABLE, MacAddr, MemoryManager, Neighbour, Nexthop, Object,
+    ObjectKey, Op, Overlay, OverlayName, Route, RouteProtocol, RouteTarget, Subnet,
 };
 use flannel_testkit::fake_kernel::{FakeKernel, FaultKind};
 
 /// A node with peers in both families, at rest: the next whole reading is seconds away.
-async fn at_rest() -> (
-    FakeKernel,
-    Overlay,
-    [Overlay; 1],
-    flannel_core::MemoryManager,
-) {
+async fn at_rest() -> (FakeKernel, Overlay, [Overlay; 1], MemoryManager) {
     let (manager, [kernel, _], [a, b]) = pair().await;
     for n in 20..30 {
         let subnet = format!("10.42.{}.0/24", 100 + n);
@@ -226,4 +221,44 @@ async fn a_repeated_word_hides_no_fault() {
         kernel.objects() == right
     })
     .await;
+}
+
+/// A machine sleeps, or the process is stopped, while the kernel is being read. How long that took is
+/// no measure of what a reading costs: the next ones must not wait for a multiple of it.
+#[tokio::test(start_paused = true)]
+async fn a_reading_during_a_long_sleep_puts_off_no_other_for_long() {
+    let (manager, kernel, clock) = (
+        MemoryManager::new(config(DUAL)),
+        FakeKernel::node(1),
+        Sleepy::new(),
+    );
+    let a = builder("a", &manager, &kernel)
+        .clock(clock.clone())
+        .resync_every(Duration::from_secs(1_000_000))
+        .start()
+        .await
+        .expect("all parts are there");
+    a.ready().await.expect("ready");
+    settle(&a).await;
+    let right = kernel.objects();
+    let is_own = |key: &&ObjectKey| key.dev() == Some(dev("flannel.1"));
+    let own = |kind| right.keys().filter(is_own).find(|key| key.kind() == kind);
+    let address = own("address").expect("it has one");
+    let is_right = || kernel.objects() == right && a.status().is_true(ConditionType::Kernel);
+    let soon = Duration::from_secs(5);
+    // Everything is read after an overrun, else the links and what is on them.
+    for fault in [None, Some(FaultKind::Overrun)] {
+        for asleep_after in (0..100).step_by(5).map(Duration::from_millis) {
+            kernel.set_latency(Duration::from_millis(20));
+            fault.iter().for_each(|f| kernel.fail_next(f.clone()));
+            kernel.delete(address);
+            tokio::time::sleep(asleep_after).await;
+            clock.sleep(Duration::from_secs(600));
+            until(soon, "all is right again", is_right).await;
+            kernel.set_latency(Duration::ZERO);
+            kernel.delete(address);
+            until(soon, "and again", is_right).await;
+            kernel.assert_faults_consumed();
+        }
+    }
 }

@@ -15,7 +15,7 @@ use tokio::sync::broadcast;
 use crate::backoff::Backoff;
 use crate::clock::{Clock, Moment, Rng};
 use crate::kernel::{self, Change, Kernel, Observed, Op, Scope};
-use crate::lease::LeaseKey;
+use crate::lease::{BackendType, LeaseKey};
 use crate::object::{LinkKind, Object, ObjectKey};
 use crate::reconcile::copy::{Copy, MANY, News};
 use crate::reconcile::desired::Desired;
@@ -30,6 +30,10 @@ const DEBOUNCE: Duration = Duration::from_millis(5);
 
 /// The least wait between two readings; a reading that takes long makes it longer.
 const READ_GAP: Duration = Duration::from_millis(10);
+
+/// The most that a reading puts off the next one. How long it took says little of its cost if the
+/// machine slept or the process was stopped meanwhile, be it for a day.
+const LONGEST_GAP: Duration = Duration::from_secs(2);
 
 /// How often settings are looked at.
 const SETTINGS: Duration = Duration::from_secs(2);
@@ -92,6 +96,8 @@ pub(crate) struct Reconciler {
     open: BTreeSet<ObjectKey>,
     /// The next plan is for everything.
     replan: bool,
+    /// What the last plan for everything was made with, objects aside.
+    basis: Option<Basis>,
     /// Keys that were not yet seen as they should be: a step for any other key is a repair.
     unsettled: BTreeSet<ObjectKey>,
     failures: BTreeMap<ObjectKey, Failure>,
@@ -132,6 +138,33 @@ impl Aside {
         let (start, result) = (*start, reading.await);
         self.0 = None;
         (start, result)
+    }
+}
+
+/// What a plan depends on beside the objects that are wanted and there. Where it changes, other keys
+/// than those that anything happened to are no longer right.
+#[derive(Debug, PartialEq, Eq)]
+struct Basis {
+    hold_orphans: bool,
+    held_backends: BTreeSet<BackendType>,
+    spared: Vec<Subnet>,
+    ownership: Ownership,
+}
+
+impl Basis {
+    fn of(desired: &Desired, ownership: &Ownership) -> Self {
+        let Desired {
+            objects: _,
+            hold_orphans,
+            held_backends,
+            spared,
+        } = desired;
+        Self {
+            hold_orphans: *hold_orphans,
+            held_backends: held_backends.clone(),
+            spared: spared.clone(),
+            ownership: ownership.clone(),
+        }
     }
 }
 
@@ -186,6 +219,7 @@ impl Reconciler {
             noticed_at: None,
             open: BTreeSet::new(),
             replan: false,
+            basis: None,
             unsettled: BTreeSet::new(),
             failures: BTreeMap::new(),
             blocked: Vec::new(),
@@ -316,12 +350,12 @@ impl Reconciler {
             self.read_by(now + delay);
         }
         if links && self.links_at.is_none() {
-            let earliest = self.last_links + READ_GAP.max(self.links_cost * 4);
+            let earliest = self.last_links + READ_GAP.max(gap_after(self.links_cost));
             self.links_at = Some((now + delay).max(earliest));
         }
         if keys && self.keys_at.is_none() {
             // Cheap, unless a whole table has to be read for one key of it.
-            let earliest = self.last_keys + self.keys_cost * 4;
+            let earliest = self.last_keys + gap_after(self.keys_cost);
             self.keys_at = Some((now + delay).max(earliest));
         }
     }
@@ -351,7 +385,7 @@ impl Reconciler {
 
     /// Reads the kernel no later than this moment, unless it was read a very short while ago.
     fn read_by(&mut self, at: Moment) {
-        let at = at.max(self.last_read + READ_GAP.max(self.read_cost * 4));
+        let at = at.max(self.last_read + READ_GAP.max(gap_after(self.read_cost)));
         self.read_at = Some(self.read_at.map_or(at, |before| before.min(at)));
     }
 
@@ -641,7 +675,8 @@ impl Reconciler {
             self.noticed_at = None;
             self.dirty.append(&mut self.noticed);
         }
-        let whole = self.replan;
+        let basis = Basis::of(desired, ownership);
+        let whole = self.replan || self.basis.as_ref() != Some(&basis);
         let plan = if whole {
             plan(observed, desired, ownership)
         } else if self.dirty.is_empty() {
@@ -660,6 +695,7 @@ impl Reconciler {
         self.replan = false;
         let steps: BTreeSet<ObjectKey> = plan.steps.iter().map(|step| step.op.key()).collect();
         if whole {
+            self.basis = Some(basis);
             self.open.clear();
             self.failures.retain(|key, _| steps.contains(key));
             let blocked: BTreeSet<ObjectKey> = plan
@@ -918,6 +954,11 @@ impl Reconciler {
             .ok();
         news
     }
+}
+
+/// The least wait after a reading that took so long: reading takes a fifth of the time at most.
+fn gap_after(cost: Duration) -> Duration {
+    cost.saturating_mul(4).min(LONGEST_GAP)
 }
 
 /// Whether a step replaces a route: the kernel does not ask whose it is by then.

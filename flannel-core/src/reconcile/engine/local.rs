@@ -18,7 +18,6 @@ use crate::lease::{BackendType, Lease};
 use crate::lease_set::{HostAddresses, LeaseDelta};
 use crate::node::OverlayName;
 use crate::object::{IfName, LinkKind, Object, ObjectKey};
-use crate::reconcile::desired::Desired;
 use crate::reconcile::ownership::{Owner, Ownership};
 use crate::subnet::Subnet;
 use crate::underlay::{External, Interface, Underlay};
@@ -163,24 +162,11 @@ impl Engine {
         }
     }
 
-    /// Lets orphans go, or keeps them, as soon as that is decided otherwise.
+    /// Learns whether orphans may go now, and of which backends devices stay.
     pub(super) fn follow_hold(&mut self) {
-        let held = |desired: &Desired| {
-            let Desired {
-                hold_orphans,
-                held_backends,
-                spared,
-                ..
-            } = desired;
-            (*hold_orphans, held_backends.clone(), spared.clone())
-        };
-        let before = held(self.compiler.desired());
         self.compiler.update(&LeaseDelta::default(), &self.leases);
         let backends = self.held_backends();
         self.compiler.hold_backends(backends);
-        if held(self.compiler.desired()) != before {
-            self.reconciler.replan();
-        }
     }
 
     /// The backends to whose devices peers may still send: those of peers that have not followed a

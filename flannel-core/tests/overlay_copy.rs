@@ -12,7 +12,7 @@ use flannel_core::{
     ConditionType, Family, MAIN_TABLE, MacAddr, MemoryManager, Neighbour, Nexthop, Object,
     ObjectKey, Op, Overlay, OverlayName, Route, RouteProtocol, RouteTarget, Subnet,
 };
-use flannel_testkit::fake_kernel::{FakeKernel, FaultKind};
+use flannel_testkit::fake_kernel::{Failure, FakeKernel, FaultKind};
 
 /// A node with peers in both families, at rest: the next whole reading is seconds away.
 async fn at_rest() -> (FakeKernel, Overlay, [Overlay; 1], MemoryManager) {
@@ -261,4 +261,29 @@ async fn a_reading_during_a_long_sleep_puts_off_no_other_for_long() {
             kernel.assert_faults_consumed();
         }
     }
+}
+
+/// What is removed only when something else has been made waits no longer when that is not wanted any more.
+#[tokio::test(start_paused = true)]
+async fn what_waited_for_a_failed_object_goes_when_that_is_not_wanted_any_more() {
+    let (kernel, a, _b, manager) = at_rest().await;
+    let right = kernel.objects();
+    let subnet = "10.42.99.0/24";
+    let key = manager.put_raw(peer(9, subnet)).expect("stored").key;
+    let dst = subnet.parse().expect("a subnet");
+    let soon = Duration::from_secs(1);
+    until(soon, "it is made", || route_to(&kernel, dst).is_some()).await;
+    let refused = ObjectKey::Fdb {
+        dev: dev("flannel.1"),
+        mac: MacAddr([0x0e, 0, 0, 0, 1, 11]),
+    };
+    kernel.refuse(refused, Failure::Busy);
+    manager.put_raw(peer(11, subnet)).expect("stored");
+    until(soon, "it is refused", || !a.status().failing.is_empty()).await;
+    assert!(manager.remove(&key));
+    until(soon, "nothing is left", || kernel.objects() == right).await;
+    until(soon, "that is told", || {
+        a.status().is_true(ConditionType::Kernel)
+    })
+    .await;
 }

@@ -676,7 +676,8 @@ impl Reconciler {
             self.dirty.append(&mut self.noticed);
         }
         let basis = Basis::of(desired, ownership);
-        let whole = self.replan || self.basis.as_ref() != Some(&basis);
+        let whole =
+            self.replan || self.basis.as_ref() != Some(&basis) || self.is_held_back_by_others();
         let plan = if whole {
             plan(observed, desired, ownership)
         } else if self.dirty.is_empty() {
@@ -717,9 +718,25 @@ impl Reconciler {
         let steps = self.due(plan.steps);
         if steps.is_empty() {
             self.rest();
-            return false;
+            return self.free_the_open();
         }
-        self.apply(steps, desired).await
+        self.apply(steps, desired).await || self.free_the_open()
+    }
+
+    /// Whether something is to be planned while somebody else's object is in the place of one that others
+    /// need. What is there for these in the meantime is in no list, and must not be removed.
+    fn is_held_back_by_others(&self) -> bool {
+        let is_needed = |blocked: &Blocked| !matches!(blocked.wanted, Object::Route(_));
+        !self.dirty.is_empty() && self.blocked.iter().any(is_needed)
+    }
+
+    /// Has what waited for a failed object planned when no failure is left, be it because that object is
+    /// not wanted any more. Answers whether there is any.
+    fn free_the_open(&mut self) -> bool {
+        if self.failures.is_empty() {
+            self.dirty.append(&mut self.open);
+        }
+        !self.dirty.is_empty()
     }
 
     /// Nothing is to be done now: draws the conclusion.

@@ -170,6 +170,46 @@ impl<K: Kernel> Kernel for WithTunnels<K> {
         self.inner.settings(keys).await
     }
 
+    async fn read(&self, keys: &BTreeSet<ObjectKey>) -> Result<Objects> {
+        let (tunnels, others): (Vec<_>, Vec<_>) = keys
+            .iter()
+            .cloned()
+            .partition(|key| matches!(key, ObjectKey::Tunnel(_) | ObjectKey::TunnelPeer { .. }));
+        let mut found = if others.is_empty() {
+            Objects::new()
+        } else {
+            self.inner.read(&others.into_iter().collect()).await?
+        };
+        if tunnels.is_empty() {
+            return Ok(found);
+        }
+        let running = self.path.running();
+        let running_on = |dev: IfName| running.iter().find(|running| running.tunnel.dev == dev);
+        for key in tunnels {
+            let object = match &key {
+                ObjectKey::Tunnel(dev) => {
+                    running_on(*dev).map(|running| Object::Tunnel(running.tunnel.clone()))
+                }
+                ObjectKey::TunnelPeer { dev, subnet } => running_on(*dev).and_then(|running| {
+                    let (dev, subnet) = (*dev, *subnet);
+                    let endpoint = *running.peers.get(&subnet)?;
+                    Some(Object::TunnelPeer(TunnelPeer {
+                        dev,
+                        subnet,
+                        endpoint,
+                    }))
+                }),
+                _ => None,
+            };
+            found.extend(object.map(|object| (key, object)));
+        }
+        Ok(found)
+    }
+
+    async fn links(&self) -> Result<Observed> {
+        self.inner.links().await
+    }
+
     async fn apply(&self, ops: &[Op]) -> Vec<Result<()>> {
         apply::apply(self, ops).await
     }

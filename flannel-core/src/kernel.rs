@@ -184,23 +184,33 @@ pub(crate) mod object_list {
     }
 }
 
-/// A hint that something changed. Never a fact: state is read, not inferred from hints.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A notification: what a key holds now, or doubt about what it holds.
+///
+/// Contents save readings. They are believed only as far as a mistake does no harm: an older one that
+/// comes late, or twice, leads to a reading or to a change that changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Change {
-    /// A device came, went or changed.
+    /// Under its key there is this now. Of a link it also says that it took nothing along when it
+    /// became so.
+    Set(Object),
+    /// Under this key there is nothing now, or nothing that an [`Object`] can describe.
+    Gone(ObjectKey),
+    /// What is under this key may be something else.
+    Key(ObjectKey),
+    /// A device came, went or changed. What needs it may have gone without a word of its own.
     Link(Option<IfName>),
-    /// An address of a device.
+    /// An address of a device. What needs it may have gone without a word of its own.
     Address(Option<IfName>),
     /// A neighbour or forwarding entry of a device.
     Neighbour(Option<IfName>),
     /// A route or a nexthop object.
     Route,
-    /// Anything may have changed: hints were lost, or the watch starts.
+    /// Anything may have changed: notifications were lost, or the watch starts.
     All,
 }
 
-/// A stream of hints; it never ends by itself.
+/// A stream of notifications; it never ends by itself.
 pub type ChangeStream = Pin<Box<dyn Stream<Item = Change> + Send>>;
 
 /// What the kernel and the process's rights allow, as probed.
@@ -268,8 +278,13 @@ impl Features {
 ///   that do not need it (`one_bad_op_does_not_stop_the_others`).
 /// - [`observe`](Self::observe) is complete or an error, never a shorter list, and shows what
 ///   others made (`observe_shows_foreign_objects`).
-/// - [`changes`](Self::changes) hints at every change made by others within a second
-///   (`foreign_changes_are_hinted`); after lost hints it says [`Change::All`].
+/// - [`read`](Self::read) and [`links`](Self::links) show what [`observe`](Self::observe) shows
+///   (`keys_alone_are_those_of_the_whole`, `links_alone_are_those_of_the_whole`).
+/// - [`changes`](Self::changes) tells of every change within a second, whoever made it: with what now
+///   is, or as doubt (`foreign_changes_are_hinted`, `own_changes_are_told`). What vanishes with a link,
+///   an address or a nexthop object may do so without a word, but not that one. Of one key, what is
+///   told last is what is (`the_last_word_about_a_key_is_right`); after lost notifications there is
+///   [`Change::All`], and nothing that is older comes after it.
 /// - Setting a device down drops its routes and permanent neighbours and keeps its forwarding
 ///   entries; deleting a device drops all on it (`link_down_drops_routes_and_neighbours`,
 ///   `deleting_a_link_drops_what_is_on_it`).
@@ -312,13 +327,49 @@ pub trait Kernel: Debug + Send + Sync + 'static {
         Ok(objects)
     }
 
+    /// Reads what is under some keys. Where more than one object has a key, it is the one that
+    /// [`observe`](Self::observe) shows. A kernel that can should read nothing else for it.
+    ///
+    /// # Errors
+    /// As [`observe`](Self::observe). What does not exist is left out.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    async fn read(&self, keys: &BTreeSet<ObjectKey>) -> Result<Objects> {
+        let settings = keys
+            .iter()
+            .filter(|key| matches!(key, ObjectKey::Sysctl { .. } | ObjectKey::Offload { .. }));
+        let scope = Scope {
+            devices: keys.iter().filter_map(ObjectKey::dev).collect(),
+            settings: settings.cloned().collect(),
+        };
+        let mut objects = self.observe(&scope).await?.objects;
+        objects.retain(|key, _| keys.contains(key));
+        Ok(objects)
+    }
+
+    /// Reads links and addresses alone: both as objects, and what these do not say of them.
+    ///
+    /// # Errors
+    /// As [`observe`](Self::observe).
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    async fn links(&self) -> Result<Observed> {
+        let mut observed = self.observe(&Scope::default()).await?;
+        let is_asked =
+            |key: &ObjectKey| matches!(key, ObjectKey::Link(_) | ObjectKey::Address { .. });
+        observed.objects.retain(|key, _| is_asked(key));
+        Ok(observed)
+    }
+
     /// Carries out changes in their order; returns one result per op, in the same order.
     ///
     /// # Cancel safety
     /// Some of the changes may have been made. Observe again.
     async fn apply(&self, ops: &[Op]) -> Vec<Result<()>>;
 
-    /// Hints at changes from the call on. The first item is [`Change::All`].
+    /// Tells of changes from the call on, our own included. The first item is [`Change::All`].
     fn changes(&self) -> ChangeStream;
 
     /// What packet paths in user space have counted; empty where there are none.

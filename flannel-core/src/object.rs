@@ -32,6 +32,11 @@ impl IfName {
     /// The longest name, in bytes (`IFNAMSIZ` less the closing zero).
     pub const MAX_LEN: usize = 15;
 
+    /// Before every name in the order of names, and none itself.
+    pub(crate) const FIRST: Self = Self {
+        bytes: [0; Self::MAX_LEN],
+    };
+
     /// A device name.
     ///
     /// # Errors
@@ -654,6 +659,21 @@ impl Object {
 }
 
 impl ObjectKey {
+    /// The device that the key names; of routes and nexthop objects, `None`.
+    pub const fn dev(&self) -> Option<IfName> {
+        match self {
+            Self::Link(dev)
+            | Self::Sysctl { dev, .. }
+            | Self::Offload { dev, .. }
+            | Self::Address { dev, .. }
+            | Self::Tunnel(dev)
+            | Self::TunnelPeer { dev, .. }
+            | Self::Fdb { dev, .. }
+            | Self::Neighbour { dev, .. } => Some(*dev),
+            Self::Nexthop(_) | Self::Route { .. } => None,
+        }
+    }
+
     /// The kind of the object in one word, as in status, metrics and the examples' output.
     pub const fn kind(&self) -> &'static str {
         match self {

@@ -56,8 +56,9 @@ pub enum SubnetError {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Subnet {
     family: Family,
-    /// The network address as a number; IPv4 uses the low 32 bits.
-    bits: u128,
+    /// The network address as a number, IPv4 in the low 32 bits, highest byte first: in this form the
+    /// order of bytes is that of numbers, and a subnet takes 18 bytes where a number would make it 32.
+    bits: [u8; 16],
     len: u8,
 }
 
@@ -108,7 +109,7 @@ impl Subnet {
         }
         Ok(Self {
             family,
-            bits: ip_to_bits(ip) & mask(family, len),
+            bits: (ip_to_bits(ip) & mask(family, len)).to_be_bytes(),
             len,
         })
     }
@@ -134,7 +135,7 @@ impl Subnet {
         let family = Family::of(&ip);
         Self {
             family,
-            bits: ip_to_bits(ip),
+            bits: ip_to_bits(ip).to_be_bytes(),
             len: family.bits(),
         }
     }
@@ -148,7 +149,7 @@ impl Subnet {
         };
         Self {
             family,
-            bits: bits & mask(family, len),
+            bits: (bits & mask(family, len)).to_be_bytes(),
             len,
         }
     }
@@ -160,7 +161,7 @@ impl Subnet {
 
     /// The network address: the first of the subnet.
     pub fn address(&self) -> IpAddr {
-        bits_to_ip(self.family, self.bits)
+        bits_to_ip(self.family, self.first_bits())
     }
 
     /// The prefix length in bits.
@@ -179,7 +180,7 @@ impl Subnet {
 
     /// The network address as a number.
     pub(crate) const fn first_bits(&self) -> u128 {
-        self.bits
+        u128::from_be_bytes(self.bits)
     }
 
     /// The last address as a number.
@@ -188,25 +189,26 @@ impl Subnet {
             Family::V4 => u32::MAX as u128,
             Family::V6 => u128::MAX,
         };
-        self.bits | (ones & !mask(self.family, self.len))
+        self.first_bits() | (ones & !mask(self.family, self.len))
     }
 
     /// The address `n` places behind the network address, if it is still in the subnet.
     pub fn nth(&self, n: u128) -> Option<IpAddr> {
-        let bits = self.bits.checked_add(n)?;
+        let bits = self.first_bits().checked_add(n)?;
         (bits <= self.last_bits()).then(|| bits_to_ip(self.family, bits))
     }
 
     /// Whether an address lies in the subnet.
     pub fn contains_ip(&self, ip: IpAddr) -> bool {
-        Family::of(&ip) == self.family && ip_to_bits(ip) & mask(self.family, self.len) == self.bits
+        Family::of(&ip) == self.family
+            && ip_to_bits(ip) & mask(self.family, self.len) == self.first_bits()
     }
 
     /// Whether every address of `other` lies in this subnet.
     pub const fn contains(&self, other: &Self) -> bool {
         self.family as u8 == other.family as u8
             && self.len <= other.len
-            && other.bits & mask(self.family, self.len) == self.bits
+            && other.first_bits() & mask(self.family, self.len) == self.first_bits()
     }
 
     /// Whether the two have an address in common.
@@ -221,7 +223,7 @@ impl Subnet {
         }
         Some(Self {
             family: self.family,
-            bits: self.bits & mask(self.family, len),
+            bits: (self.first_bits() & mask(self.family, len)).to_be_bytes(),
             len,
         })
     }
@@ -229,8 +231,10 @@ impl Subnet {
     /// The subnet behind this one of the same length, if the family has one.
     pub fn next(&self) -> Option<Self> {
         let bits = self.last_bits().checked_add(1)?;
-        (self.family == Family::V6 || bits <= u128::from(u32::MAX))
-            .then_some(Self { bits, ..*self })
+        (self.family == Family::V6 || bits <= u128::from(u32::MAX)).then_some(Self {
+            bits: bits.to_be_bytes(),
+            ..*self
+        })
     }
 
     /// The subnets of a longer (or the same) length inside this one, in order.

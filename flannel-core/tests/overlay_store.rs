@@ -606,6 +606,47 @@ async fn an_emptied_snapshot_is_confirmed_before_it_is_believed() {
     drop(a);
 }
 
+/// While a withdrawal waits for its confirmation nothing is removed, also what a peer no longer needs
+/// that has changed meanwhile. All of that goes with the confirmation, not when everything is read next.
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_by_a_withdrawal_that_waited_goes_when_that_is_confirmed() {
+    let peers: Vec<Lease> = (1..=6)
+        .map(|n| peer(100 + n, &format!("10.42.{n}.0/24")))
+        .collect();
+    let mut moved = peers[0].clone();
+    moved.attrs = peer(50, "10.42.1.0/24").attrs;
+    moved.revision = Revision(1);
+    let snapshots = vec![peers.clone(), vec![moved.clone()], vec![moved]];
+    let manager = Script {
+        inner: MemoryManager::new(config(
+            r#"{"Network":"10.42.0.0/16","SubnetMin":"10.42.200.0","Backend":{"Type":"vxlan"}}"#,
+        )),
+        snapshots: Mutex::new(snapshots.into()),
+    };
+    let kernel = FakeKernel::node(1);
+    let a = Overlay::builder(node("a"))
+        .manager(manager)
+        .backend(VxlanBackend::new())
+        .kernel(kernel.clone())
+        .resync_every(Duration::from_secs(1_000_000))
+        .start()
+        .await
+        .expect("parts");
+    let count = |kind| {
+        let all = kernel.objects();
+        all.keys().filter(|key| key.kind() == kind).count()
+    };
+    let soon = Duration::from_secs(100);
+    until(soon, "all are reached", || count("fdb") == 6).await;
+    until(soon, "one has moved", || count("fdb") == 7).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!a.status().is_true(ConditionType::Peers), "not confirmed");
+    assert_eq!((count("nexthop"), count("fdb")), (6, 7), "nothing goes");
+    until(soon, "it is confirmed", || count("nexthop") == 1).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(count("fdb"), 1, "what it had before it moved has gone");
+}
+
 /// A node whose subnet was taken, and whose kernel refuses the address of the next one, keeps the
 /// old address until it has the new one: without any the kernel would drop the peers' routes.
 #[tokio::test(start_paused = true)]

@@ -10,10 +10,10 @@ use std::net::IpAddr;
 
 use flannel_core::reconcile::desired::{Desired, Wanted};
 use flannel_core::reconcile::ownership::{Owner, nexthop_id};
-use flannel_core::reconcile::plan::{Plan, Why, plan, plan_keys, teardown};
+use flannel_core::reconcile::plan::{Blocked, Plan, Why, plan, plan_keys, teardown};
 use flannel_core::{
-    BackendType, Family, IfName, Kernel, Link, LinkKind, MAIN_TABLE, Object, ObjectKey, Objects,
-    Observed, Op, OverlayName, Route, RouteProtocol, RouteTarget,
+    Address, BackendType, Family, IfName, Kernel, Link, LinkKind, MAIN_TABLE, Object, ObjectKey,
+    Objects, Observed, Op, OverlayName, Route, RouteProtocol, RouteTarget,
 };
 use flannel_testkit::fake_kernel::{Failure, FakeKernel, FaultKind};
 use flannel_testkit::strategies::objects::{
@@ -293,6 +293,40 @@ proptest! {
         let observed = observe(&kernel, &desired);
         let mut keys = differing(&base.objects, &observed.objects);
         keys.extend(differing(&plain(&before), &plain(&desired)));
+        keys.extend(at_first.foreign.iter().map(|blocked| blocked.wanted.key()));
+        keys.extend(at_first.steps.iter().map(|step| step.op.key()));
+        let whole = plan(&observed, &desired, &ownership);
+        prop_assert_eq!(plan_keys(&observed, &desired, &ownership, &keys), whole);
+    }
+
+    #[test]
+    fn a_plan_of_what_differs_is_the_whole_plan_while_devices_are_held(
+        world in world(),
+        third in node_spec(),
+        slot in 2..12_u8,
+    ) {
+        let (kernel, ownership, _) = World { mishaps: Vec::new(), ..world.clone() }.build();
+        let held = |spec: &NodeSpec| {
+            let mut desired = spec.desired();
+            desired.held_backends = [BackendType::vxlan(), BackendType::udp()].into();
+            desired
+        };
+        let before = held(&world.after);
+        for step in plan_now(&kernel, &before, &ownership).steps {
+            apply(&kernel, &step);
+        }
+        // The node had another subnet before, which may become a peer's.
+        let (dev, subnet) = (world.before.dev(Family::V4), slot_subnet(Family::V4, slot));
+        let address = Address::of_tunnel(dev, subnet);
+        let _ = kernel.insert_foreign(Object::Address(address));
+        let mut after = world.after.clone();
+        after.peers = third.peers;
+        let desired = held(&after);
+        let at_first = plan_now(&kernel, &before, &ownership);
+        let is_route = |blocked: &Blocked| matches!(blocked.wanted, Object::Route(_));
+        prop_assume!(at_first.foreign.iter().all(is_route));
+        let observed = observe(&kernel, &desired);
+        let mut keys = differing(&plain(&before), &plain(&desired));
         keys.extend(at_first.foreign.iter().map(|blocked| blocked.wanted.key()));
         keys.extend(at_first.steps.iter().map(|step| step.op.key()));
         let whole = plan(&observed, &desired, &ownership);

@@ -39,6 +39,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// What tells it from others.
+    pub(crate) const fn key(&self) -> (u32, IpAddr, u8) {
+        (self.index, self.ip, self.prefix_len)
+    }
+
     /// The address as an object.
     pub(crate) const fn object(&self, dev: IfName) -> Address {
         Address {

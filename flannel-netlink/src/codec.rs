@@ -2,7 +2,7 @@
 //!
 //! Not for use by others: it is public for the project's own tests and benchmarks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{Change, Family, IfName, Object, Offload, Op, RouteProtocol, RouteTarget};
@@ -155,11 +155,11 @@ pub fn encode_offload(offload: &Offload, batch: &mut Batch) {
     batch.push(0, 0, &offload::message(offload));
 }
 
-/// The hints that the events of a datagram give to who knows no device yet.
+/// What the events of a datagram tell whoever knows no device yet.
 ///
 /// # Errors
 /// As [`decode`].
-pub fn decode_events(datagram: &[u8]) -> std::result::Result<BTreeSet<Change>, Malformed> {
+pub fn decode_events(datagram: &[u8]) -> std::result::Result<Vec<Change>, Malformed> {
     watch::hints(datagram)
 }
 

@@ -78,6 +78,7 @@ mod connection;
 mod device;
 mod error;
 mod features;
+mod keys;
 mod lab;
 mod link;
 mod names;
@@ -190,11 +191,13 @@ impl NetlinkOptions {
 
 /// The network configuration of one Linux network namespace.
 ///
-/// It has a thread of its own in the namespace, which ends when it is dropped; until then the
+/// It has threads of its own in the namespace, which end when it is dropped; until then the
 /// namespace stays, even if its file is removed.
 #[derive(Debug)]
 pub struct NetlinkKernel {
     worker: Handle,
+    /// Reads everything, which may take a while, in which the other one changes things.
+    reader: Handle,
 }
 
 impl NetlinkKernel {
@@ -226,7 +229,8 @@ impl NetlinkKernel {
 
     fn start(namespace: Namespace, options: NetlinkOptions) -> Result<Self> {
         let worker = worker::start(namespace, options)?;
-        Ok(Self { worker })
+        let reader = worker.start_another()?;
+        Ok(Self { worker, reader })
     }
 }
 
@@ -241,7 +245,7 @@ impl Kernel for NetlinkKernel {
 
     async fn observe(&self, scope: &Scope) -> Result<Observed> {
         let scope = scope.clone();
-        self.worker
+        self.reader
             .call(move |worker, _| observe::observe(worker, &scope))
             .await?
     }
@@ -250,6 +254,19 @@ impl Kernel for NetlinkKernel {
         let keys = keys.clone();
         self.worker
             .call(move |worker, _| observe::settings_alone(worker, &keys))
+            .await?
+    }
+
+    async fn read(&self, keys: &BTreeSet<ObjectKey>) -> Result<Objects> {
+        let keys = keys.clone();
+        self.worker
+            .call(move |worker, _| keys::read(worker, &keys))
+            .await?
+    }
+
+    async fn links(&self) -> Result<Observed> {
+        self.worker
+            .call(move |worker, _| observe::links(worker))
             .await?
     }
 

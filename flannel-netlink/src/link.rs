@@ -179,6 +179,16 @@ impl Device {
         self.kind == "vxlan"
     }
 
+    /// Whether what is on the device may have gone when it became this.
+    pub(crate) fn loses_to(&self, now: &Self) -> bool {
+        let was_set_down = self.flags & IFF_UP != 0 && now.flags & IFF_UP == 0;
+        was_set_down
+            || self.mac != now.mac
+            || self.master != now.master
+            || self.kind != now.kind
+            || self.vxlan != now.vxlan
+    }
+
     /// The device as an object; `None`: its name cannot be written.
     pub(crate) fn object(&self, names: &Names) -> Option<Link> {
         let kind = match self.kind.as_str() {

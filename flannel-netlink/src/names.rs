@@ -29,7 +29,7 @@ pub(crate) enum Named {
 }
 
 impl Names {
-    pub(crate) fn of(devices: &[Device]) -> Self {
+    pub(crate) fn of<'a>(devices: impl IntoIterator<Item = &'a Device>) -> Self {
         let mut names = Self::default();
         for device in devices {
             names.by_index.insert(device.index, device.name);
@@ -56,6 +56,19 @@ impl Names {
 
     pub(crate) fn read(connection: &mut Connection) -> Result<Self, Failure> {
         Ok(Self::of(&link::dump(connection)?))
+    }
+
+    /// Learns of one device, whether it is there; of the others nothing is known.
+    pub(crate) fn learn(
+        &mut self,
+        connection: &mut Connection,
+        name: IfName,
+    ) -> Result<(), Failure> {
+        if let Some(device) = link::get(connection, name)? {
+            self.by_index.insert(device.index, Some(name));
+            self.by_name.insert(name, device.index);
+        }
+        Ok(())
     }
 
     /// The index of a device.

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use flannel_core::{Fdb, IfName, MacAddr, Neighbour};
+use flannel_core::{Fdb, IfName, MacAddr, Neighbour, ObjectKey};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -84,6 +84,25 @@ impl Entry {
         self.state & NUD_PERMANENT != 0
     }
 
+    /// Whether it is in a table of the device itself: not an address answered for others, nor an
+    /// entry of the bridge that the device is a port of.
+    pub(crate) const fn is_of_device(&self) -> bool {
+        if self.family == AF_BRIDGE {
+            self.flags & NTF_SELF != 0
+        } else {
+            self.flags & NTF_PROXY == 0
+        }
+    }
+
+    /// The key of the entry, whatever its state.
+    pub(crate) fn key(&self, dev: IfName) -> Option<ObjectKey> {
+        if self.family == AF_BRIDGE {
+            self.mac.map(|mac| ObjectKey::Fdb { dev, mac })
+        } else {
+            self.dst.map(|ip| ObjectKey::Neighbour { dev, ip })
+        }
+    }
+
     /// The entry as a permanent neighbour, if it is one.
     pub(crate) fn neighbour(&self, dev: IfName) -> Option<Neighbour> {
         let usable = self.family != AF_BRIDGE && self.is_permanent() && self.flags & NTF_PROXY == 0;
@@ -150,21 +169,21 @@ pub(crate) fn fdb_message(fdb: &Fdb, index: u32) -> NeighbourMessage {
 }
 
 /// The question for one neighbour.
-pub(crate) fn neighbour_query(neighbour: &Neighbour, index: u32) -> NeighbourMessage {
+pub(crate) fn neighbour_query(ip: IpAddr, index: u32) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = family(neighbour.ip);
+    message.header.family = family(ip);
     message.header.ifindex = index;
-    message.attributes = vec![address(neighbour.ip)];
+    message.attributes = vec![address(ip)];
     message
 }
 
 /// The question for one forwarding entry.
-pub(crate) fn fdb_query(fdb: &Fdb, index: u32) -> NeighbourMessage {
+pub(crate) fn fdb_query(mac: MacAddr, index: u32) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
     message.header.ifindex = index;
     message.header.flags = NeighbourFlags::Own;
-    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(fdb.mac.0.to_vec())];
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())];
     message
 }
 

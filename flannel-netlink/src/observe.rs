@@ -58,8 +58,26 @@ const fn known(named: Named) -> Result<Option<IfName>, Torn> {
     }
 }
 
-fn observe_once(worker: &mut Worker, scope: &Scope) -> Result<Observed, Torn> {
-    let connection = &mut worker.route;
+/// Reads links and addresses.
+pub(crate) fn links(worker: &mut Worker) -> Result<Observed> {
+    for _ in 0..TRIES {
+        match links_once(&mut worker.route) {
+            Ok((_, mut observed, objects)) => {
+                observed.objects = objects.into_iter().collect();
+                return Ok(observed);
+            }
+            Err(Torn::NewDevice) => {}
+            Err(Torn::Failed(failure)) => {
+                return Err(failure.meaning(None, || "reading the devices".to_owned()));
+            }
+        }
+    }
+    Err(Error::Interrupted)
+}
+
+type Keyed = Vec<(ObjectKey, Object)>;
+
+fn links_once(connection: &mut Connection) -> Result<(Names, Observed, Keyed), Torn> {
     let devices = link::dump(connection)?;
     let names = Names::of(&devices);
     let mut observed = Observed {
@@ -78,6 +96,12 @@ fn observe_once(worker: &mut Worker, scope: &Scope) -> Result<Observed, Torn> {
             objects.push(keyed(Object::Address(entry.object(dev))));
         }
     }
+    Ok((names, observed, objects))
+}
+
+fn observe_once(worker: &mut Worker, scope: &Scope) -> Result<Observed, Torn> {
+    let connection = &mut worker.route;
+    let (names, mut observed, mut objects) = links_once(connection)?;
     entries(connection, scope, &names, &mut objects)?;
     for entry in unsupported_is_empty(nexthop::dump(connection))? {
         let Some((index, _)) = entry.path else {

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use crate::connection::Connection;
 use crate::error::Failure;
 use crate::names::{Named, Names};
-use crate::wire::{Attributes, Malformed, field_u32, read_ip, read_u32};
+use crate::wire::{Attributes, Body, Malformed, field_u32, read_ip, read_u32};
 
 pub(crate) const RTM_NEWROUTE: u16 = 24;
 pub(crate) const RTM_DELROUTE: u16 = 25;
@@ -282,6 +282,22 @@ pub(crate) fn removal(
     Ok(message)
 }
 
+/// The question which route a packet to the first address of a subnet takes, as the table has it.
+pub(crate) fn lookup(dst: Subnet) -> Body {
+    const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
+    const RTM_F_FIB_MATCH: u32 = 0x2000;
+    const RTA_DST: u16 = 1;
+    let family = match dst.family() {
+        Family::V4 => AF_INET,
+        Family::V6 => AF_INET6,
+    };
+    let [a, b, c, d] = (RTM_F_LOOKUP_TABLE | RTM_F_FIB_MATCH).to_ne_bytes();
+    let len = dst.family().bits();
+    let mut body = Body::new(&[family, len, 0, 0, 0, 0, 0, 0, a, b, c, d]);
+    body.ip(RTA_DST, dst.address());
+    body
+}
+
 /// The routes of a table and family.
 pub(crate) fn dump(
     connection: &mut Connection,
@@ -317,9 +333,4 @@ pub(crate) fn dump(
         }
         other => other,
     }
-}
-
-/// The kind of a decoded header, for those who only want to know what an event is about.
-pub(crate) fn is_cloned(body: &[u8]) -> Result<bool, Malformed> {
-    Ok(field_u32(body, 8)? & RTM_F_CLONED != 0)
 }

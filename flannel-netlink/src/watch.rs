@@ -1,16 +1,21 @@
-//! Hints at changes: a socket of its own, read by a thread of its own.
+//! Notifications of changes: a socket of its own, read by a thread of its own.
 //!
 //! A thread and not a task, because it empties the socket even while nobody polls, needs no
-//! runtime, and keeps what it read in a set that cannot grow.
+//! runtime, and keeps what it read in a queue that cannot grow.
+//!
+//! Of devices and addresses it remembers what it was told last: the kernel repeats itself often, and
+//! which change takes along what is on a device shows only in what the device was before.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, PipeReader, PipeWriter};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use flannel_core::{Change, ChangeStream, IfName};
+use flannel_core::{Change, ChangeStream, MAIN_TABLE, Object, ObjectKey};
 use futures_core::Stream;
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -19,6 +24,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
 
 use crate::connection::{Connection, Settings, open};
+use crate::link::Device;
+use crate::names::{Named, Names};
 use crate::neighbour::{NUD_PERMANENT, RTM_DELNEIGH, RTM_NEWNEIGH};
 use crate::wire::{Malformed, Message, Messages};
 use crate::worker::{Handle, Worker};
@@ -29,8 +36,11 @@ use crate::{NetlinkOptions, address, link, neighbour, nexthop, route};
 const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
 /// `RTNLGRP_NEXTHOP`, which an older kernel than 5.3 does not have.
 const NEXTHOP_GROUP: u32 = 32;
-/// More different hints than these are told as [`Change::All`].
-const MOST_PENDING: usize = 256;
+/// More notifications than these, if nobody takes them, are told as [`Change::All`].
+const MOST_PENDING: usize = 4096;
+/// How long what is told is gathered: a peer is four notifications, and to wake for each of them would
+/// cost more than to carry them out.
+const GATHER: Duration = Duration::from_millis(1);
 /// How long to wait before a socket that could not be had is tried again.
 const RETRY: u16 = 1000;
 /// The memory for one datagram. Events are one object each.
@@ -42,7 +52,7 @@ struct Shared(Mutex<Pending>);
 
 #[derive(Debug, Default)]
 struct Pending {
-    hints: BTreeSet<Change>,
+    changes: VecDeque<Change>,
     waker: Option<Waker>,
 }
 
@@ -51,16 +61,23 @@ impl Shared {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds hints and wakes who waits for them.
-    fn tell(&self, hints: &mut BTreeSet<Change>) {
-        if hints.is_empty() {
+    /// Adds notifications in their order and wakes who waits for them.
+    fn tell(&self, changes: &mut Vec<Change>) {
+        if changes.is_empty() {
             return;
         }
         let waker = {
             let mut pending = self.lock();
-            pending.hints.append(hints);
-            if pending.hints.contains(&Change::All) || pending.hints.len() > MOST_PENDING {
-                pending.hints = [Change::All].into();
+            let mut all = pending.changes.front() == Some(&Change::All);
+            for change in changes.drain(..) {
+                all |= change == Change::All || pending.changes.len() >= MOST_PENDING;
+                if all {
+                    // Whoever takes it reads everything: what comes before that is no news.
+                    pending.changes.clear();
+                    pending.changes.push_back(Change::All);
+                } else if pending.changes.back() != Some(&change) {
+                    pending.changes.push_back(change);
+                }
             }
             pending.waker.take()
         };
@@ -70,7 +87,7 @@ impl Shared {
     }
 
     fn tell_all(&self) {
-        self.tell(&mut [Change::All].into());
+        self.tell(&mut vec![Change::All]);
     }
 }
 
@@ -86,8 +103,8 @@ impl Stream for Hints {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Change>> {
         let mut pending = self.shared.lock();
-        match pending.hints.pop_first() {
-            Some(hint) => Poll::Ready(Some(hint)),
+        match pending.changes.pop_front() {
+            Some(change) => Poll::Ready(Some(change)),
             None => {
                 pending.waker = Some(cx.waker().clone());
                 Poll::Pending
@@ -96,7 +113,7 @@ impl Stream for Hints {
     }
 }
 
-/// Starts to watch. The first hint comes when the watch is on, so that a reading that follows it
+/// Starts to watch. The first notification comes when the watch is on, so that a reading that follows it
 /// misses nothing.
 pub(crate) fn watch(worker: &Handle) -> ChangeStream {
     let shared = Arc::new(Shared::default());
@@ -202,9 +219,10 @@ impl Watcher {
         self.shared.tell_all();
         let mut buffer = vec![0; DATAGRAM];
         loop {
-            let result = self
-                .wait(Some(&socket), PollTimeout::NONE)
-                .and_then(|()| self.drain(&socket, &mut buffer));
+            let result = self.wait(Some(&socket), PollTimeout::NONE).and_then(|()| {
+                std::thread::sleep(GATHER);
+                self.drain(&socket, &mut buffer)
+            });
             if let Err(end) = result {
                 return end;
             }
@@ -227,31 +245,51 @@ impl Watcher {
     fn drain(&mut self, socket: &Socket, buffer: &mut [u8]) -> Result<(), End> {
         /// After so many datagrams those who wait are told, even if there are more.
         const MOST: usize = 1024;
-        let mut hints = BTreeSet::new();
+        let mut changes = Vec::new();
         for _ in 0..MOST {
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC;
-            match recv(socket.as_raw_fd(), buffer, flags) {
-                Ok(len) => {
-                    let read = buffer
-                        .get(..len)
+            match receive(socket, buffer)? {
+                Received::Datagram(datagram) => {
+                    let read = datagram
                         .ok_or(Malformed("an event of more than 64 KiB"))
-                        .and_then(|datagram| self.devices.read_events(datagram, &mut hints));
+                        .and_then(|datagram| self.devices.read_events(datagram, &mut changes));
                     if read.is_err() {
-                        hints.insert(Change::All);
+                        changes.push(Change::All);
                     }
                 }
-                Err(Errno::EAGAIN) => break,
-                Err(Errno::EINTR) => {}
-                Err(Errno::ENOBUFS) => {
-                    // Events were lost, also those that tell of new names.
+                Received::Nothing => break,
+                Received::Lost => {
+                    // What is in the queue still is older than what was lost: believed after the
+                    // reading that follows, it would undo that.
+                    while !matches!(receive(socket, buffer)?, Received::Nothing) {}
                     self.devices = Devices::read(&self.options);
-                    hints.insert(Change::All);
+                    changes.push(Change::All);
                 }
-                Err(errno) => return Err(errno.into()),
             }
         }
-        self.shared.tell(&mut hints);
+        self.shared.tell(&mut changes);
         Ok(())
+    }
+}
+
+/// What was in a socket.
+enum Received<'a> {
+    /// `None`: one that was too long.
+    Datagram(Option<&'a [u8]>),
+    Nothing,
+    /// Events were lost.
+    Lost,
+}
+
+fn receive<'a>(socket: &Socket, buffer: &'a mut [u8]) -> Result<Received<'a>, Errno> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC;
+    loop {
+        match recv(socket.as_raw_fd(), buffer, flags) {
+            Ok(len) => return Ok(Received::Datagram(buffer.get(..len))),
+            Err(Errno::EAGAIN) => return Ok(Received::Nothing),
+            Err(Errno::EINTR) => {}
+            Err(Errno::ENOBUFS) => return Ok(Received::Lost),
+            Err(errno) => return Err(errno),
+        }
     }
 }
 
@@ -265,19 +303,23 @@ fn subscribe(receive_buffer: usize) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// The hints of a datagram for who knows no device yet.
-pub(crate) fn hints(datagram: &[u8]) -> Result<BTreeSet<Change>, Malformed> {
-    let mut hints = BTreeSet::new();
-    Devices::default().read_events(datagram, &mut hints)?;
-    Ok(hints)
+/// What the events of a datagram tell whoever knows no device yet.
+pub(crate) fn hints(datagram: &[u8]) -> Result<Vec<Change>, Malformed> {
+    let mut changes = Vec::new();
+    Devices::default().read_events(datagram, &mut changes)?;
+    Ok(changes)
 }
 
-/// The devices as the events tell of them: name, and whether it is a VXLAN device.
+/// The devices and addresses as the events tell of them.
 #[derive(Debug, Default)]
-struct Devices(BTreeMap<u32, (Option<IfName>, bool)>);
+struct Devices {
+    devices: BTreeMap<u32, Device>,
+    names: Names,
+    addresses: BTreeMap<(u32, IpAddr, u8), address::Entry>,
+}
 
 impl Devices {
-    /// The devices there are. Without them, hints name no device until it changes.
+    /// The devices there are. Without them, notifications name no device until it changes.
     fn read(options: &NetlinkOptions) -> Self {
         let mut connection = Connection::new(
             NETLINK_ROUTE,
@@ -288,59 +330,113 @@ impl Devices {
             },
         );
         let devices = link::dump(&mut connection).unwrap_or_default();
-        Self(
-            devices
+        let addresses = address::dump(&mut connection).unwrap_or_default();
+        Self {
+            names: Names::of(&devices),
+            devices: devices
                 .into_iter()
-                .map(|device| (device.index, (device.name, device.is_vxlan())))
+                .map(|device| (device.index, device))
                 .collect(),
-        )
+            addresses: addresses
+                .into_iter()
+                .map(|entry| (entry.key(), entry))
+                .collect(),
+        }
     }
 
-    fn name(&self, index: u32) -> Option<IfName> {
-        self.0.get(&index).and_then(|(name, _)| *name)
-    }
-
-    fn read_events(
-        &mut self,
-        datagram: &[u8],
-        hints: &mut BTreeSet<Change>,
-    ) -> Result<(), Malformed> {
+    fn read_events(&mut self, datagram: &[u8], changes: &mut Vec<Change>) -> Result<(), Malformed> {
         for message in Messages(datagram) {
-            hints.extend(self.read_event(&message?)?);
+            self.read_event(&message?, changes)?;
         }
         Ok(())
     }
 
-    /// What an event hints at; `None`: nothing that anybody waits for.
-    fn read_event(&mut self, message: &Message<'_>) -> Result<Option<Change>, Malformed> {
-        Ok(match message.kind {
-            link::RTM_NEWLINK => {
-                let device = link::decode(message.body)?;
-                let bridge_port = message.body.first() == Some(&neighbour::AF_BRIDGE);
-                if !bridge_port {
-                    self.0
-                        .insert(device.index, (device.name, device.is_vxlan()));
-                }
-                Some(Change::Link(device.name))
-            }
-            link::RTM_DELLINK => {
-                let device = link::decode(message.body)?;
-                // A port that leaves its bridge is told in the same words.
-                if message.body.first() != Some(&neighbour::AF_BRIDGE) {
-                    self.0.remove(&device.index);
-                }
-                Some(Change::Link(device.name))
-            }
+    fn read_event(
+        &mut self,
+        message: &Message<'_>,
+        changes: &mut Vec<Change>,
+    ) -> Result<(), Malformed> {
+        match message.kind {
+            link::RTM_NEWLINK | link::RTM_DELLINK => self.link(message, changes)?,
             address::RTM_NEWADDR | address::RTM_DELADDR => {
-                let index = crate::wire::field_u32(message.body, 4)?;
-                Some(Change::Address(self.name(index)))
+                changes.extend(self.address(message)?);
             }
-            RTM_NEWNEIGH | RTM_DELNEIGH => self.neighbour(message)?,
-            route::RTM_NEWROUTE | route::RTM_DELROUTE => {
-                (!route::is_cloned(message.body)?).then_some(Change::Route)
+            RTM_NEWNEIGH | RTM_DELNEIGH => changes.extend(self.neighbour(message)?),
+            route::RTM_NEWROUTE | route::RTM_DELROUTE => changes.extend(self.route(message)?),
+            nexthop::RTM_NEWNEXTHOP | nexthop::RTM_DELNEXTHOP => {
+                changes.extend(self.nexthop(message)?);
             }
-            nexthop::RTM_NEWNEXTHOP | nexthop::RTM_DELNEXTHOP => Some(Change::Route),
-            _ => None,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// IPv6 and bridges tell of devices in messages of their own, which say less. Of these only a
+    /// bridge's are of interest: a port came or went.
+    fn link(&mut self, message: &Message<'_>, changes: &mut Vec<Change>) -> Result<(), Malformed> {
+        const AF_UNSPEC: u8 = 0;
+        let device = link::decode(message.body)?;
+        match message.body.first() {
+            Some(&AF_UNSPEC) => {}
+            Some(&neighbour::AF_BRIDGE) => {
+                changes.push(Change::Link(device.name));
+                return Ok(());
+            }
+            _ => return Ok(()),
+        }
+        if message.kind == link::RTM_DELLINK {
+            self.devices.remove(&device.index);
+            self.addresses
+                .retain(|(index, ..), _| *index != device.index);
+            self.names = Names::of(self.devices.values());
+            changes.extend(device.name.map(|name| Change::Link(Some(name))));
+            return Ok(());
+        }
+        let before = self.devices.insert(device.index, device.clone());
+        if before.as_ref() == Some(&device) {
+            return Ok(());
+        }
+        let renamed = before.as_ref().map(|before| before.name) != Some(device.name);
+        if renamed {
+            self.names = Names::of(self.devices.values());
+        }
+        let Some(before) = before else {
+            changes.extend(self.is_now(&device));
+            return Ok(());
+        };
+        if device.name != before.name || before.loses_to(&device) {
+            let names = [before.name, device.name.filter(|_| renamed)];
+            let names = names.into_iter().flatten();
+            changes.extend(names.map(|name| Change::Link(Some(name))));
+        } else {
+            changes.extend(self.is_now(&device));
+        }
+        Ok(())
+    }
+
+    fn is_now(&self, device: &Device) -> Option<Change> {
+        let object = device.object(&self.names)?;
+        Some(Change::Set(Object::Link(object)))
+    }
+
+    fn address(&mut self, message: &Message<'_>) -> Result<Option<Change>, Malformed> {
+        let Some(entry) = address::decode(message.body)? else {
+            return Ok(None);
+        };
+        let is_news = if message.kind == address::RTM_NEWADDR {
+            self.addresses.insert(entry.key(), entry) != Some(entry)
+        } else {
+            self.addresses.remove(&entry.key());
+            true
+        };
+        Ok(match self.names.name(entry.index) {
+            _ if !is_news => None,
+            Named::Device(dev) if message.kind == address::RTM_NEWADDR => {
+                Some(Change::Set(Object::Address(entry.object(dev))))
+            }
+            Named::Device(dev) => Some(Change::Address(Some(dev))),
+            Named::Unspeakable => None,
+            Named::Unknown => Some(Change::Address(None)),
         })
     }
 
@@ -351,18 +447,82 @@ impl Devices {
     fn neighbour(&self, message: &Message<'_>) -> Result<Option<Change>, Malformed> {
         const NUD_FAILED: u16 = 0x20;
         let entry = neighbour::decode(message.body)?;
-        let (name, vxlan) = self.0.get(&entry.index).copied().unwrap_or((None, true));
+        let device = self.devices.get(&entry.index);
+        let vxlan = device.is_none_or(Device::is_vxlan);
         let removed = message.kind == RTM_DELNEIGH && entry.state & NUD_FAILED != 0;
         let of_interest = vxlan || removed || entry.state & NUD_PERMANENT != 0;
-        Ok(of_interest.then_some(Change::Neighbour(name)))
+        if !of_interest || !entry.is_of_device() {
+            return Ok(None);
+        }
+        let dev = match self.names.name(entry.index) {
+            Named::Device(dev) => dev,
+            Named::Unspeakable => return Ok(None),
+            Named::Unknown => return Ok(Some(Change::Neighbour(None))),
+        };
+        let object = entry
+            .fdb(dev)
+            .map(Object::Fdb)
+            .or_else(|| entry.neighbour(dev).map(Object::Neighbour))
+            .filter(|_| message.kind == RTM_NEWNEIGH);
+        Ok(match object {
+            Some(object) => Some(Change::Set(object)),
+            None => entry.key(dev).map(Change::Gone),
+        })
+    }
+
+    fn route(&self, message: &Message<'_>) -> Result<Option<Change>, Malformed> {
+        const NLM_F_APPEND: u16 = 0x800;
+        let Some(entry) = route::decode(message.body)? else {
+            return Ok(None);
+        };
+        if entry.table != MAIN_TABLE {
+            return Ok(None);
+        }
+        let key = ObjectKey::Route {
+            table: entry.table,
+            dst: entry.dst,
+            metric: entry.metric,
+        };
+        if message.kind == route::RTM_DELROUTE {
+            return Ok(Some(Change::Gone(key)));
+        }
+        if message.flags & NLM_F_APPEND != 0 {
+            // It is not the first of its key.
+            return Ok(Some(Change::Key(key)));
+        }
+        Ok(Some(match entry.object(&self.names) {
+            Ok(route) => Change::Set(Object::Route(route)),
+            Err(_) => Change::Key(key),
+        }))
+    }
+
+    fn nexthop(&self, message: &Message<'_>) -> Result<Option<Change>, Malformed> {
+        let Some(entry) = nexthop::decode(message.body)? else {
+            return Ok(None);
+        };
+        let path = entry
+            .path
+            .filter(|_| message.kind == nexthop::RTM_NEWNEXTHOP);
+        let key = ObjectKey::Nexthop(entry.id);
+        let object = match path.map(|(index, _)| self.names.name(index)) {
+            Some(Named::Device(dev)) => entry.object(dev),
+            Some(Named::Unknown) => return Ok(Some(Change::Key(key))),
+            Some(Named::Unspeakable) | None => None,
+        };
+        Ok(Some(match object {
+            Some(nexthop) => Change::Set(Object::Nexthop(nexthop)),
+            None => Change::Gone(key),
+        }))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use flannel_core::IfName;
+
     use super::*;
 
-    fn hints(names: std::ops::Range<u32>) -> BTreeSet<Change> {
+    fn changes(names: std::ops::Range<u32>) -> Vec<Change> {
         names
             .map(|n| Change::Link(Some(IfName::new(format!("x{n}")).expect("a device name"))))
             .collect()
@@ -371,12 +531,11 @@ mod tests {
     #[test]
     fn what_nobody_reads_does_not_grow() {
         let shared = Shared::default();
-        shared.tell(&mut hints(0..200));
-        shared.tell(&mut hints(100..250));
-        assert_eq!(shared.lock().hints.len(), 250);
-        shared.tell(&mut hints(250..260));
-        assert_eq!(shared.lock().hints, [Change::All].into());
-        shared.tell(&mut hints(0..10));
-        assert_eq!(shared.lock().hints, [Change::All].into());
+        shared.tell(&mut changes(0..4000));
+        assert_eq!(shared.lock().changes.len(), 4000);
+        shared.tell(&mut changes(4000..5000));
+        assert_eq!(shared.lock().changes, [Change::All]);
+        shared.tell(&mut changes(0..10));
+        assert_eq!(shared.lock().changes, [Change::All]);
     }
 }

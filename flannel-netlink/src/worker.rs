@@ -133,6 +133,17 @@ pub(crate) fn start(namespace: Namespace, options: NetlinkOptions) -> Result<Han
 }
 
 impl Handle {
+    /// Starts another thread in the same namespace.
+    pub(crate) fn start_another(&self) -> Result<Self> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        // A thread starts in the namespace of the one that makes it.
+        self.send(move |worker| {
+            let options = worker.options.clone();
+            drop(reply.send(start(Namespace::Current, options)));
+        })?;
+        answer.recv().map_err(|_| ended())?
+    }
+
     /// Hands the thread something to do, without waiting for it.
     pub(crate) fn send(&self, job: impl FnOnce(&mut Worker) + Send + 'static) -> Result<()> {
         self.jobs.send(Box::new(job)).map_err(|_| ended())

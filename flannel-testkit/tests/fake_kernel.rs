@@ -142,7 +142,7 @@ fn lost_hints_are_all_or_nothing() {
             .expect("it can be made")
     };
     add(1);
-    assert_eq!(hints(&mut stream), [Change::Address(Some(eth0()))]);
+    assert_eq!(hints(&mut stream), [Change::Set(address(1))]);
     kernel.fail_next(FaultKind::Overrun);
     add(2);
     assert_eq!(hints(&mut stream), [Change::All]);

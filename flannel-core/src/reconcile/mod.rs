@@ -1,6 +1,7 @@
 //! Desired state against the kernel's: what is wanted, what is there, and the way from one to the
 //! other.
 
+mod copy;
 pub mod desired;
 pub(crate) mod engine;
 pub mod ownership;

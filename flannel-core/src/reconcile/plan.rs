@@ -14,7 +14,7 @@ mod links;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -116,7 +116,8 @@ pub fn plan(observed: &Observed, desired: &Desired, ownership: &Ownership) -> Pl
 /// The part of [`plan`] that concerns some keys: cheap when they are few.
 ///
 /// Equal to the whole plan if nothing else differs; `keys` must therefore hold all that is not
-/// right, also what was blocked before. What the keys need and what they force is planned with
+/// right, also what was blocked before. Where something else than a route is blocked, what is there may
+/// serve any that needs that: then only the whole plan tells what may go. What the keys need and what they force is planned with
 /// them: when a device is made or removed, all that is on it.
 pub fn plan_keys(
     observed: &Observed,
@@ -175,7 +176,7 @@ impl<'a> Planner<'a> {
     fn run(mut self, keys: Option<&BTreeSet<ObjectKey>>) -> Plan {
         // What a spared route needs is known only when the route has been looked at.
         let keys = keys.filter(|_| self.desired.spared.is_empty());
-        let keys = keys.map(|keys| self.with_needs(keys));
+        let keys = keys.map(|keys| self.with_addresses(self.with_needs(keys)));
         let about = |key: &ObjectKey| keys.as_ref().is_none_or(|keys| keys.contains(key));
         self.plan_links(&about);
         match &keys {
@@ -216,6 +217,35 @@ impl<'a> Planner<'a> {
             }
         }
         all
+    }
+
+    /// The keys with those of our unwanted addresses that are inside of routes among them: an address
+    /// that stayed goes when its subnet becomes a peer's.
+    fn with_addresses(&self, mut keys: BTreeSet<ObjectKey>) -> BTreeSet<ObjectKey> {
+        let routes = keys.iter().rev().map_while(|key| match key {
+            ObjectKey::Route { dst, .. } => Some(*dst),
+            _ => None,
+        });
+        let routes: Vec<Subnet> = routes.collect();
+        let first = ObjectKey::Address {
+            dev: IfName::FIRST,
+            ip: Ipv4Addr::UNSPECIFIED.into(),
+            prefix_len: 0,
+        };
+        let end = ObjectKey::Tunnel(IfName::FIRST);
+        let addresses = self.observed.objects.range(first..end);
+        let ours = addresses.filter(|(key, object)| {
+            !self.desired.objects.contains_key(key)
+                && self.ownership.owner(object, self.observed) != Owner::Foreign
+        });
+        for (key, _) in ours {
+            if let ObjectKey::Address { ip, .. } = key
+                && routes.iter().any(|dst| dst.contains_ip(*ip))
+            {
+                keys.insert(key.clone());
+            }
+        }
+        keys
     }
 
     fn pair(&self, key: &ObjectKey) -> Option<Pair<'a>> {

@@ -1,7 +1,13 @@
-//! The kernel's half of the engine: reads, plans, applies, remembers what failed.
+//! The kernel's half of the engine: follows the kernel, plans, applies, remembers what failed.
+//!
+//! It plans against the [`Copy`] and only the keys that something happened to; whole plans are made
+//! after whole readings and where devices or the network changed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::fmt;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::broadcast;
@@ -9,24 +15,34 @@ use tokio::sync::broadcast;
 use crate::backoff::Backoff;
 use crate::clock::{Clock, Moment, Rng};
 use crate::kernel::{self, Change, Kernel, Observed, Op, Scope};
-use crate::lease::LeaseKey;
-use crate::object::{Object, ObjectKey, Objects};
+use crate::lease::{BackendType, LeaseKey};
+use crate::object::{LinkKind, Object, ObjectKey};
+use crate::reconcile::copy::{Copy, MANY, News};
 use crate::reconcile::desired::Desired;
-use crate::reconcile::ownership::Ownership;
+use crate::reconcile::ownership::{Owner, Ownership};
 use crate::reconcile::plan::{Blocked, Plan, Step, Why, plan, plan_keys, teardown};
 use crate::status::{FailingObject, OverlayEvent};
+use crate::subnet::Subnet;
 
-/// The wait from a hint to the reading, so that what changes together is read together.
+/// The wait from a notification to what follows from it, so that what changes together is read and
+/// repaired together, and that news which the next word takes back has no consequences.
 const DEBOUNCE: Duration = Duration::from_millis(5);
 
 /// The least wait between two readings; a reading that takes long makes it longer.
 const READ_GAP: Duration = Duration::from_millis(10);
 
+/// The most that a reading puts off the next one. How long it took says little of its cost if the
+/// machine slept or the process was stopped meanwhile, be it for a day.
+const LONGEST_GAP: Duration = Duration::from_secs(2);
+
 /// How often settings are looked at.
 const SETTINGS: Duration = Duration::from_secs(2);
 
-/// The wait before what was applied is read back, if no hint asks for it before.
+/// The wait before everything is read back after very many changes at once.
 const VERIFY: Duration = Duration::from_millis(100);
+
+/// How long a reading that nobody waits for may take before it is begun anew.
+const ASIDE: Duration = Duration::from_secs(120);
 
 /// The longest wait between two tries of what failed.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
@@ -51,29 +67,121 @@ pub(crate) struct Reconciler {
     rng: Rng,
     events: broadcast::Sender<OverlayEvent>,
     retry: Backoff,
-    /// What the kernel had when last read, and what was successfully changed since.
-    observed: Option<Arc<Observed>>,
+    copy: Copy,
     scope: Scope,
-    /// When the kernel is to be read; `None` while what was read last is trusted.
+    /// When everything is to be read; `None` while the copy is trusted.
     read_at: Option<Moment>,
+    /// When links and addresses are to be read.
+    links_at: Option<Moment>,
+    /// When the doubtful keys are to be read.
+    keys_at: Option<Moment>,
+    last_links: Moment,
+    links_cost: Duration,
+    last_keys: Moment,
+    keys_cost: Duration,
     settings_at: Moment,
     last_read: Moment,
+    last_retry: Moment,
     read_cost: Duration,
+    /// A reading of everything that nobody waits for.
+    aside: Aside,
     read_failures: u32,
     read_error: Option<String>,
-    /// Keys whose desired object changed since the last plan.
+    /// Keys to be planned.
     dirty: BTreeSet<ObjectKey>,
+    /// Keys that the kernel told news of, to be planned a little later.
+    noticed: BTreeSet<ObjectKey>,
+    noticed_at: Option<Moment>,
+    /// Keys that are not right and wait for a failed one, or failed themselves.
+    open: BTreeSet<ObjectKey>,
     /// The next plan is for everything.
     replan: bool,
+    /// What the last plan for everything was made with, objects aside.
+    basis: Option<Basis>,
     /// Keys that were not yet seen as they should be: a step for any other key is a repair.
     unsettled: BTreeSet<ObjectKey>,
     failures: BTreeMap<ObjectKey, Failure>,
     blocked: Vec<Blocked>,
     repairs: u64,
-    /// The kernel was read since the engine woke.
-    just_read: bool,
-    /// A whole plan from a fresh reading had no steps, and nothing failed since.
+    /// What was read since the engine woke.
+    just_read: JustRead,
+    /// Everything was found right, and nothing failed since.
     converged: bool,
+    /// Links or addresses changed, and whoever depends on them has not looked yet.
+    host_changed: bool,
+    /// Destinations of routes that changed since that was asked.
+    routes_changed: BTreeSet<Subnet>,
+    /// Those that did not matter when it was asked.
+    routes_passed: BTreeSet<Subnet>,
+}
+
+/// A reading of everything that goes on while other things are done, and when it began.
+///
+/// The lock is never taken: it makes what holds it shareable.
+pub(crate) struct Aside(Option<(Moment, Mutex<Reading>)>);
+
+type Reading = Pin<Box<dyn Future<Output = kernel::Result<Observed>> + Send>>;
+
+impl fmt::Debug for Aside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Aside(reads: {})", self.0.is_some())
+    }
+}
+
+impl Aside {
+    /// What was read, and when that began. Cancel safe.
+    pub(crate) async fn done(&mut self) -> (Moment, kernel::Result<Observed>) {
+        let Some((start, reading)) = &mut self.0 else {
+            return std::future::pending().await;
+        };
+        let reading = reading.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let (start, result) = (*start, reading.await);
+        self.0 = None;
+        (start, result)
+    }
+}
+
+/// What a plan depends on beside the objects that are wanted and there. Where it changes, other keys
+/// than those that anything happened to are no longer right.
+#[derive(Debug, PartialEq, Eq)]
+struct Basis {
+    hold_orphans: bool,
+    held_backends: BTreeSet<BackendType>,
+    spared: Vec<Subnet>,
+    ownership: Ownership,
+}
+
+impl Basis {
+    fn of(desired: &Desired, ownership: &Ownership) -> Self {
+        let Desired {
+            objects: _,
+            hold_orphans,
+            held_backends,
+            spared,
+        } = desired;
+        Self {
+            hold_orphans: *hold_orphans,
+            held_backends: held_backends.clone(),
+            spared: spared.clone(),
+            ownership: ownership.clone(),
+        }
+    }
+}
+
+/// What was read since the engine woke.
+#[derive(Debug)]
+enum JustRead {
+    All,
+    Keys(BTreeSet<ObjectKey>),
+}
+
+impl JustRead {
+    fn holds(&self, key: &ObjectKey) -> bool {
+        match self {
+            Self::All => true,
+            Self::Keys(keys) => keys.contains(key),
+        }
+    }
 }
 
 impl Reconciler {
@@ -90,27 +198,42 @@ impl Reconciler {
             rng,
             events,
             retry: Backoff::new(Duration::from_millis(100), LONGEST_RETRY),
-            observed: None,
+            copy: Copy::default(),
             scope: Scope::default(),
             read_at: Some(now),
+            links_at: None,
+            keys_at: None,
+            last_links: now,
+            links_cost: Duration::ZERO,
+            last_keys: now,
+            keys_cost: Duration::ZERO,
             settings_at: now,
             last_read: now,
+            last_retry: now,
             read_cost: Duration::ZERO,
+            aside: Aside(None),
             read_failures: 0,
             read_error: None,
             dirty: BTreeSet::new(),
+            noticed: BTreeSet::new(),
+            noticed_at: None,
+            open: BTreeSet::new(),
             replan: false,
+            basis: None,
             unsettled: BTreeSet::new(),
             failures: BTreeMap::new(),
             blocked: Vec::new(),
             repairs: 0,
-            just_read: false,
+            just_read: JustRead::Keys(BTreeSet::new()),
             converged: false,
+            host_changed: false,
+            routes_changed: BTreeSet::new(),
+            routes_passed: BTreeSet::new(),
         }
     }
 
     pub(crate) const fn observed(&self) -> Option<&Arc<Observed>> {
-        self.observed.as_ref()
+        self.copy.observed()
     }
 
     /// How long the last reading took.
@@ -154,25 +277,164 @@ impl Reconciler {
             .map(|failure| format!("{}: {}", failure.op.object(), failure.error))
     }
 
-    /// Something may have changed in the kernel.
-    pub(crate) fn hint(&mut self, change: Change) {
-        if let Change::Neighbour(Some(dev)) = change
-            && !self.scope.devices.contains(&dev)
-        {
-            return;
+    /// Takes notifications in. Answers whether something follows from them at once.
+    pub(crate) fn told(
+        &mut self,
+        changes: Vec<Change>,
+        desired: &Desired,
+        ownership: &Ownership,
+    ) -> bool {
+        let now = self.clock.now();
+        let wanted = |key: &ObjectKey| Some(&desired.objects.get(key)?.object);
+        self.copy.told(changes, now, wanted);
+        let news = self.digest(desired, ownership);
+        if !news.is_empty() {
+            self.noticed.extend(news);
+            self.noticed_at.get_or_insert(now + DEBOUNCE);
         }
-        self.read_by(self.clock.now() + DEBOUNCE);
+        self.serve_doubts(now, DEBOUNCE);
+        self.host_changed
+            || !self.routes_changed.is_empty()
+            || (!self.converged && self.copy.is_settled())
+    }
+
+    /// The keys to be planned after what the copy has learnt.
+    fn digest(&mut self, desired: &Desired, ownership: &Ownership) -> BTreeSet<ObjectKey> {
+        let News {
+            mut touched,
+            confirmed,
+            routes,
+            host,
+        } = self.copy.take_news();
+        self.host_changed |= host;
+        self.routes_changed.extend(routes);
+        for key in confirmed {
+            self.unsettled.remove(&key);
+        }
+        if touched.is_empty() {
+            return touched;
+        }
+        let Some(observed) = self.copy.observed() else {
+            return touched;
+        };
+        // What somebody else's object kept from being made, with all that needs it, is in no list.
+        let blocks = |blocked: &Blocked| touched.contains(&blocked.wanted.key());
+        let mut replan = self.blocked.iter().any(blocks);
+        touched.retain(|key| {
+            let found = observed.objects.get(key);
+            if let ObjectKey::Link(dev) = key {
+                // A device decides what becomes of all on it, and of others that are like it.
+                replan |= desired.objects.contains_key(key)
+                    || self
+                        .scope
+                        .settings
+                        .iter()
+                        .any(|key| key.dev() == Some(*dev))
+                    || found.is_some_and(|found| {
+                        may_be_a_rival(found) || ownership.owner(found, observed) != Owner::Foreign
+                    });
+                return false;
+            }
+            desired.objects.contains_key(key)
+                || found.is_some_and(|found| ownership.owner(found, observed) != Owner::Foreign)
+        });
+        self.replan |= replan;
+        touched
+    }
+
+    /// Sees to it that what is in doubt is read, after a while in which more may come.
+    fn serve_doubts(&mut self, now: Moment, delay: Duration) {
+        let doubts = self.copy.doubts();
+        let (all, links, keys) = (doubts.all, doubts.links, !doubts.keys.is_empty());
+        if all {
+            self.read_by(now + delay);
+        }
+        if links && self.links_at.is_none() {
+            let earliest = self.last_links + READ_GAP.max(gap_after(self.links_cost));
+            self.links_at = Some((now + delay).max(earliest));
+        }
+        if keys && self.keys_at.is_none() {
+            // Cheap, unless a whole table has to be read for one key of it.
+            let earliest = self.last_keys + gap_after(self.keys_cost);
+            self.keys_at = Some((now + delay).max(earliest));
+        }
+    }
+
+    /// Whether the host's own network is to be looked at: links or addresses changed, or a route that
+    /// matters did. Each route is asked about once.
+    pub(crate) fn host_changed(&mut self, matters: impl Fn(&Subnet) -> bool) -> bool {
+        /// After so many changes of routes that did not matter all are looked at.
+        const MOST: usize = 256;
+        let mut new = std::mem::take(&mut self.routes_changed);
+        self.host_changed |= new.iter().any(matters);
+        self.routes_passed.append(&mut new);
+        self.host_changed || self.routes_passed.len() > MOST
+    }
+
+    /// An address came to matter: whether routes to it have changed since they were looked at.
+    pub(crate) fn now_matters(&mut self, ip: IpAddr) {
+        self.host_changed |= self.routes_passed.iter().any(|dst| dst.contains_ip(ip));
+    }
+
+    /// The host's own network was looked at.
+    pub(crate) fn host_seen(&mut self) {
+        self.host_changed = false;
+        self.routes_changed.clear();
+        self.routes_passed.clear();
     }
 
     /// Reads the kernel no later than this moment, unless it was read a very short while ago.
     fn read_by(&mut self, at: Moment) {
-        let at = at.max(self.last_read + READ_GAP.max(self.read_cost * 4));
+        let at = at.max(self.last_read + READ_GAP.max(gap_after(self.read_cost)));
         self.read_at = Some(self.read_at.map_or(at, |before| before.min(at)));
     }
 
     /// Reads the kernel at the next opportunity, come what may.
     pub(crate) fn read_now(&mut self) {
         self.read_at = Some(self.clock.now());
+    }
+
+    /// Reads everything without keeping anybody waiting: with very many routes that takes a while.
+    pub(crate) fn read_aside(&mut self) {
+        if self.copy.observed().is_none() || self.read_at.is_some() || self.read_failures > 0 {
+            self.read_now();
+            return;
+        }
+        let now = self.clock.now();
+        if matches!(&self.aside.0, Some((start, _)) if now.since(*start) < ASIDE) {
+            return;
+        }
+        self.copy.begin_aside();
+        let (kernel, scope) = (Arc::clone(&self.kernel), self.scope.clone());
+        let reading = async move { kernel.observe(&scope).await };
+        self.aside = Aside(Some((now, Mutex::new(Box::pin(reading)))));
+    }
+
+    pub(crate) const fn aside(&mut self) -> &mut Aside {
+        &mut self.aside
+    }
+
+    /// Takes in what was read aside.
+    pub(crate) fn aside_done(
+        &mut self,
+        (start, result): (Moment, kernel::Result<Observed>),
+        desired: &Desired,
+        ownership: &Ownership,
+    ) {
+        let now = self.clock.now();
+        match result {
+            Ok(observed) => {
+                self.copy.read_aside(observed, now);
+                self.last_read = now;
+                self.read_cost = now.since(start);
+                self.replan = true;
+                let news = self.digest(desired, ownership);
+                self.dirty.extend(news);
+                self.serve_doubts(now, Duration::ZERO);
+            }
+            // It is done again, and waited for, with all that follows from a failure.
+            Err(_) => self.read_now(),
+        }
     }
 
     /// The desired objects under these keys changed.
@@ -186,8 +448,8 @@ impl Reconciler {
     }
 
     /// The engine woke: what was read before may be old.
-    pub(crate) const fn wake(&mut self) {
-        self.just_read = false;
+    pub(crate) fn wake(&mut self) {
+        self.just_read = JustRead::Keys(BTreeSet::new());
     }
 
     /// Everything is to be planned anew.
@@ -209,66 +471,76 @@ impl Reconciler {
             return self.read_at;
         }
         let settings = (!self.scope.settings.is_empty()).then_some(self.settings_at);
-        [self.read_at, self.next_retry(), settings]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.read_at,
+            self.links_at,
+            self.keys_at,
+            self.noticed_at,
+            self.copy.deadline(),
+            self.next_retry(),
+            settings,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
-    /// When something that failed is tried again. The kernel is read before each try, so tries are
-    /// gathered where reading is dear: it takes a twentieth of the time at most, and far less for
-    /// what has failed again and again, so that it delays nobody.
+    /// When something that failed is tried again. What it needs is read before each try, so tries of
+    /// what has failed again and again are gathered.
     fn next_retry(&self) -> Option<Moment> {
-        let wait = |failure: &Failure| {
-            let gap = match failure.attempts {
-                ..=4 => self.read_cost * 20,
-                _ => (self.read_cost * 250).min(LONGEST_RETRY),
-            };
-            failure.retry_at.max(self.last_read + gap)
+        /// The wait between two rounds of tries of what keeps failing.
+        const GATHER: Duration = Duration::from_secs(1);
+        let wait = |failure: &Failure| match failure.attempts {
+            ..=4 => failure.retry_at,
+            _ => failure.retry_at.max(self.last_retry + GATHER),
         };
         self.failures.values().map(wait).min()
     }
 
-    /// Looks at the settings now and then: nobody hints at them.
-    pub(crate) async fn look_at_settings(&mut self) {
+    /// Looks at the settings now and then: nobody tells of them.
+    pub(crate) async fn look_at_settings(&mut self, desired: &Desired, ownership: &Ownership) {
         if self.scope.settings.is_empty() || self.clock.now() < self.settings_at {
             return;
         }
         self.settings_at = self.clock.now() + SETTINGS + self.rng.below(SETTINGS / 8);
-        let Some(observed) = self.observed.clone() else {
+        if self.copy.observed().is_none() {
             return;
-        };
+        }
         // An error is left to the whole reading, which is due soon enough.
         if let Ok(found) = self.kernel.settings(&self.scope.settings).await {
-            let same = |key| observed.objects.get(key) == found.get(key);
-            if !self.scope.settings.iter().all(same) {
-                self.read_at = Some(self.clock.now());
-            }
+            let now = self.clock.now();
+            self.copy.read_keys(self.scope.settings.clone(), found, now);
+            let news = self.digest(desired, ownership);
+            self.dirty.extend(news);
         }
     }
 
-    /// Reads the kernel if that is due. Answers whether there is a new reading.
-    pub(crate) async fn read_if_due(&mut self, desired: &Desired) -> bool {
+    /// Reads of the kernel what is due.
+    pub(crate) async fn read_if_due(&mut self, desired: &Desired, ownership: &Ownership) {
         let now = self.clock.now();
-        let scope = scope_of(desired);
-        let retry = self.next_retry().is_some_and(|at| at <= now);
-        let due = self.read_at.is_some_and(|at| at <= now) || scope != self.scope || retry;
-        if !due || (self.read_failures > 0 && self.read_at.is_some_and(|at| at > now)) {
-            return false;
+        if self.read_failures > 0 && self.read_at.is_some_and(|at| at > now) {
+            return;
         }
-        match self.kernel.observe(&scope).await {
-            Ok(observed) => {
-                let done = self.clock.now();
-                self.observed = Some(Arc::new(observed));
-                self.scope = scope;
-                self.read_at = None;
-                self.last_read = done;
-                self.read_cost = done.since(now);
+        self.copy.pass(now);
+        self.take_retries(now);
+        self.serve_doubts(now, Duration::ZERO);
+        let scope = scope_of(desired);
+        let is_due = |at: Option<Moment>| at.is_some_and(|at| at <= now);
+        let result = if is_due(self.read_at) || scope != self.scope {
+            self.read_all(scope).await
+        } else if is_due(self.links_at) || is_due(self.keys_at) {
+            self.read_doubts(is_due(self.links_at), is_due(self.keys_at))
+                .await
+        } else {
+            return;
+        };
+        match result {
+            Ok(()) => {
                 self.read_failures = 0;
                 self.read_error = None;
-                self.replan = true;
-                self.just_read = true;
-                true
+                let news = self.digest(desired, ownership);
+                self.dirty.extend(news);
+                self.serve_doubts(self.clock.now(), Duration::ZERO);
             }
             Err(error) => {
                 self.read_failures = self.read_failures.saturating_add(1);
@@ -279,9 +551,70 @@ impl Reconciler {
                 }
                 self.read_error = Some(error.to_string());
                 self.converged = false;
-                false
             }
         }
+    }
+
+    async fn read_all(&mut self, scope: Scope) -> kernel::Result<()> {
+        let start = self.clock.now();
+        let observed = self.kernel.observe(&scope).await?;
+        let done = self.clock.now();
+        self.copy.read_all(observed, scope.devices.clone(), done);
+        self.aside = Aside(None);
+        self.scope = scope;
+        (self.read_at, self.links_at, self.keys_at) = (None, None, None);
+        (self.last_read, self.last_links) = (done, done);
+        self.read_cost = done.since(start);
+        self.replan = true;
+        self.just_read = JustRead::All;
+        Ok(())
+    }
+
+    async fn read_doubts(&mut self, links: bool, keys: bool) -> kernel::Result<()> {
+        if links {
+            let start = self.clock.now();
+            let found = self.kernel.links().await?;
+            let done = self.clock.now();
+            self.copy.read_links(found);
+            self.links_at = None;
+            self.last_links = done;
+            self.links_cost = done.since(start);
+        }
+        let doubtful = self.copy.doubts().keys.clone();
+        if keys && !doubtful.is_empty() {
+            let start = self.clock.now();
+            let found = self.kernel.read(&doubtful).await?;
+            self.last_keys = self.clock.now();
+            self.keys_cost = self.last_keys.since(start);
+            if let JustRead::Keys(read) = &mut self.just_read {
+                read.extend(doubtful.iter().cloned());
+            }
+            self.copy.read_keys(doubtful, found, self.clock.now());
+        }
+        if keys {
+            self.keys_at = None;
+        }
+        Ok(())
+    }
+
+    /// Has what failed planned again where that is due, and what waited for it, after a look at what
+    /// they need.
+    fn take_retries(&mut self, now: Moment) {
+        if self.next_retry().is_none_or(|at| at > now) {
+            return;
+        }
+        self.last_retry = now;
+        let due = self
+            .failures
+            .values()
+            .filter(|failure| failure.retry_at <= now);
+        let looked_at = due.flat_map(|failure| {
+            let object = failure.op.object();
+            object.needs().into_iter().chain([object.key()])
+        });
+        let looked_at: Vec<_> = looked_at.collect();
+        self.copy.doubt(looked_at);
+        self.dirty.extend(self.open.iter().cloned());
     }
 
     /// What would be done from a fresh reading.
@@ -329,32 +662,42 @@ impl Reconciler {
 
     /// Plans what is due and applies it. Answers whether another round is due at once.
     pub(crate) async fn round(&mut self, desired: &Desired, ownership: &Ownership) -> bool {
-        let Some(observed) = &self.observed else {
+        let now = self.clock.now();
+        let Some(observed) = self.copy.observed() else {
             return false;
         };
         if scope_of(desired) != self.scope {
             // What was read does not cover what is wanted.
-            self.read_at.get_or_insert(self.clock.now());
+            self.read_at.get_or_insert(now);
             return self.read_failures == 0;
         }
-        let whole = self.replan;
+        if self.noticed_at.is_some_and(|at| at <= now) {
+            self.noticed_at = None;
+            self.dirty.append(&mut self.noticed);
+        }
+        let basis = Basis::of(desired, ownership);
+        let whole =
+            self.replan || self.basis.as_ref() != Some(&basis) || self.is_held_back_by_others();
         let plan = if whole {
             plan(observed, desired, ownership)
         } else if self.dirty.is_empty() {
+            self.rest();
             return false;
         } else {
             plan_keys(observed, desired, ownership, &self.dirty)
         };
-        if !self.just_read && plan.steps.iter().any(replaces_route) {
-            // What is in the place of the route by now may be another's, and hints can be lost.
-            self.read_at = Some(self.clock.now());
+        let unread = self.to_be_read(&plan);
+        if !unread.is_empty() {
+            self.copy.doubt(unread);
+            self.serve_doubts(now, Duration::ZERO);
             return self.read_failures == 0;
         }
         let dirty = std::mem::take(&mut self.dirty);
         self.replan = false;
-        let fresh = whole && self.read_at.is_none();
         let steps: BTreeSet<ObjectKey> = plan.steps.iter().map(|step| step.op.key()).collect();
         if whole {
+            self.basis = Some(basis);
+            self.open.clear();
             self.failures.retain(|key, _| steps.contains(key));
             let blocked: BTreeSet<ObjectKey> = plan
                 .foreign
@@ -365,6 +708,7 @@ impl Reconciler {
                 .retain(|key| steps.contains(key) || blocked.contains(key));
             self.blocked = plan.foreign;
         } else {
+            self.open.retain(|key| !dirty.contains(key));
             self.blocked
                 .retain(|blocked| !dirty.contains(&blocked.wanted.key()));
             self.blocked.extend(plan.foreign);
@@ -373,10 +717,57 @@ impl Reconciler {
         }
         let steps = self.due(plan.steps);
         if steps.is_empty() {
-            self.converged = self.failures.is_empty() && (fresh || self.converged);
-            return false;
+            self.rest();
+            return self.free_the_open();
         }
-        self.apply(steps, desired).await
+        self.apply(steps, desired).await || self.free_the_open()
+    }
+
+    /// Whether something is to be planned while somebody else's object is in the place of one that others
+    /// need. What is there for these in the meantime is in no list, and must not be removed.
+    fn is_held_back_by_others(&self) -> bool {
+        let is_needed = |blocked: &Blocked| !matches!(blocked.wanted, Object::Route(_));
+        !self.dirty.is_empty() && self.blocked.iter().any(is_needed)
+    }
+
+    /// Has what waited for a failed object planned when no failure is left, be it because that object is
+    /// not wanted any more. Answers whether there is any.
+    fn free_the_open(&mut self) -> bool {
+        if self.failures.is_empty() {
+            self.dirty.append(&mut self.open);
+        }
+        !self.dirty.is_empty()
+    }
+
+    /// Nothing is to be done now: draws the conclusion.
+    fn rest(&mut self) {
+        if !self.failures.is_empty() {
+            self.converged = false;
+        } else if self.read_failures == 0
+            && self.read_at.is_none()
+            && !self.replan
+            && self.noticed.is_empty()
+            && self.open.is_empty()
+            && self.copy.is_settled()
+        {
+            self.converged = true;
+        }
+    }
+
+    /// The keys that a plan would do harm to if they were not what they are believed to be: a replace
+    /// does not ask whose the route is by then. And what is said to stand in the way must be there.
+    fn to_be_read(&self, plan: &Plan) -> Vec<ObjectKey> {
+        let replaced = plan.steps.iter().filter(|step| replaces_route(step));
+        let replaced = replaced.map(|step| step.op.key());
+        let blocked = plan
+            .foreign
+            .iter()
+            .filter(|blocked| !self.blocked.contains(blocked));
+        let blocked = blocked.map(|blocked| blocked.found.key());
+        replaced
+            .chain(blocked)
+            .filter(|key| !self.just_read.holds(key))
+            .collect()
     }
 
     /// The steps that are not waiting for another try, nor for another step that is. A stopgap is
@@ -421,6 +812,7 @@ impl Reconciler {
             if !waiting.contains(&key) {
                 self.failures.remove(&key);
             }
+            self.open.insert(key);
         }
         due
     }
@@ -440,6 +832,7 @@ impl Reconciler {
                 .collect();
             self.failures.retain(|key, _| !kept.contains(key));
             orphans.retain(|step| !kept.contains(&step.op.key()));
+            self.open.extend(kept);
         }
         doubt |= self.carry_out(orphans).await;
         doubt
@@ -449,7 +842,7 @@ impl Reconciler {
     /// Devices are left out: on one that is to go, other things may be in the way of what is wanted.
     fn used(&self, desired: &Desired) -> BTreeSet<ObjectKey> {
         let mut used = BTreeSet::new();
-        let Some(observed) = &self.observed else {
+        let Some(observed) = self.copy.observed() else {
             return used;
         };
         let wanted = desired.objects.keys();
@@ -474,8 +867,8 @@ impl Reconciler {
             return false;
         };
         let is_missing = |key: &ObjectKey| {
-            self.observed
-                .as_ref()
+            self.copy
+                .observed()
                 .is_none_or(|observed| !observed.objects.contains_key(key))
         };
         desired.objects.keys().any(|key| {
@@ -493,15 +886,19 @@ impl Reconciler {
         let results = self.kernel.apply(&ops).await;
         let now = self.clock.now();
         let mut doubt = results.len() != ops.len();
-        let mut observed = self.observed.take().unwrap_or_default();
-        let objects = &mut Arc::make_mut(&mut observed).objects;
+        let many = ops.len() > MANY;
         for (step, result) in steps.into_iter().zip(results) {
             let key = step.op.key();
             match result {
                 Ok(()) => {
                     doubt |= matches!(key, ObjectKey::Link(_));
-                    record(objects, &step.op);
+                    if many {
+                        self.copy.changed_among_many(&step.op);
+                    } else {
+                        self.copy.changed(&step.op, now);
+                    }
                     self.failures.remove(&key);
+                    self.open.remove(&key);
                     let repair = !self.unsettled.contains(&key)
                         && !matches!(step.why, Why::Orphan | Why::InTheWay { .. });
                     if repair {
@@ -512,16 +909,20 @@ impl Reconciler {
                     }
                     self.events.send(OverlayEvent::Step { step, repair }).ok();
                 }
-                Err(error) => doubt |= self.fail(key, step, &error, now),
+                Err(error) => {
+                    self.open.insert(key.clone());
+                    doubt |= self.fail(key, step, &error, now);
+                }
             }
         }
-        self.observed = Some(observed);
         if doubt {
             self.converged = false;
+            self.copy.doubt_all();
             self.read_at = Some(now);
-        } else {
+        } else if many {
             self.read_by(now + VERIFY);
         }
+        self.serve_doubts(now, DEBOUNCE);
         doubt
     }
 
@@ -545,6 +946,13 @@ impl Reconciler {
         }
         let message = error.to_string();
         let news = before.as_ref().is_none_or(|b| b.error != message);
+        if matches!(
+            error,
+            kernel::Error::TimedOut | kernel::Error::Connection { .. }
+        ) {
+            // It may have been done all the same.
+            self.copy.doubt([key.clone()]);
+        }
         let failure = Failure {
             op: step.op.clone(),
             peer: step.peer.clone(),
@@ -565,21 +973,19 @@ impl Reconciler {
     }
 }
 
+/// The least wait after a reading that took so long: reading takes a fifth of the time at most.
+fn gap_after(cost: Duration) -> Duration {
+    cost.saturating_mul(4).min(LONGEST_GAP)
+}
+
 /// Whether a step replaces a route: the kernel does not ask whose it is by then.
 const fn replaces_route(step: &Step) -> bool {
     matches!(step.op, Op::Change(Object::Route(_)))
 }
 
-/// Notes a change that succeeded in what was read.
-fn record(objects: &mut Objects, op: &Op) {
-    match op {
-        Op::Create(object) | Op::Change(object) => {
-            objects.insert(object.key(), object.clone());
-        }
-        Op::Delete(object) => {
-            objects.remove(&object.key());
-        }
-    }
+/// Whether a device can keep another one from being made, or be bound to one.
+const fn may_be_a_rival(object: &Object) -> bool {
+    matches!(object, Object::Link(link) if matches!(link.kind, LinkKind::Vxlan(_)))
 }
 
 /// What must be read to compare with what is desired.

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use flannel_backend_hostgw::HostGwBackend;
 use flannel_backend_vxlan::VxlanBackend;
 use flannel_core::{
-    DualStack, Family, Kernel, Lease, Link, MemoryManager, NodeId, Object, ObjectKey, Objects, Op,
-    Overlay, OverlayName, RouteProtocol, Scope,
+    DualStack, Family, IfName, Kernel, Lease, Link, MemoryManager, NodeId, Object, ObjectKey,
+    Objects, Op, Overlay, OverlayName, RouteProtocol, Scope,
 };
 use flannel_e2e::{Peers, config, dev, ours};
 use flannel_netlink::{NetlinkKernel, NetlinkOptions};
@@ -94,15 +94,21 @@ impl Bed {
 
     /// Starts the overlay; answers the time until the kernel has the routes of all peers.
     pub(crate) fn start(&mut self, peers: u32) -> Duration {
+        self.start_with(peers, None)
+    }
+
+    /// The same with an interval of whole readings.
+    pub(crate) fn start_with(&mut self, peers: u32, resync: Option<Duration>) -> Duration {
         let start = Instant::now();
-        let overlay = self.runtime.block_on(
-            Overlay::builder(node())
-                .manager(self.manager.clone())
-                .backend(VxlanBackend::new())
-                .backend(self.host_gw.clone())
-                .kernel(NetlinkKernel::in_namespace(self.host.ns.path()).expect("a kernel"))
-                .start(),
-        );
+        let mut builder = Overlay::builder(node())
+            .manager(self.manager.clone())
+            .backend(VxlanBackend::new())
+            .backend(self.host_gw.clone())
+            .kernel(NetlinkKernel::in_namespace(self.host.ns.path()).expect("a kernel"));
+        if let Some(resync) = resync {
+            builder = builder.resync_every(resync);
+        }
+        let overlay = self.runtime.block_on(builder.start());
         let overlay = overlay.expect("all parts");
         let all = self
             .ear
@@ -137,8 +143,20 @@ impl Bed {
         }
     }
 
+    /// The index of a device.
+    pub(crate) fn index(&self, name: IfName) -> u32 {
+        let observed = self.runtime.block_on(self.hand.links());
+        let links = observed.expect("readable").links;
+        let link = links.iter().find(|link| link.name == name);
+        link.expect("it is there").index
+    }
+
     pub(crate) fn apply(&self, op: Op) {
-        for result in self.runtime.block_on(self.hand.apply(&[op])) {
+        self.apply_all(&[op]);
+    }
+
+    pub(crate) fn apply_all(&self, ops: &[Op]) {
+        for result in self.runtime.block_on(self.hand.apply(ops)) {
             result.expect("the kernel takes it");
         }
     }

@@ -1,7 +1,7 @@
 //! What the whole SDK takes on a real kernel: from a lease to its route, repairs, and scale.
 //!
 //! `cargo bench -p flannel-e2e --bench overlay` (root; it works in namespaces of its own). Arguments
-//! choose parts: `events`, `repair`, `rebuild`, `scale`, `host-gw`. Times are taken by a socket that
+//! choose parts: `events`, `repair`, `rebuild`, `scale`, `host-gw`, `cost`, `router`. Times are taken by a socket that
 //! hears what the kernel tells of its routes and neighbours. Fails if a goal is missed.
 #![allow(
     clippy::disallowed_methods,
@@ -12,8 +12,10 @@
 )]
 
 mod bed;
+mod cost;
 mod ear;
 mod hostgw;
+mod router;
 
 use std::env;
 use std::process::ExitCode;
@@ -247,6 +249,8 @@ fn main() -> ExitCode {
         ("rebuild", rebuild),
         ("scale", scale),
         ("host-gw", hostgw::measure),
+        ("cost", cost::measure),
+        ("router", router::measure),
     ] {
         if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
             part(&mut table);

@@ -9,15 +9,18 @@
 mod place;
 mod routes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{Family, Object, ObjectKey, Op, Route, RouteProtocol, RouteTarget};
+use flannel_core::{
+    Family, IfName, MAIN_TABLE, Object, ObjectKey, Op, Route, RouteProtocol, RouteTarget, Subnet,
+};
 use nix::errno::Errno;
 use routes::Routes;
 
 use crate::connection::{BATCH_BYTES, BATCH_REQUESTS};
 use crate::error::Failure;
+use crate::keys::{self, Looked};
 use crate::names::Names;
 use crate::wire::Batch;
 use crate::worker::Worker;
@@ -35,6 +38,8 @@ pub(crate) fn apply(
         ops,
         results: ops.iter().map(|_| None).collect(),
         names: None,
+        some: Names::default(),
+        asked: BTreeSet::new(),
         routes: Routes::default(),
         failed: BTreeMap::new(),
         pending: Vec::new(),
@@ -66,8 +71,12 @@ struct Run<'a> {
     worker: &'a mut Worker,
     ops: &'a [Op],
     results: Vec<Option<Result<()>>>,
-    /// The devices, once somebody asked for them.
+    /// The devices, once somebody asked for all of them.
     names: Option<Names>,
+    /// Those that somebody asked for by name until then, and which of them were asked for: where there
+    /// are thousands of devices, a list of all takes longer than what is to be done on one.
+    some: Names,
+    asked: BTreeSet<IfName>,
     /// What was read of routes.
     routes: Routes,
     /// What was not made, with what keeps from being made whatever needs it.
@@ -172,6 +181,21 @@ impl Run<'_> {
         Ok(self.names.insert(names))
     }
 
+    /// Devices among which one is found if it is there.
+    fn names_with(&mut self, dev: Option<IfName>) -> Result<&Names> {
+        if let Some(names) = &self.names {
+            return Ok(names);
+        }
+        if let Some(dev) = dev
+            && self.asked.insert(dev)
+        {
+            self.some
+                .learn(&mut self.worker.route, dev)
+                .map_err(|failure| failure.meaning(None, || format!("looking for {dev}")))?;
+        }
+        Ok(&self.some)
+    }
+
     /// The routes under the kernel's key of a route.
     fn routes_under(&mut self, route: &Route) -> Result<&[Route]> {
         self.names()?;
@@ -189,6 +213,7 @@ impl Run<'_> {
                 let names = self.names.take().unwrap_or_default();
                 // With the device go its routes.
                 self.routes.forget();
+                (self.some, self.asked) = (Names::default(), BTreeSet::new());
                 let connection = &mut self.worker.route;
                 match op {
                     Op::Create(_) => device::create(connection, &names, link),
@@ -287,14 +312,13 @@ impl Run<'_> {
 
     /// Appends the request of an op to the batch. `flags` are those of a making, if not the usual.
     fn encode(&mut self, at: usize, flags: Option<u16>) -> Result<()> {
-        self.names()?;
-        let names = self.names.get_or_insert_default();
-        codec::encode(
-            &self.ops[at],
-            flags,
-            |dev| names.index(dev),
-            &mut self.batch,
-        )
+        let mut batch = std::mem::take(&mut self.batch);
+        let op = &self.ops[at];
+        let result = self
+            .names_with(op.object().dev())
+            .and_then(|names| codec::encode(op, flags, |dev| names.index(dev), &mut batch));
+        self.batch = batch;
+        result
     }
 
     /// Takes out of a batch of removals what is gone already with its device, and what is not
@@ -304,12 +328,16 @@ impl Run<'_> {
     fn spare(&mut self, pending: Vec<usize>) -> Vec<usize> {
         let ops = self.ops;
         let mut queries = Batch::default();
-        let mut asked = Vec::new();
+        let mut asked: Vec<(usize, Found)> = Vec::new();
+        let mut looked_up: BTreeMap<(Subnet, u32), Vec<&Route>> = BTreeMap::new();
         let mut left = Vec::with_capacity(pending.len());
         for at in pending {
             let object = ops[at].object();
             if let Some(dev) = object.dev() {
-                match self.names().map(|names| names.index(dev).is_ok()) {
+                match self
+                    .names_with(Some(dev))
+                    .map(|names| names.index(dev).is_ok())
+                {
                     Ok(true) => {}
                     // With the device went what was on it.
                     Ok(false) => {
@@ -325,23 +353,28 @@ impl Run<'_> {
             match object {
                 Object::Nexthop(nexthop) => {
                     queries.push(nexthop::RTM_GETNEXTHOP, 0, &nexthop::reference(nexthop.id));
-                    asked.push((left.len(), nexthop.protocol));
+                    asked.push((left.len(), Found::Nexthop(None)));
                 }
-                Object::Route(route) if is_vague(route) => {
-                    let route = route::normal(route.clone());
-                    match self.routes_under(&route) {
-                        // Noted at once, lest the same op a second time takes another's.
-                        Ok(found) if found.contains(&route) => self.routes.note(&ops[at]),
-                        Ok(_) => {
-                            self.finish(at, Ok(()));
-                            continue;
-                        }
-                        Err(error) => {
-                            self.finish(at, Err(error));
-                            continue;
-                        }
-                    }
+                // A second time the kernel would take another's for it.
+                Object::Route(route)
+                    if looked_up
+                        .get(&(route.dst, route.metric))
+                        .is_some_and(|before| before.contains(&route)) =>
+                {
+                    self.finish(at, Ok(()));
+                    continue;
                 }
+                Object::Route(route)
+                    if is_vague(route)
+                        && route.dst.family() == Family::V4
+                        && route.table == MAIN_TABLE =>
+                {
+                    let before = looked_up.entry((route.dst, route.metric)).or_default();
+                    before.push(route);
+                    queries.push(route::RTM_GETROUTE, 0, &route::lookup(route.dst));
+                    asked.push((left.len(), Found::Route(Looked::Unknown)));
+                }
+                Object::Route(route) if is_vague(route) && !self.is_there(at, route) => continue,
                 _ => {}
             }
             left.push(at);
@@ -349,23 +382,54 @@ impl Run<'_> {
         if asked.is_empty() {
             return left;
         }
-        let mut found = vec![None; asked.len()];
         let answers = self.worker.route.transact(&mut queries, |at, message| {
-            if let Some(slot) = found.get_mut(at) {
-                *slot = nexthop::decode_message(message)?;
+            let Some((place, found)) = asked.get_mut(at) else {
+                return Ok(());
+            };
+            match (found, ops[left[*place]].object()) {
+                (Found::Route(looked), Object::Route(route))
+                    if message.kind == route::RTM_NEWROUTE =>
+                {
+                    let entry = route::decode(message.body)?;
+                    *looked = keys::judge(route.dst, route.metric, entry);
+                }
+                (Found::Nexthop(found), _) => *found = nexthop::decode_message(message)?,
+                _ => {}
             }
             Ok(())
         });
         let mut done = Vec::new();
-        for (((place, protocol), found), answer) in asked.into_iter().zip(found).zip(answers) {
+        for ((place, found), answer) in asked.into_iter().zip(answers) {
             let at = left[place];
-            let result = match (answer, found) {
-                (Ok(()), Some(found)) if found.protocol == protocol && found.path.is_some() => {
+            let object = ops[at].object();
+            let result = match (object, found, answer) {
+                (Object::Route(route), Found::Route(looked), answer) => {
+                    let names = self.names_with(object.dev());
+                    let stays = match (looked, answer) {
+                        (Looked::Is(entry), Ok(())) => {
+                            names.is_ok_and(|names| entry.object(names).as_ref() == Ok(route))
+                        }
+                        (Looked::IsNot, Ok(())) => false,
+                        _ => {
+                            if !self.is_there(at, route) {
+                                done.push(at);
+                            }
+                            continue;
+                        }
+                    };
+                    if stays {
+                        continue;
+                    }
+                    Ok(())
+                }
+                (Object::Nexthop(nexthop), Found::Nexthop(Some(found)), Ok(()))
+                    if found.protocol == nexthop.protocol && found.path.is_some() =>
+                {
                     continue;
                 }
-                (Ok(()), _) => Ok(()),
-                (Err(failure), _) if failure.errno() == Some(Errno::ENOENT) => Ok(()),
-                (Err(failure), _) => Err(failure.about(ops[at].object())),
+                (_, _, Ok(())) => Ok(()),
+                (_, _, Err(failure)) if failure.errno() == Some(Errno::ENOENT) => Ok(()),
+                (object, _, Err(failure)) => Err(failure.about(object)),
             };
             self.finish(at, result);
             done.push(at);
@@ -373,6 +437,27 @@ impl Run<'_> {
         left.retain(|at| done.binary_search(at).is_err());
         left
     }
+
+    /// Whether a route that is to be removed is there, by the whole table. If not, the op is done.
+    fn is_there(&mut self, at: usize, route: &Route) -> bool {
+        let route = route::normal(route.clone());
+        match self.routes_under(&route) {
+            // Noted at once, lest the same op a second time takes another's.
+            Ok(found) if found.contains(&route) => {
+                self.routes.note(&self.ops[at]);
+                return true;
+            }
+            Ok(_) => self.finish(at, Ok(())),
+            Err(error) => self.finish(at, Err(error)),
+        }
+        false
+    }
+}
+
+/// What a question before a removal found.
+enum Found {
+    Nexthop(Option<nexthop::Entry>),
+    Route(Looked),
 }
 
 /// Carries out an op on a setting, which is there as long as its device is: `right` says whether

@@ -33,6 +33,13 @@ impl Run<'_> {
         let mut queries = Batch::default();
         let mut asked = Vec::new();
         let mut addresses = None;
+        // What is in the place may be on any device.
+        if self.names().is_err() {
+            for (at, failure) in exist {
+                self.finish(at, Err(failure.about(ops[at].object())));
+            }
+            return;
+        }
         for (at, failure) in exist {
             let object = ops[at].object();
             match object {
@@ -110,15 +117,19 @@ impl Run<'_> {
     fn query(&mut self, object: &Object, queries: &mut Batch) -> Result<()> {
         match object {
             Object::Fdb(o) => {
-                let index = self.names()?.index(o.dev)?;
-                queries.push(neighbour::RTM_GETNEIGH, 0, &neighbour::fdb_query(o, index));
-            }
-            Object::Neighbour(o) => {
-                let index = self.names()?.index(o.dev)?;
+                let index = self.names_with(Some(o.dev))?.index(o.dev)?;
                 queries.push(
                     neighbour::RTM_GETNEIGH,
                     0,
-                    &neighbour::neighbour_query(o, index),
+                    &neighbour::fdb_query(o.mac, index),
+                );
+            }
+            Object::Neighbour(o) => {
+                let index = self.names_with(Some(o.dev))?.index(o.dev)?;
+                queries.push(
+                    neighbour::RTM_GETNEIGH,
+                    0,
+                    &neighbour::neighbour_query(o.ip, index),
                 );
             }
             Object::Nexthop(o) => {

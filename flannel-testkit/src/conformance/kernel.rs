@@ -11,6 +11,7 @@ mod disturbed;
 mod fixture;
 mod linux;
 mod refusals;
+mod told;
 mod tunnels;
 
 use std::pin::Pin;
@@ -21,6 +22,7 @@ pub use disturbed::*;
 pub use fixture::{KernelFixture, UNDERLAY_V4, UNDERLAY_V6, underlay};
 pub use linux::*;
 pub use refusals::*;
+pub use told::*;
 pub use tunnels::*;
 
 /// The outcome of a promise; the text says what was found instead.
@@ -88,6 +90,10 @@ macro_rules! kernel_conformance {
             a_reading_among_changes_is_whole_or_an_error
             settings_alone_are_those_of_the_whole
             changes_of_a_device_are_hinted
+            own_changes_are_told
+            the_last_word_about_a_key_is_right
+            keys_alone_are_those_of_the_whole
+            links_alone_are_those_of_the_whole
             a_tun_device_is_made_as_asked
             a_tun_device_never_takes_a_name_that_is_taken
             a_tun_device_changes_in_place

@@ -2,9 +2,12 @@
 //!
 //! Those that Linux has are promises of [`conformance::kernel`](crate::conformance::kernel), which
 //! also runs on the real one: the classes of refusals, a device that goes in the middle of a call,
-//! lost hints that are told, a reading that is disturbed. Two are harsher than Linux, so that what
+//! lost hints that are told, a reading that is disturbed. Some are harsher than Linux, so that what
 //! passes with them passes there: [`FaultKind::ApplyTimesOut`] (Linux carries a request out while
-//! it is sent) and [`FaultKind::HintsLost`] (Linux tells when it lost some).
+//! it is sent), [`FaultKind::HintsLost`] (Linux tells when it lost some), [`FaultKind::HintsRepeated`]
+//! and [`FaultKind::HintsReordered`] (Linux does neither).
+
+use std::time::Duration;
 
 use flannel_core::kernel::Error;
 use flannel_core::{IfName, ObjectKey, Op};
@@ -50,10 +53,21 @@ pub enum FaultKind {
         /// After how many ops.
         after: usize,
     },
-    /// The hints at the next change are lost, and the watch knows it: it says `Change::All`.
+    /// The notifications of the next change are lost, and the watch knows it: it says `Change::All`.
     Overrun,
-    /// The hints at the next change are lost and nobody knows.
+    /// The notifications of the next change are lost and nobody knows.
     HintsLost,
+    /// Of the next notifications with contents the second half is lost, and the watch knows it.
+    HintsTorn,
+    /// The next notifications with contents come a second time, after those of a later change.
+    HintsRepeated,
+    /// The next notifications with contents, if there are several, come in the reverse order.
+    HintsReordered,
+    /// The next notifications with contents come late, and with them all that follow.
+    HintsLate {
+        /// By how much, on tokio's time.
+        by: Duration,
+    },
 }
 
 /// How a call fails: the classes of [`Error`].

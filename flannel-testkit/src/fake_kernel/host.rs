@@ -3,6 +3,7 @@
 mod checks;
 mod links;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -47,7 +48,7 @@ pub(super) struct Host {
     made: u32,
     /// Devices that were made to have no IPv6 link-local address unless told otherwise.
     without_own_address: BTreeSet<IfName>,
-    hints: BTreeSet<Change>,
+    told: Vec<Change>,
 }
 
 impl Host {
@@ -62,8 +63,9 @@ impl Host {
             .or_else(|| self.default_setting(key))
     }
 
-    pub(super) fn take_hints(&mut self) -> BTreeSet<Change> {
-        std::mem::take(&mut self.hints)
+    /// What the kernel tells of what was done, in that order.
+    pub(super) fn take_told(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.told)
     }
 
     pub(super) fn link_infos(&self) -> Vec<LinkInfo> {
@@ -150,7 +152,7 @@ impl Host {
 
     /// Puts in an object that is no link and no setting and was found fit, whatever was there.
     fn put(&mut self, object: Object) {
-        self.hint(&object);
+        self.tell_set(&object);
         let added = match &object {
             Object::Address(address) => Some(address.clone()),
             _ => None,
@@ -166,12 +168,15 @@ impl Host {
         let up = self.link(address.dev).is_some_and(|link| link.up);
         if let Some(route) = connected(address).filter(|_| up) {
             let route = Object::Route(route);
-            self.objects.entry(route.key()).or_insert(route);
-            self.hints.insert(Change::Route);
+            if let Entry::Vacant(place) = self.objects.entry(route.key()) {
+                place.insert(route.clone());
+                self.tell_set(&route);
+            }
         }
     }
 
-    /// Drops the routes and nexthops through a device, and the routes through those nexthops.
+    /// Drops the routes and nexthops through a device, and the routes through those nexthops: all but
+    /// IPv6 routes without a word.
     fn drop_paths(&mut self, dev: IfName) {
         let nexthops: BTreeSet<u32> = self
             .objects
@@ -183,7 +188,6 @@ impl Host {
             .collect();
         for id in &nexthops {
             self.objects.remove(&ObjectKey::Nexthop(*id));
-            self.hints.insert(Change::Route);
         }
         self.drop_routes(|route| match &route.target {
             RouteTarget::Gateway { dev: through, .. } | RouteTarget::Device(through) => {
@@ -203,10 +207,10 @@ impl Host {
             .collect();
         for key in lost {
             // IPv4 routes go without a word.
-            if let Some(Object::Route(route)) = self.objects.remove(&key)
-                && route.dst.family() == Family::V6
+            if let Some(object) = self.objects.remove(&key)
+                && matches!(&object, Object::Route(route) if route.dst.family() == Family::V6)
             {
-                self.hints.insert(Change::Route);
+                self.tell_gone(&object);
             }
         }
     }
@@ -227,8 +231,9 @@ impl Host {
             .map(|(key, _)| key.clone())
             .collect();
         for key in lost {
-            self.objects.remove(&key);
-            self.hints.insert(Change::Neighbour(Some(dev)));
+            if let Some(object) = self.objects.remove(&key) {
+                self.tell_gone(&object);
+            }
         }
     }
 
@@ -285,7 +290,7 @@ impl Host {
         let Some(object) = self.objects.remove(key) else {
             return;
         };
-        self.hint(&object);
+        self.tell_gone(&object);
         match object {
             Object::Nexthop(nexthop) => {
                 self.drop_routes(|route| route.target == RouteTarget::Nexthop(nexthop.id));
@@ -318,13 +323,38 @@ impl Host {
         }
     }
 
-    fn hint(&mut self, object: &Object) {
-        self.hints.insert(match object {
-            Object::Address(o) => Change::Address(Some(o.dev)),
-            Object::Fdb(_) | Object::Neighbour(_) => Change::Neighbour(object.dev()),
-            Object::Nexthop(_) | Object::Route(_) => Change::Route,
-            _ => Change::Link(object.dev()),
-        });
+    /// Tells that an object is there now.
+    fn tell_set(&mut self, object: &Object) {
+        match object {
+            Object::Route(route) if route.table != MAIN_TABLE => {}
+            Object::Address(_)
+            | Object::Fdb(_)
+            | Object::Neighbour(_)
+            | Object::Nexthop(_)
+            | Object::Route(_) => self.told.push(Change::Set(object.clone())),
+            other => self.tell_doubt(other),
+        }
+    }
+
+    /// Tells that an object is gone.
+    fn tell_gone(&mut self, object: &Object) {
+        match object {
+            Object::Route(route) if route.table != MAIN_TABLE => {}
+            Object::Fdb(_) | Object::Neighbour(_) | Object::Nexthop(_) | Object::Route(_) => {
+                self.told.push(Change::Gone(object.key()));
+            }
+            other => self.tell_doubt(other),
+        }
+    }
+
+    fn tell_doubt(&mut self, about: &Object) {
+        let change = match about {
+            Object::Address(address) => Change::Address(Some(address.dev)),
+            other => Change::Link(other.dev()),
+        };
+        if self.told.last() != Some(&change) {
+            self.told.push(change);
+        }
     }
 
     fn links(&self) -> impl Iterator<Item = &Link> {

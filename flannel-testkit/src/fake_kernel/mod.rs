@@ -17,8 +17,9 @@
 mod fault;
 mod host;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,6 +35,7 @@ use flannel_core::{
 };
 use futures_core::Stream;
 use tokio::sync::mpsc;
+use tokio::time::Sleep;
 
 pub use fault::{Failure, FaultKind};
 use host::Host;
@@ -66,7 +68,10 @@ struct State {
     log: Vec<LogEntry>,
     observations: usize,
     latency: Duration,
-    watchers: Vec<mpsc::UnboundedSender<Change>>,
+    /// With each notification how late it is to come.
+    watchers: Vec<mpsc::UnboundedSender<(Duration, Change)>>,
+    /// Notifications that come once more, after the next ones.
+    held: Vec<Change>,
     witness: Witness,
 }
 
@@ -126,6 +131,7 @@ impl FakeKernel {
                 observations: 0,
                 latency: Duration::ZERO,
                 watchers: Vec::new(),
+                held: Vec::new(),
                 witness: Witness::default(),
             })),
         };
@@ -347,26 +353,44 @@ impl State {
         Some(picked)
     }
 
-    /// Sends the hints at what was just done.
+    /// Tells of what was just done.
     fn tell(&mut self) {
-        let mut hints = self.host.take_hints();
-        if hints.is_empty() {
+        let mut told = self.host.take_told();
+        if told.is_empty() {
             return;
         }
-        if self
-            .take_fault(|f| matches!(f, FaultKind::HintsLost).then_some(()))
-            .is_some()
-        {
-            return;
+        let held = std::mem::take(&mut self.held);
+        let has_contents = told
+            .iter()
+            .any(|change| matches!(change, Change::Set(_) | Change::Gone(_)));
+        let mut late = Duration::ZERO;
+        let fault = self.take_fault(|fault| match fault {
+            FaultKind::HintsLost | FaultKind::Overrun => Some(fault.clone()),
+            FaultKind::HintsTorn | FaultKind::HintsRepeated | FaultKind::HintsLate { .. }
+                if has_contents =>
+            {
+                Some(fault.clone())
+            }
+            FaultKind::HintsReordered if has_contents && told.len() > 1 => Some(fault.clone()),
+            _ => None,
+        });
+        match fault {
+            Some(FaultKind::HintsLost) => told.clear(),
+            Some(FaultKind::Overrun) => told = vec![Change::All],
+            Some(FaultKind::HintsTorn) => {
+                told.truncate(told.len() / 2);
+                told.push(Change::All);
+            }
+            Some(FaultKind::HintsRepeated) => self.held = told.clone(),
+            Some(FaultKind::HintsReordered) => told.reverse(),
+            Some(FaultKind::HintsLate { by }) => late = by,
+            _ => {}
         }
-        if self
-            .take_fault(|f| matches!(f, FaultKind::Overrun).then_some(()))
-            .is_some()
-        {
-            hints = [Change::All].into();
-        }
-        self.watchers
-            .retain(|watcher| hints.iter().all(|hint| watcher.send(*hint).is_ok()));
+        told.extend(held);
+        self.watchers.retain(|watcher| {
+            told.iter()
+                .all(|change| watcher.send((late, change.clone())).is_ok())
+        });
     }
 
     fn apply(&mut self, ops: &[Op]) -> Vec<Result<()>> {
@@ -471,14 +495,30 @@ impl State {
         })
     }
 
-    fn observe(&mut self, scope: &Scope) -> Result<Observed> {
-        self.observations += 1;
-        if let Some(failure) = self.take_fault(|f| match f {
+    /// The next fault of a reading.
+    fn fail_reading(&mut self) -> Result<()> {
+        let fault = self.take_fault(|f| match f {
             FaultKind::Observe { failure } => Some(*failure),
             _ => None,
-        }) {
-            return Err(failure.bare());
-        }
+        });
+        fault.map_or(Ok(()), |failure| Err(failure.bare()))
+    }
+
+    fn read(&mut self, keys: &BTreeSet<ObjectKey>) -> Result<Objects> {
+        self.fail_reading()?;
+        let in_scope = |key: &&ObjectKey| match key {
+            ObjectKey::Nexthop(_) => self.features.nexthops,
+            ObjectKey::Route { table, .. } => *table == MAIN_TABLE,
+            _ => true,
+        };
+        let found = keys.iter().filter(in_scope);
+        Ok(found
+            .filter_map(|key| Some((key.clone(), self.host.get(key)?)))
+            .collect())
+    }
+
+    fn observe(&mut self, scope: &Scope) -> Result<Observed> {
+        self.fail_reading()?;
         let mut objects: Objects = self
             .host
             .objects()
@@ -531,7 +571,23 @@ impl Kernel for FakeKernel {
 
     async fn observe(&self, scope: &Scope) -> Result<Observed> {
         self.wait().await;
-        self.state().observe(scope)
+        let mut state = self.state();
+        state.observations += 1;
+        state.observe(scope)
+    }
+
+    async fn read(&self, keys: &BTreeSet<ObjectKey>) -> Result<Objects> {
+        self.wait().await;
+        self.state().read(keys)
+    }
+
+    async fn links(&self) -> Result<Observed> {
+        self.wait().await;
+        let mut observed = self.state().observe(&Scope::default())?;
+        let is_asked =
+            |key: &ObjectKey| matches!(key, ObjectKey::Link(_) | ObjectKey::Address { .. });
+        observed.objects.retain(|key, _| is_asked(key));
+        Ok(observed)
     }
 
     async fn apply(&self, ops: &[Op]) -> Vec<Result<()>> {
@@ -545,25 +601,43 @@ impl Kernel for FakeKernel {
             reason = "a test makes no more hints than it has edits"
         )]
         let (sender, receiver) = mpsc::unbounded_channel();
-        sender.send(Change::All).ok();
+        sender.send((Duration::ZERO, Change::All)).ok();
         self.state().watchers.push(sender);
         Box::pin(Hints {
             receiver,
+            late: None,
             _kernel: self.clone(),
         })
     }
 }
 
-/// Hints; holds the kernel so that the stream does not end when the last other handle goes.
+/// Notifications; holds the kernel so that the stream does not end when the last other handle goes.
 struct Hints {
-    receiver: mpsc::UnboundedReceiver<Change>,
+    receiver: mpsc::UnboundedReceiver<(Duration, Change)>,
+    /// One that is late, and all after it with it.
+    late: Option<(Pin<Box<Sleep>>, Change)>,
     _kernel: FakeKernel,
 }
 
 impl Stream for Hints {
     type Item = Change;
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Change>> {
-        self.receiver.poll_recv(cx)
+        loop {
+            if let Some((sleep, _)) = &mut self.late {
+                if sleep.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                return Poll::Ready(self.late.take().map(|(_, change)| change));
+            }
+            match self.receiver.poll_recv(cx) {
+                Poll::Ready(Some((late, change))) if !late.is_zero() => {
+                    self.late = Some((Box::pin(tokio::time::sleep(late)), change));
+                }
+                Poll::Ready(Some((_, change))) => return Poll::Ready(Some(change)),
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
     }
 }
 

@@ -219,6 +219,14 @@ pub enum KernelAction {
     Overrun,
     /// The next hints are lost, and nobody knows it.
     HintsLost,
+    /// Of the next notifications a part is lost, and the watch knows it.
+    HintsTorn,
+    /// The next notifications come a second time, after others.
+    HintsRepeated,
+    /// The next notifications come in the reverse order.
+    HintsReordered,
+    /// The next notifications come late.
+    HintsLate(Duration),
     /// Every op on the object of ours with this number fails, until all is accepted.
     Refuse(u8, Fails),
     /// Everything is accepted again, by the next node that refuses something.

@@ -191,7 +191,7 @@ impl Draw {
             11 => KernelAction::ApplyTimesOut(n % 8),
             12 => KernelAction::DeviceDeleted(n % 8),
             13 => KernelAction::Overrun,
-            14 | 15 => KernelAction::HintsLost,
+            14 | 15 => self.hint_action(),
             16 => KernelAction::Refuse(n, fails),
             17 => KernelAction::Accept,
             18 => KernelAction::Latency(self.time(500)),
@@ -210,6 +210,16 @@ impl Draw {
                 KernelAction::UnderlayMtu(9000),
             ]),
             _ => KernelAction::UnderlayAddress(n),
+        }
+    }
+
+    fn hint_action(&mut self) -> KernelAction {
+        match self.below(6) {
+            0 | 1 => KernelAction::HintsLost,
+            2 => KernelAction::HintsTorn,
+            3 => KernelAction::HintsRepeated,
+            4 => KernelAction::HintsReordered,
+            _ => KernelAction::HintsLate(self.time(4_000)),
         }
     }
 

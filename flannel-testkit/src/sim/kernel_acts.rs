@@ -45,6 +45,14 @@ impl World {
             }
             KernelAction::Overrun => return self.fail(at, action, FaultKind::Overrun),
             KernelAction::HintsLost => return self.fail(at, action, FaultKind::HintsLost),
+            KernelAction::HintsTorn => return self.fail(at, action, FaultKind::HintsTorn),
+            KernelAction::HintsRepeated => return self.fail(at, action, FaultKind::HintsRepeated),
+            KernelAction::HintsReordered => {
+                return self.fail(at, action, FaultKind::HintsReordered);
+            }
+            KernelAction::HintsLate(by) => {
+                return self.fail(at, action, FaultKind::HintsLate { by });
+            }
             KernelAction::Refuse(n, fails) => {
                 let Some(object) = self.nth_of_ours(at, None, n) else {
                     return false;

@@ -138,6 +138,22 @@ impl Kernel for NodeKernel {
         answer
     }
 
+    async fn read(&self, keys: &BTreeSet<ObjectKey>) -> Result<Objects> {
+        self.io.before().await;
+        self.latency.pass().await;
+        let answer = self.fake.read(keys).await;
+        self.io.after().await;
+        answer
+    }
+
+    async fn links(&self) -> Result<Observed> {
+        self.io.before().await;
+        self.latency.pass().await;
+        let answer = self.fake.links().await;
+        self.io.after().await;
+        answer
+    }
+
     async fn apply(&self, ops: &[Op]) -> Vec<Result<()>> {
         self.io.before().await;
         self.latency.pass().await;

@@ -18,10 +18,9 @@ use crate::lease::{BackendType, Lease};
 use crate::lease_set::{HostAddresses, LeaseDelta};
 use crate::node::OverlayName;
 use crate::object::{IfName, LinkKind, Object, ObjectKey};
-use crate::reconcile::desired::Desired;
 use crate::reconcile::ownership::{Owner, Ownership};
 use crate::subnet::Subnet;
-use crate::underlay::{External, Underlay};
+use crate::underlay::{External, Interface, Underlay};
 
 /// What a network was made from: when any of it changes, it is made anew.
 #[derive(Debug, Clone, PartialEq)]
@@ -163,24 +162,11 @@ impl Engine {
         }
     }
 
-    /// Lets orphans go, or keeps them, as soon as that is decided otherwise.
+    /// Learns whether orphans may go now, and of which backends devices stay.
     pub(super) fn follow_hold(&mut self) {
-        let held = |desired: &Desired| {
-            let Desired {
-                hold_orphans,
-                held_backends,
-                spared,
-                ..
-            } = desired;
-            (*hold_orphans, held_backends.clone(), spared.clone())
-        };
-        let before = held(self.compiler.desired());
         self.compiler.update(&LeaseDelta::default(), &self.leases);
         let backends = self.held_backends();
         self.compiler.hold_backends(backends);
-        if held(self.compiler.desired()) != before {
-            self.reconciler.replan();
-        }
     }
 
     /// The backends to whose devices peers may still send: those of peers that have not followed a
@@ -194,8 +180,37 @@ impl Engine {
         self.former.keys().cloned().collect()
     }
 
-    /// Follows the host's own network after a reading of the kernel.
-    pub(super) fn look_at_underlay(&mut self) {
+    /// Follows the host's own network where that matters to us.
+    ///
+    /// On a busy router routes change all the time. Those count that decide which interface is the
+    /// external one, or how a peer is reached.
+    pub(super) fn follow_host(&mut self) {
+        let Self {
+            leases,
+            networks,
+            parts,
+            ..
+        } = self;
+        let interfaces = &parts.options.underlay.interfaces;
+        let matters = |dst: &Subnet| {
+            let is_inside = networks.iter().any(|network| network.contains(dst));
+            let is_sought = |interface: &Interface| matches!(interface, Interface::Reaching(ip) if dst.contains_ip(*ip));
+            let leads_to_peer = || {
+                let mut peers = leases.peers().values();
+                peers.any(|peer| {
+                    let mut ips = peer.lease.attrs.public_ip.ips();
+                    ips.any(|ip| dst.contains_ip(ip))
+                })
+            };
+            !is_inside && (dst.len() == 0 || interfaces.iter().any(is_sought) || leads_to_peer())
+        };
+        if self.reconciler.host_changed(matters) {
+            self.look_at_underlay();
+        }
+    }
+
+    fn look_at_underlay(&mut self) {
+        self.reconciler.host_seen();
         let (Some(observed), Some(config)) = (self.reconciler.observed(), &self.config) else {
             return;
         };

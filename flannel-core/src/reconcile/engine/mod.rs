@@ -14,6 +14,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch as watch_channel};
@@ -46,7 +47,7 @@ use crate::underlay::{External, Underlay};
 /// How many rounds of read, plan and apply may follow one another before other things get a turn.
 const ROUNDS: usize = 8;
 
-/// How many events of the store are taken together.
+/// How many events of the store, or notifications of the kernel, are taken together.
 const BATCH: usize = 4096;
 
 /// The longest sleep: tokio's clock stands still while the machine sleeps, so that what the
@@ -239,8 +240,11 @@ impl Engine {
     pub(crate) async fn run(&mut self, mut commands: mpsc::Receiver<Command>) -> String {
         self.load().await;
         let mut changes = self.parts.kernel.changes();
+        let mut is_idle = false;
         loop {
-            if let Some(reason) = self.drive().await {
+            if !std::mem::take(&mut is_idle)
+                && let Some(reason) = self.drive().await
+            {
                 return reason;
             }
             let sleep = self
@@ -260,7 +264,14 @@ impl Engine {
                 answer = answer_of(&mut self.call) => self.answered(answer).await,
                 ended = ended_of(&mut self.data_path) => self.data_path_ended(ended),
                 batch = self.watch.next() => self.watched(batch).await,
-                change = next_change(&mut changes) => self.reconciler.hint(change),
+                told = next_changes(&mut changes) => {
+                    let (desired, ownership) = (self.compiler.desired(), self.ownership());
+                    is_idle = !self.reconciler.told(told, desired, &ownership);
+                }
+                read = self.reconciler.aside().done() => {
+                    let ownership = self.ownership();
+                    self.reconciler.aside_done(read, self.compiler.desired(), &ownership);
+                }
                 () = tokio::time::sleep(sleep) => {}
             }
         }
@@ -320,17 +331,19 @@ impl Engine {
         if self.now() >= self.resync_at {
             self.schedule_resync();
             self.retry_config().await;
-            self.reconciler.read_now();
+            self.reconciler.read_aside();
         }
         self.reconciler.wake();
-        self.reconciler.look_at_settings().await;
+        let mut ownership = self.ownership();
+        let desired = self.compiler.desired();
+        self.reconciler.look_at_settings(desired, &ownership).await;
         for _ in 0..ROUNDS {
-            if self.reconciler.read_if_due(self.compiler.desired()).await {
-                self.look_at_underlay();
-            }
+            let desired = self.compiler.desired();
+            self.reconciler.read_if_due(desired, &ownership).await;
+            self.follow_host();
             self.find_attrs();
             self.register().await;
-            let ownership = self.ownership();
+            ownership = self.ownership();
             self.follow_hold();
             if !self
                 .reconciler
@@ -459,10 +472,20 @@ impl Engine {
     }
 }
 
-async fn next_change(changes: &mut ChangeStream) -> kernel::Change {
-    match poll_fn(|cx| changes.as_mut().poll_next(cx)).await {
-        Some(change) => change,
-        // A kernel whose hints have ended leaves the timer.
-        None => std::future::pending().await,
-    }
+/// Waits for a notification of the kernel, then takes all that are there.
+async fn next_changes(changes: &mut ChangeStream) -> Vec<kernel::Change> {
+    let mut all = Vec::new();
+    poll_fn(|cx| {
+        while all.len() < BATCH {
+            match changes.as_mut().poll_next(cx) {
+                Poll::Ready(Some(change)) => all.push(change),
+                // A kernel that tells nothing any more leaves the timer.
+                Poll::Ready(None) | Poll::Pending if all.is_empty() => return Poll::Pending,
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        Poll::Ready(())
+    })
+    .await;
+    all
 }

@@ -260,6 +260,13 @@ impl Engine {
             return;
         }
         self.peers_changed = true;
+        for key in delta.added.iter().chain(&delta.changed) {
+            if let Some(peer) = self.leases.peer(key) {
+                for ip in peer.lease.attrs.public_ip.ips() {
+                    self.reconciler.now_matters(ip);
+                }
+            }
+        }
         let changed = self.compiler.update(delta, &self.leases);
         self.reconciler.desired_changed(changed);
         if self.events.receiver_count() == 0 {

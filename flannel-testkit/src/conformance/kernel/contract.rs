@@ -361,6 +361,8 @@ pub async fn foreign_changes_are_hinted(fixture: &KernelFixture) -> Outcome {
         let about = op.object().clone();
         fixture.by_others(op.clone()).await?;
         let fits = |hint: &Change| match (hint, &about) {
+            (Change::Set(told), about) => *about == *told && !matches!(op, Op::Delete(_)),
+            (Change::Gone(key), about) => about.key() == *key && matches!(op, Op::Delete(_)),
             (Change::All, _) | (Change::Route, Object::Nexthop(_) | Object::Route(_)) => true,
             (Change::Link(dev), Object::Link(_))
             | (Change::Address(dev), Object::Address(_))

@@ -257,8 +257,13 @@ pub async fn changes_of_a_device_are_hinted(fixture: &KernelFixture) -> Outcome 
             let dev = change.name;
             let shown = Object::Link(change.clone());
             fixture.by_others(Op::Change(Object::Link(change))).await?;
-            let fits =
-                |hint: &Change| matches!(hint, Change::All) || *hint == Change::Link(Some(dev));
+            let fits = |hint: &Change| match hint {
+                Change::All => true,
+                Change::Link(on) => *on == Some(dev),
+                // What it took along must be in doubt.
+                Change::Set(Object::Link(link)) => link.name == dev && link.up,
+                _ => false,
+            };
             if next_fitting(&mut hints, fits).await.is_none() {
                 return Err(format!("no hint at the change to {shown}"));
             }
@@ -306,7 +311,12 @@ pub async fn lost_hints_are_told(fixture: &KernelFixture, lose: impl FnOnce() + 
     drain(&mut hints).await;
     let later = address(dev, "10.99.0.1", 32);
     fixture.by_others(Op::Create(later)).await?;
-    let fits = |hint: &Change| matches!(hint, Change::All | Change::Address(_));
+    let fits = |hint: &Change| {
+        matches!(
+            hint,
+            Change::All | Change::Address(_) | Change::Set(Object::Address(_))
+        )
+    };
     match next_fitting(&mut hints, fits).await {
         Some(_) => Ok(()),
         None => Err("the watch did not go on".to_owned()),

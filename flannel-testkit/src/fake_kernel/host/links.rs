@@ -95,9 +95,9 @@ impl Host {
             up: false,
             ..link.clone()
         };
+        self.told.push(Change::Set(Object::Link(made.clone())));
         self.objects
             .insert(ObjectKey::Link(link.name), Object::Link(made));
-        self.hints.insert(Change::Link(Some(link.name)));
         self.set_up(link.name, link.up);
     }
 
@@ -220,9 +220,9 @@ impl Host {
             alias: link.alias.clone().or(found.alias),
             ..found
         };
+        self.told.push(Change::Set(Object::Link(changed.clone())));
         self.objects
             .insert(ObjectKey::Link(link.name), Object::Link(changed));
-        self.hints.insert(Change::Link(Some(link.name)));
         if new_mac {
             self.drop_neighbours(link.name, None);
         }
@@ -244,8 +244,13 @@ impl Host {
         }
         if let Some(Object::Link(link)) = self.objects.get_mut(&ObjectKey::Link(dev)) {
             link.up = up;
+            let told = if up {
+                Change::Set(Object::Link(link.clone()))
+            } else {
+                Change::Link(Some(dev))
+            };
+            self.told.push(told);
         }
-        self.hints.insert(Change::Link(Some(dev)));
         if !up {
             self.drop_paths(dev);
             self.drop_neighbours(dev, None);
@@ -256,7 +261,7 @@ impl Host {
                 .collect();
             for key in lost {
                 self.objects.remove(&key);
-                self.hints.insert(Change::Address(Some(dev)));
+                self.told.push(Change::Address(Some(dev)));
             }
             return;
         }
@@ -267,7 +272,7 @@ impl Host {
                 ip: link_local(mac),
                 prefix_len: 64,
             });
-            self.hint(&address);
+            self.tell_set(&address);
             self.objects.insert(address.key(), address);
         }
         for address in self.addresses_of(dev).cloned().collect::<Vec<_>>() {
@@ -284,7 +289,7 @@ impl Host {
             };
             self.indices.remove(&dev);
             self.without_own_address.remove(&dev);
-            self.hints.insert(Change::Link(Some(dev)));
+            self.told.push(Change::Link(Some(dev)));
             if let LinkKind::Veth { peer: Some(peer) } = link.kind {
                 going.push(peer);
             }

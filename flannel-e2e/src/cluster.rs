@@ -206,6 +206,23 @@ impl Cluster {
         self.nodes.push(node);
     }
 
+    /// The overlay of a node on a host, before it is started, that sees the store as the i-th node does.
+    pub fn builder(
+        &self,
+        i: usize,
+        id: &NodeId,
+        host: &Host,
+        paths: &Forwarders,
+    ) -> OverlayBuilder {
+        let builder = Overlay::builder(id.clone())
+            .manager(self.views[i].clone())
+            .backend(self.setup.backend.clone())
+            .backend(HostGwBackend::new())
+            .backend(UdpBackend::new())
+            .kernel(WithTunnels::new(kernel(host), paths.clone()));
+        (self.setup.tune)(builder)
+    }
+
     async fn start_overlay(
         &self,
         i: usize,
@@ -213,13 +230,8 @@ impl Cluster {
         host: &Host,
         paths: &Forwarders,
     ) -> Overlay {
-        let builder = Overlay::builder(id.clone())
-            .manager(self.views[i].clone())
-            .backend(self.setup.backend.clone())
-            .backend(HostGwBackend::new())
-            .backend(UdpBackend::new())
-            .kernel(WithTunnels::new(kernel(host), paths.clone()));
-        let overlay = (self.setup.tune)(builder).start().await.expect("all parts");
+        let overlay = self.builder(i, id, host, paths);
+        let overlay = overlay.start().await.expect("all parts");
         within("the overlay is ready", START, overlay.ready())
             .await
             .expect("ready");

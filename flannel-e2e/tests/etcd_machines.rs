@@ -70,7 +70,8 @@ async fn the_second_machine_of_a_name_is_refused_and_costs_no_packet() {
     bed.cluster.pods.pop();
     let overlay = third.take_overlay();
     overlay.drain(Duration::ZERO).await.expect("all is removed");
-    bed.all("the third is gone", |status| status.peers == 1).await;
+    bed.all("the third is gone", |status| status.peers == 1)
+        .await;
     bed.cluster.settle().await;
     let events = bed.cluster.nodes.iter();
     bed.events = events.map(|node| node.overlay().events()).collect();

@@ -13,14 +13,14 @@ use std::time::Duration;
 use common::{SECOND, World, acquire};
 use flannel_backend_vxlan::{VxlanBackend, VxlanData};
 use flannel_core::{
-    BackendType, ConditionType, DualStack, InstanceId, Lease, LeaseAttrs, LeaseRequest, MacAddr,
-    Manager, NodeId, Overlay, OverlayEvent, PublicIp, Status,
+    BackendType, ConditionType, DualStack, InstanceId, LeaseAttrs, LeaseRequest, MacAddr, Manager,
+    NodeId, Overlay, OverlayEvent, PublicIp, Status,
 };
 use flannel_testkit::fake_kernel::FakeKernel;
 use flannel_testkit::fake_store::{
     KeyEvent, KeyRange, Op, StoreManager, StoreOptions, Txn, WatchAnswer,
 };
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
 
 const CONFIG: &str = r#"{"Network":"10.0.0.0/12","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
@@ -49,29 +49,50 @@ fn request(n: u16) -> LeaseRequest {
     }
 }
 
-async fn robot(world: Arc<World>, n: u16) -> Lease {
+/// Nodes without kernels, by the keys of their records: whoever's record is gone is told.
+type Robots = BTreeMap<String, Arc<Notify>>;
+
+async fn robot(world: &World, n: u16) -> (String, Arc<Notify>) {
     let link = world.store.link(format!("robot-{n}"));
     link.set_latency(LATENCY);
-    let manager = StoreManager::new(link.clone(), StoreOptions::default());
+    let manager = StoreManager::new(link, StoreOptions::default());
     let mut wants = request(n);
     let lease = acquire(&manager, &wants).await;
     wants.previous = lease.subnet;
-    let key = KeyRange::key(lease.key.as_str());
-    let mut watch = link.watch(key, None).await.expect("it is there");
+    let gone = Arc::new(Notify::new());
+    let told = Arc::clone(&gone);
+    tokio::spawn(async move {
+        loop {
+            told.notified().await;
+            while manager.acquire_lease(&wants).await.is_err() {
+                tokio::time::sleep(SECOND / 4).await;
+            }
+        }
+    });
+    (lease.key.to_string(), gone)
+}
+
+/// Tells robots, by one watch for all: it is not the store's watches that are tried here.
+async fn follow(world: &World, robots: Robots) {
+    let link = world.store.link("robots");
+    link.set_latency(LATENCY);
+    let range = KeyRange::prefix(world.layout.subnets());
+    let mut watch = link.watch(range, None).await.expect("it is there");
     tokio::spawn(async move {
         loop {
             let answer = watch.next().await.expect("it lives");
             let WatchAnswer::Events { events, .. } = answer else {
                 continue;
             };
-            if matches!(events.last(), Some(KeyEvent::Delete { .. })) {
-                while manager.acquire_lease(&wants).await.is_err() {
-                    tokio::time::sleep(SECOND / 4).await;
+            for event in events {
+                if let KeyEvent::Delete { key, .. } = event
+                    && let Some(gone) = robots.get(&key)
+                {
+                    gone.notify_one();
                 }
             }
         }
     });
-    lease
 }
 
 /// Deletes a range at one revision.
@@ -137,7 +158,7 @@ fn no_steps(what: &str, events: &mut [broadcast::Receiver<OverlayEvent>]) {
 
 #[tokio::test(start_paused = true)]
 async fn nobody_loses_a_route_when_the_store_loses_all_records() {
-    let world = Arc::new(World::new(CONFIG));
+    let world = World::new(CONFIG);
     let mut overlays = Vec::new();
     for n in 1..=WHOLE {
         let link = world.store.link(format!("whole-{n}"));
@@ -153,9 +174,11 @@ async fn nobody_loses_a_route_when_the_store_loses_all_records() {
         overlay.ready().await.expect("ready");
         overlays.push(overlay);
     }
+    let mut robots = Robots::new();
     for n in 0..NODES - u16::from(WHOLE) {
-        robot(Arc::clone(&world), n).await;
+        robots.extend([robot(&world, n).await]);
     }
+    follow(&world, robots).await;
     let before = records(&world);
     assert_eq!(before.len(), usize::from(NODES));
     settled("at first", &world, &overlays, &before).await;

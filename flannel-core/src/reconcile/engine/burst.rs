@@ -1,7 +1,7 @@
 //! [`Burst`]: deletes of peers' records, kept for a moment, so that those which come together are
 //! judged together.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::clock::Moment;
@@ -18,33 +18,43 @@ const LONGEST: Duration = Duration::from_millis(500);
 /// Deletes that are not judged yet.
 #[derive(Debug, Default)]
 pub(super) struct Burst {
-    deletes: BTreeMap<LeaseKey, Revision>,
-    /// The records that were deleted, those among them that were written again since.
-    all: BTreeSet<LeaseKey>,
+    deletes: BTreeMap<LeaseKey, Deleted>,
+    /// The records that were deleted, those among them that were written again since, and when.
+    all: BTreeMap<LeaseKey, Moment>,
     /// Our own was among them.
     own: bool,
-    /// When the first and the last of them came.
-    came: Option<(Moment, Moment)>,
+    /// When the last of them came.
+    last: Option<Moment>,
+}
+
+/// A delete that waits: whoever lives writes its record again meanwhile.
+#[derive(Debug, Clone, Copy)]
+struct Deleted {
+    revision: Revision,
+    came: Moment,
 }
 
 impl Burst {
     /// Takes a delete of a peer's record.
     pub(super) fn add(&mut self, key: LeaseKey, revision: Revision, now: Moment) {
-        self.all.insert(key.clone());
-        let latest = self.deletes.entry(key).or_default();
-        *latest = revision.max(*latest);
-        self.extend(now);
+        self.all.insert(key.clone(), now);
+        let latest = self.deletes.entry(key).or_insert(Deleted {
+            revision,
+            came: now,
+        });
+        if revision > latest.revision {
+            *latest = Deleted {
+                revision,
+                came: now,
+            };
+        }
+        self.last = Some(now);
     }
 
     /// Our own record was deleted.
-    pub(super) fn add_own(&mut self, now: Moment) {
+    pub(super) const fn add_own(&mut self, now: Moment) {
         self.own = true;
-        self.extend(now);
-    }
-
-    fn extend(&mut self, now: Moment) {
-        let first = self.came.map_or(now, |(first, _)| first);
-        self.came = Some((first, now));
+        self.last = Some(now);
     }
 
     /// The record was written at a revision: an earlier delete of it says nothing any more, but that
@@ -53,29 +63,57 @@ impl Burst {
         if self
             .deletes
             .get(key)
-            .is_some_and(|deleted| *deleted < revision)
+            .is_some_and(|deleted| deleted.revision < revision)
         {
             self.deletes.remove(key);
         }
     }
 
-    /// When the deletes are to be judged.
+    /// When deletes are to be judged.
     pub(super) fn due(&self) -> Option<Moment> {
-        let (first, last) = self.came?;
-        Some((last + GAP).min(first + LONGEST))
+        let quiet = self.last? + GAP;
+        let oldest = self.deletes.values().map(|deleted| deleted.came).min();
+        Some(oldest.map_or(quiet, |oldest| quiet.min(oldest + LONGEST)))
+    }
+
+    /// Takes those out that are to be judged now: all, or where more of them keep coming, those that
+    /// have waited as long as a single one would.
+    pub(super) fn take(&mut self, now: Moment) -> Deletes {
+        if self.last.is_none_or(|last| last + GAP <= now) {
+            return self.take_all();
+        }
+        let waits = |deleted: &Deleted| deleted.came + GAP > now;
+        let (wait, judged) = std::mem::take(&mut self.deletes)
+            .into_iter()
+            .partition(|(_, deleted)| waits(deleted));
+        self.deletes = wait;
+        let deletes = Deletes {
+            came: self.all.len(),
+            own: self.own,
+            keys: revisions(judged),
+        };
+        self.all.retain(|_, came| *came + LONGEST > now);
+        deletes
     }
 
     /// Takes all of them out.
-    pub(super) fn take(&mut self) -> Deletes {
+    pub(super) fn take_all(&mut self) -> Deletes {
         let Self {
             deletes, all, own, ..
         } = std::mem::take(self);
         Deletes {
             came: all.len(),
             own,
-            keys: deletes.into_iter().collect(),
+            keys: revisions(deletes),
         }
     }
+}
+
+fn revisions(deletes: BTreeMap<LeaseKey, Deleted>) -> Vec<(LeaseKey, Revision)> {
+    deletes
+        .into_iter()
+        .map(|(key, deleted)| (key, deleted.revision))
+        .collect()
 }
 
 #[cfg(test)]
@@ -87,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_close_together_is_one_burst_and_none_lasts_long() {
+    fn what_comes_close_together_is_one_burst_and_nothing_waits_long() {
         let start = Moment::default();
         let at = |millis| start + Duration::from_millis(millis);
         let mut burst = Burst::default();
@@ -98,8 +136,12 @@ mod tests {
             burst.add(key(&format!("b{n}")), Revision(1), at(n * 40));
         }
         assert_eq!(burst.due(), Some(at(500)), "not for ever");
-        assert_eq!(burst.take().keys.len(), 13);
-        assert_eq!((burst.due(), burst.take()), (None, Deletes::default()));
+        // The last ones have not waited yet for their records to be written again.
+        let judged = burst.take(at(500));
+        assert_eq!((judged.keys.len(), judged.came), (12, 13));
+        assert_eq!(burst.due(), Some(at(530)));
+        assert_eq!(burst.take(at(530)).keys, [(key("b12"), Revision(1))]);
+        assert_eq!((burst.due(), burst.take_all()), (None, Deletes::default()));
     }
 
     #[test]
@@ -111,7 +153,7 @@ mod tests {
         burst.add(key("b"), Revision(5), now);
         burst.written(&key("b"), Revision(6));
         burst.add_own(now);
-        let deletes = burst.take();
+        let deletes = burst.take_all();
         assert_eq!(deletes.keys, [(key("a"), Revision(5))]);
         assert_eq!((deletes.came, deletes.own), (2, true), "they came together");
     }

@@ -114,7 +114,7 @@ impl Engine {
         let is_whole = matches!(event, Event::Snapshot(_));
         let now = self.now();
         match &event {
-            Event::Snapshot(_) => drop(self.burst.take()),
+            Event::Snapshot(_) => drop(self.burst.take_all()),
             Event::Put(lease) => self.burst.written(&lease.key, lease.revision),
             Event::Unreadable(record) => self.burst.written(&record.key, record.revision),
             Event::Delete { key, .. } if self.leases.is_own_key(key) => self.burst.add_own(now),
@@ -152,8 +152,9 @@ impl Engine {
 
     /// Judges the deletes that have come together, once no more of them come.
     pub(super) fn end_burst(&mut self) {
-        if self.burst.due().is_some_and(|due| due <= self.now()) {
-            let deletes = self.burst.take();
+        let now = self.now();
+        if self.burst.due().is_some_and(|due| due <= now) {
+            let deletes = self.burst.take(now);
             let applied = self.leases.apply_burst(deletes);
             self.applied(applied, false);
         }

@@ -1,0 +1,219 @@
+//! How long one change takes among thousands of records of one state: it is to be in proportion to the
+//! change, whatever the others are.
+#![allow(missing_docs, reason = "criterion's macros make undocumented items")]
+
+use std::sync::Arc;
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use flannel_backend_vxlan::{VxlanBackend, VxlanData};
+use flannel_core::reconcile::desired::Compiler;
+use flannel_core::{
+    Backend, BackendType, DualStack, Event, Lease, LeaseAttrs, LeaseKey, LeaseSet, MacAddr, NodeId,
+    OverlayName, Own, PublicIp, Revision, RouteProtocol, Snapshot, Subnet, Unreadable,
+    WithdrawalGuard,
+};
+use flannel_testkit::conformance::backend::NodeFixture;
+
+const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":28,"Backend":{"Type":"vxlan"}}"#;
+
+/// What all records but one are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Peers that are programmed.
+    Accepted,
+    /// Their subnets are not in the network.
+    Outside,
+    /// Their subnets are that of an older record.
+    Taken,
+    /// Their MAC is that of an older record.
+    SameMac,
+    /// Their address and MAC are this node's.
+    Clones,
+    /// Of a backend that ours reaches without a tunnel.
+    OtherBackend,
+    /// They cannot be read, and never could.
+    Unreadable,
+    /// They cannot be read any more.
+    Spoilt,
+    /// All of one node, and cannot be read any more.
+    SpoiltOfOneNode,
+}
+
+const STATES: [State; 9] = [
+    State::Accepted,
+    State::Outside,
+    State::Taken,
+    State::SameMac,
+    State::Clones,
+    State::OtherBackend,
+    State::Unreadable,
+    State::Spoilt,
+    State::SpoiltOfOneNode,
+];
+
+fn subnet(a: u8, n: u32) -> Subnet {
+    let [_, _, high, low] = (n << 4).to_be_bytes();
+    let address = [a, 1 + (n >> 12) as u8, high, low];
+    Subnet::new(address, 28).expect("a valid length")
+}
+
+fn data(mac: MacAddr) -> DualStack<flannel_core::BackendData> {
+    let data = VxlanData {
+        vni: 1,
+        vtep_mac: mac,
+    };
+    DualStack::v4(data.encode().expect("valid"))
+}
+
+/// A peer as it should be; another `version` is at another address.
+fn good(n: u32, version: u8) -> Lease {
+    let [_, a, b, c] = n.to_be_bytes();
+    let subnet = subnet(10, n);
+    Lease {
+        key: LeaseKey::new(format!("{n}-28")),
+        node: NodeId::new(format!("peer-{n}")).expect("a node id"),
+        instance: None,
+        subnet: DualStack::v4(subnet),
+        attrs: LeaseAttrs {
+            public_ip: PublicIp::v4([172, 16 + version, b, c].into()),
+            backend_type: Some(BackendType::vxlan()),
+            backend_data: data(MacAddr([0x0e, 0, version, a, b, c])),
+        },
+        ttl: None,
+        created: Revision(u64::from(n) + 10),
+        revision: Revision(u64::from(n) + 10),
+    }
+}
+
+/// A record of a state; another `version` differs in something.
+fn record(state: State, n: u32, version: u8, own: &Lease) -> Lease {
+    let mut lease = good(n, version);
+    match state {
+        State::Accepted | State::Unreadable | State::Spoilt => {}
+        State::Outside => lease.subnet = DualStack::v4(subnet(11, n)),
+        State::Taken => lease.subnet = DualStack::v4(subnet(10, 60_000)),
+        State::SameMac => lease.attrs.backend_data = data(MacAddr([0x0e, 9, 9, 9, 9, version])),
+        State::Clones => {
+            lease.attrs = own.attrs.clone();
+            lease.subnet = DualStack::v4(subnet(10, n + 30_000 * u32::from(version)));
+        }
+        State::OtherBackend => {
+            lease.attrs.backend_type = Some(BackendType::host_gw());
+            lease.attrs.backend_data = DualStack::default();
+        }
+        State::SpoiltOfOneNode => lease.node = NodeId::new("one").expect("a node id"),
+    }
+    lease
+}
+
+struct World {
+    set: LeaseSet,
+    compiler: Compiler,
+    own: Lease,
+    revision: u64,
+}
+
+impl World {
+    fn new(state: State, records: u32) -> Self {
+        let fixture = NodeFixture::new(CONFIG).expect("a valid config");
+        let backend = VxlanBackend::new();
+        let cx = fixture.cx();
+        let mut own = fixture.lease(backend.attrs(&cx).expect("attributes"));
+        own.subnet = DualStack::v4(subnet(10, 61_000));
+        own.created = Revision(1_000_000);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
+        let network = runtime
+            .block_on(backend.register_network(&cx, own.clone()))
+            .expect("a network");
+        let mut set = LeaseSet::new(WithdrawalGuard::default());
+        set.set_backends(backend.backend_type(), backend.reaches());
+        set.set_pools(*fixture.config.pools());
+        set.set_own(Own {
+            node: own.node.clone(),
+            key: Some(own.key.clone()),
+            subnets: own.subnet,
+            public_ip: own.attrs.public_ip,
+        });
+        let mut compiler = Compiler::new(OverlayName::default(), RouteProtocol::OURS);
+        compiler.set_network(Arc::clone(&network), &set);
+        let mut world = Self {
+            set,
+            compiler,
+            own,
+            revision: 2_000_000,
+        };
+        let mut leases: Vec<Lease> = (0..records)
+            .map(|n| record(state, n, 0, &world.own))
+            .collect();
+        if state == State::Taken {
+            let mut holder = good(60_000, 0);
+            holder.created = Revision(1);
+            leases.push(holder);
+        }
+        if state == State::Unreadable {
+            leases.clear();
+        }
+        world.apply(Event::Snapshot(Snapshot {
+            leases,
+            revision: Revision(1_000_000),
+            ..Snapshot::default()
+        }));
+        if matches!(
+            state,
+            State::Unreadable | State::Spoilt | State::SpoiltOfOneNode
+        ) {
+            (0..records).for_each(|n| world.change(state, n, 0));
+        }
+        world
+    }
+
+    fn apply(&mut self, event: Event) {
+        let applied = self.set.apply(event);
+        self.compiler.update(&applied.delta, &self.set);
+    }
+
+    /// Writes one record anew, in another version or, where it cannot be read, as unreadable as it was.
+    fn change(&mut self, state: State, n: u32, version: u8) {
+        self.revision += 1;
+        let revision = Revision(self.revision);
+        let mut lease = record(state, n, version, &self.own);
+        lease.revision = revision;
+        let unreadable = |lease: &Lease| {
+            Event::Unreadable(Unreadable {
+                key: lease.key.clone(),
+                revision,
+                reason: format!("version {version}"),
+            })
+        };
+        let event = match state {
+            State::Unreadable | State::Spoilt | State::SpoiltOfOneNode => unreadable(&lease),
+            _ => Event::Put(lease),
+        };
+        self.apply(event);
+    }
+}
+
+fn changes(c: &mut Criterion) {
+    let mut group = c.benchmark_group("one change among records that are");
+    group.sample_size(20);
+    for state in STATES {
+        for records in [1_000, 10_000, 50_000] {
+            let mut world = World::new(state, records);
+            let mut version = 0;
+            let mut n = 0;
+            group.bench_function(BenchmarkId::new(format!("{state:?}"), records), |b| {
+                b.iter(|| {
+                    version ^= 1;
+                    n = (n + 7919) % records;
+                    world.change(state, n, version);
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, changes);
+criterion_main!(benches);

@@ -159,7 +159,7 @@ impl<K: Kernel> Kernel for WithTunnels<K> {
                     endpoint: *endpoint,
                 })
             });
-            for object in std::iter::once(Object::Tunnel(tunnel)).chain(peers) {
+            for object in std::iter::once(Object::Tunnel(Box::new(tunnel))).chain(peers) {
                 observed.objects.insert(object.key(), object);
             }
         }
@@ -188,7 +188,7 @@ impl<K: Kernel> Kernel for WithTunnels<K> {
         for key in tunnels {
             let object = match &key {
                 ObjectKey::Tunnel(dev) => {
-                    running_on(*dev).map(|running| Object::Tunnel(running.tunnel.clone()))
+                    running_on(*dev).map(|running| Object::Tunnel(Box::new(running.tunnel.clone())))
                 }
                 ObjectKey::TunnelPeer { dev, subnet } => running_on(*dev).and_then(|running| {
                     let (dev, subnet) = (*dev, *subnet);

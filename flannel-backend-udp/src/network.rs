@@ -104,12 +104,12 @@ impl Network for UdpNetwork {
         for subnet in own.values().flatten() {
             objects.push(Object::Address(Address::of_tunnel(dev, *subnet)));
         }
-        objects.push(Object::Tunnel(Tunnel {
+        objects.push(Object::Tunnel(Box::new(Tunnel {
             dev,
             listen: self.ends.map(|_, end| end.listen),
             own: DualStack::new(own.v4.flatten(), own.v6.flatten()),
             mtu: self.ends.map(|_, end| end.mtu),
-        }));
+        })));
         objects
     }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::admission::{Admission, Screened};
 pub use crate::admission::{HostAddresses, Own};
 use crate::backend::Rejection;
+use crate::compact::BULK;
 use crate::config::Pool;
 use crate::event::{Event, Snapshot, Unreadable};
 use crate::family::{DualStack, Family};
@@ -892,6 +893,7 @@ impl LeaseSet {
     fn write(&mut self, changes: BTreeMap<LeaseKey, Next>) -> LeaseDelta {
         let mut before: BTreeMap<LeaseKey, Option<Arc<Peer>>> = BTreeMap::new();
         let mut claims = Vec::new();
+        let is_bulk = changes.len() > BULK;
         for (key, next) in changes {
             let old = self.records.get(&key);
             let left = old.and_then(Record::seat);
@@ -908,6 +910,9 @@ impl LeaseSet {
                 claims.extend(had.map(|who| (who, Vec::new())));
             }
             self.records.set(&key, record);
+        }
+        if is_bulk {
+            self.records.compact();
         }
         let mut open: BTreeSet<LeaseKey> = before.keys().cloned().collect();
         open.extend(self.records.take_disturbed());
@@ -954,7 +959,7 @@ impl LeaseSet {
         };
         let good = match value {
             None => old.and_then(|old| old.good.clone()),
-            Some(lease) if self.admission.is_own(&lease) => Some(Good::Own(lease)),
+            Some(lease) if self.admission.is_own(&lease) => Some(Good::Own(Box::new(lease))),
             Some(lease) => Some(Good::Peer(Arc::new(Peer {
                 lease,
                 subnets: DualStack::default(),

@@ -7,6 +7,7 @@ pub mod alloc;
 pub mod backend;
 mod backoff;
 mod clock;
+mod compact;
 mod condition;
 pub mod config;
 mod error_chain;

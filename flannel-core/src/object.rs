@@ -450,8 +450,8 @@ pub enum Object {
     Offload(Offload),
     /// An address.
     Address(Address),
-    /// The node's own packet path.
-    Tunnel(Tunnel),
+    /// The node's own packet path. It is large, and there is one.
+    Tunnel(Box<Tunnel>),
     /// A peer of it.
     #[serde(rename = "tunnel-peer")]
     TunnelPeer(TunnelPeer),
@@ -596,8 +596,8 @@ impl Object {
             Self::Sysctl(Sysctl { dev, .. })
             | Self::Offload(Offload { dev, .. })
             | Self::Address(Address { dev, .. })
-            | Self::Tunnel(Tunnel { dev, .. })
             | Self::Fdb(Fdb { dev, .. }) => vec![ObjectKey::Link(*dev)],
+            Self::Tunnel(o) => vec![ObjectKey::Link(o.dev)],
             Self::TunnelPeer(o) => vec![ObjectKey::Link(o.dev), ObjectKey::Tunnel(o.dev)],
             Self::Neighbour(o) => {
                 vec![
@@ -644,7 +644,6 @@ impl Object {
             Self::Sysctl(Sysctl { dev, .. })
             | Self::Offload(Offload { dev, .. })
             | Self::Address(Address { dev, .. })
-            | Self::Tunnel(Tunnel { dev, .. })
             | Self::TunnelPeer(TunnelPeer { dev, .. })
             | Self::Fdb(Fdb { dev, .. })
             | Self::Neighbour(Neighbour { dev, .. })
@@ -653,6 +652,7 @@ impl Object {
                 target: RouteTarget::Gateway { dev, .. } | RouteTarget::Device(dev),
                 ..
             }) => Some(*dev),
+            Self::Tunnel(o) => Some(o.dev),
             Self::Route(_) => None,
         }
     }

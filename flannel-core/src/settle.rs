@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, btree_set};
 use std::fmt::Debug;
 
+use crate::compact::{BULK, compact_map, compact_set};
 use crate::family::Family;
 use crate::lease::{LeaseKey, Revision, Seniority};
 use crate::object::ObjectKey;
@@ -184,7 +185,8 @@ enum Standing<C> {
     /// Only while an update is under way.
     Undecided,
     Accepted,
-    Lost(Lost<C>),
+    /// Rare, and large.
+    Lost(Box<Lost<C>>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -223,7 +225,9 @@ impl<C: Claim> Settlement<C> {
     ) -> BTreeSet<Claimant> {
         let mut touched = BTreeSet::new();
         let mut work = BTreeSet::new();
+        let mut changed = 0;
         for (who, mut claims) in changes {
+            changed += 1;
             self.withdraw(&who, &mut work);
             claims.sort_unstable();
             claims.dedup();
@@ -241,6 +245,11 @@ impl<C: Claim> Settlement<C> {
         while let Some(who) = work.pop_first() {
             self.decide(&who, &mut work);
             touched.insert(who);
+        }
+        if changed > BULK {
+            compact_map(&mut self.claimants);
+            compact_set(&mut self.accepted.entries);
+            compact_set(&mut self.waiting.entries);
         }
         touched
     }
@@ -268,11 +277,11 @@ impl<C: Claim> Settlement<C> {
                 .accepted
                 .conflicting(claim)
                 .find(|(_, other)| other < who && other.rivals(who))?;
-            Some(Lost {
+            Some(Box::new(Lost {
                 claim: claim.clone(),
                 to: to.clone(),
                 by: by.clone(),
-            })
+            }))
         });
         let was_accepted = entry.standing == Standing::Accepted;
         let is_accepted = lost.is_none();

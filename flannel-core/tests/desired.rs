@@ -143,7 +143,7 @@ impl Network for Toy {
             mac: mac(40),
             remote: Ipv4Addr::new(192, 0, 2, 40).into(),
         }));
-        objects.push(Object::Tunnel(tunnel(dev("toy"))));
+        objects.push(Object::Tunnel(Box::new(tunnel(dev("toy")))));
         objects
     }
 
@@ -516,7 +516,7 @@ fn any_object() -> impl Strategy<Value = Object> {
                 RouteTarget::Device(dev)
             }),
             8 => route(RouteTarget::Nexthop(id)),
-            9 => Object::Tunnel(tunnel(dev)),
+            9 => Object::Tunnel(Box::new(tunnel(dev))),
             _ => Object::TunnelPeer(TunnelPeer {
                 dev,
                 subnet: dst,

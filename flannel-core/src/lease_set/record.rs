@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Peer;
+use crate::compact::{compact_map, compact_set};
 use crate::event::Unreadable;
 use crate::lease::{Lease, LeaseKey, Revision, Seniority};
 use crate::node::NodeId;
@@ -39,7 +40,7 @@ pub(super) struct Record {
 #[derive(Debug, Clone)]
 pub(super) enum Good {
     /// Our own.
-    Own(Lease),
+    Own(Box<Lease>),
     /// Another node's.
     Peer(Arc<Peer>),
 }
@@ -201,6 +202,12 @@ impl Records {
                 self.disturbed.push(taken);
             }
         }
+    }
+
+    /// Takes the least room, after very many changes.
+    pub(super) fn compact(&mut self) {
+        compact_map(&mut self.map);
+        compact_set(&mut self.by_node);
     }
 
     /// Puts the verdict on a peer in the place of an earlier one. The record itself is the same.

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Moment;
+use crate::compact::compact_map;
 use crate::kernel::{Change, Observed, Op};
 use crate::object::{IfName, Link, Object, ObjectKey, Objects, RouteTarget};
 use crate::subnet::Subnet;
@@ -162,6 +163,10 @@ impl Copy {
                 _ => {}
             }
         }
+        // After very many changes it is long and empty.
+        if self.queue.is_empty() && self.queue.capacity() > MANY {
+            self.queue = VecDeque::new();
+        }
     }
 
     pub(super) fn doubt_all(&mut self) {
@@ -285,7 +290,13 @@ impl Copy {
     }
 
     /// Takes a whole reading in.
-    pub(super) fn read_all(&mut self, observed: Observed, devices: BTreeSet<IfName>, now: Moment) {
+    pub(super) fn read_all(
+        &mut self,
+        mut observed: Observed,
+        devices: BTreeSet<IfName>,
+        now: Moment,
+    ) {
+        compact_map(&mut observed.objects);
         *self = Self {
             through: count_routes(&observed.objects),
             observed: Some(Arc::new(observed)),
@@ -344,6 +355,7 @@ impl Copy {
             }
             self.news.touched.insert(key.clone());
         }
+        compact_map(&mut found.objects);
         self.through = count_routes(&found.objects);
         self.read = now;
         self.observed = Some(Arc::new(found));

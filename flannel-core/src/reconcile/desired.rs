@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::{Network, Rejection};
+use crate::compact::{BULK, compact_map};
 use crate::family::{DualStack, Family};
 use crate::lease::{BackendType, Lease, LeaseKey, Revision, Seniority};
 use crate::lease_set::{LeaseDelta, LeaseSet, Peer};
@@ -171,16 +172,20 @@ struct Local {
     macs: BTreeSet<MacAddr>,
 }
 
-/// What a network makes of a peer.
+/// What is kept of what a network makes of a peer. The objects are in [`Desired`]; where they are not, or
+/// no longer, the network makes them once more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Compiled {
     created: Revision,
     doubted: bool,
-    /// Each sorted by key.
-    units: DualStack<Vec<Object>>,
-    /// Why there are not more units, conflicts with other peers not counted.
+    /// The families that have objects.
+    families: DualStack<()>,
+    /// Why there are not more, conflicts with other peers not counted.
     rejections: Rejections,
 }
+
+/// The objects of the families of a peer, each sorted by key.
+type Units = DualStack<Vec<Object>>;
 
 impl Compiled {
     fn claimant(&self, key: &LeaseKey, family: Family) -> Claimant {
@@ -192,10 +197,6 @@ impl Compiled {
             },
             family,
         }
-    }
-
-    fn keys(&self) -> impl Iterator<Item = ObjectKey> {
-        self.units.values().flatten().map(Object::key)
     }
 }
 
@@ -303,6 +304,7 @@ impl Compiler {
         let mut claims = Vec::new();
         let mut affected = BTreeSet::new();
         let mut reported = BTreeSet::new();
+        let mut made: BTreeMap<LeaseKey, Units> = BTreeMap::new();
         for key in changed {
             let old = self.peers.remove(key);
             let peer = peers.peer(key);
@@ -311,33 +313,39 @@ impl Compiler {
                 let (created, key) = (old.created, key.clone());
                 self.rivals.remove(&Seniority { created, key });
             }
-            if let (Some(peer), Some(new)) = (peer, &new)
+            if let (Some(peer), Some((new, _))) = (peer, &new)
                 && !new.rejections.is_empty()
             {
                 self.note_rival(&*network, peer, peers);
             }
-            if old == new {
-                if let Some(same) = new {
-                    self.peers.insert(key.clone(), same);
-                }
-                continue;
-            }
+            let same = match (&old, &new) {
+                (Some(old), Some((new, units))) => old == new && self.claims_same(key, new, units),
+                _ => false,
+            };
             // Withdrawals come first: the new claims may be those of the same claimant.
             if let Some(old) = &old {
-                affected.extend(old.keys());
-                for family in old.units.families() {
-                    claims.push((old.claimant(key, family), Vec::new()));
+                for family in old.families.families() {
+                    let claimant = old.claimant(key, family);
+                    affected.extend(self.keys.claims(&claimant).iter().cloned());
+                    if !same {
+                        claims.push((claimant, Vec::new()));
+                    }
                 }
             }
-            if let Some(new) = new {
-                affected.extend(new.keys());
-                for (family, unit) in new.units.iter() {
-                    let keys = unit.iter().map(Object::key).collect();
-                    claims.push((new.claimant(key, family), keys));
+            if let Some((new, units)) = new {
+                if !same {
+                    for (family, unit) in units.iter() {
+                        let keys: Vec<_> = unit.iter().map(Object::key).collect();
+                        affected.extend(keys.iter().cloned());
+                        claims.push((new.claimant(key, family), keys));
+                    }
                 }
                 self.peers.insert(key.clone(), new);
+                made.insert(key.clone(), units);
             }
-            reported.insert(key.clone());
+            if !same {
+                reported.insert(key.clone());
+            }
         }
         for touched in self.keys.update(claims) {
             affected.extend(self.keys.claims(&touched).iter().cloned());
@@ -346,7 +354,27 @@ impl Compiler {
         for key in reported {
             self.report(key);
         }
-        affected.retain(|key| self.settle(key));
+        affected.retain(|key| {
+            let wanted = self.keys.holder(key).and_then(|who| {
+                let of = &who.seniority.key;
+                if !made.contains_key(of) {
+                    // It has this now because another has it no longer.
+                    let (_, units) = self.compile_peer(&*network, peers.peer(of)?);
+                    made.insert(of.clone(), units);
+                }
+                let unit = made.get(of)?.get(who.family)?;
+                let at = unit.binary_search_by(|object| object.key().cmp(key)).ok()?;
+                Some(Wanted {
+                    object: unit.get(at)?.clone(),
+                    peer: Some(of.clone()),
+                })
+            });
+            self.want(key, wanted)
+        });
+        if affected.len() > BULK {
+            compact_map(&mut self.peers);
+            compact_map(&mut self.desired.objects);
+        }
         affected
     }
 
@@ -359,15 +387,16 @@ impl Compiler {
         }
     }
 
+    /// Whether a peer claims the keys of these objects already, and no others.
+    fn claims_same(&self, key: &LeaseKey, compiled: &Compiled, units: &Units) -> bool {
+        units.iter().all(|(family, unit)| {
+            let claimed = self.keys.claims(&compiled.claimant(key, family));
+            unit.len() == claimed.len() && unit.iter().zip(claimed).all(|(o, key)| o.key() == *key)
+        })
+    }
+
     /// Brings what is wanted under one key up to date; whether that changed it.
-    fn settle(&mut self, key: &ObjectKey) -> bool {
-        let wanted = self.keys.holder(key).and_then(|who| {
-            let unit = self.peers.get(&who.seniority.key)?.units.get(who.family)?;
-            let at = unit.binary_search_by(|object| object.key().cmp(key)).ok()?;
-            let object = unit.get(at)?.clone();
-            let peer = Some(who.seniority.key.clone());
-            Some(Wanted { object, peer })
-        });
+    fn want(&mut self, key: &ObjectKey, wanted: Option<Wanted>) -> bool {
         if self.desired.objects.get(key) == wanted.as_ref() {
             return false;
         }
@@ -385,7 +414,7 @@ impl Compiler {
             return;
         };
         let mut all = peer.rejections.clone();
-        for family in peer.units.families() {
+        for family in peer.families.families() {
             if let Some(lost) = self.keys.lost(&peer.claimant(&key, family)) {
                 let rejection = Rejection::KeyTaken {
                     key: lost.claim.clone(),
@@ -413,11 +442,12 @@ impl Compiler {
         local
     }
 
-    fn compile_peer(&self, network: &dyn Network, peer: &Peer) -> Compiled {
+    fn compile_peer(&self, network: &dyn Network, peer: &Peer) -> (Compiled, Units) {
+        let mut units = Units::default();
         let mut compiled = Compiled {
             created: peer.lease.created,
             doubted: peer.doubted,
-            units: DualStack::default(),
+            families: DualStack::default(),
             rejections: Vec::new(),
         };
         for (family, rejection) in peer.rejected.iter() {
@@ -427,7 +457,7 @@ impl Compiler {
             }
         }
         if peer.subnets.is_empty() {
-            return compiled;
+            return (compiled, units);
         }
         let answers = network.peer(&peer.lease, &peer.subnets);
         for (family, subnet) in peer.subnets.iter() {
@@ -441,12 +471,15 @@ impl Compiler {
                 None => continue,
             };
             let public_ip = peer.lease.attrs.public_ip(family);
-            match self.check_unit(objects, subnet, public_ip, &compiled.units) {
-                Ok(unit) => compiled.units.set(family, Some(unit)),
+            match self.check_unit(objects, subnet, public_ip, &units) {
+                Ok(unit) => {
+                    compiled.families.set(family, Some(()));
+                    units.set(family, Some(unit));
+                }
                 Err(rejection) => compiled.rejections.push((Some(family), rejection)),
             }
         }
-        compiled
+        (compiled, units)
     }
 
     /// A unit's objects, marked, if a peer may cause each of them.

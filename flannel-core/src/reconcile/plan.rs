@@ -21,8 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::kernel::{Observed, Op};
 use crate::lease::LeaseKey;
 use crate::object::{
-    Address, IfName, Link, MAIN_TABLE, Nexthop, Object, ObjectKey, Route, RouteTarget, Tunnel,
-    TunnelPeer,
+    Address, IfName, Link, MAIN_TABLE, Nexthop, Object, ObjectKey, Route, RouteTarget, TunnelPeer,
 };
 use crate::subnet::Subnet;
 
@@ -291,18 +290,21 @@ impl<'a> Planner<'a> {
             Object::Address(Address { ip, .. }) if self.is_routed(*ip) => false,
             Object::Link(Link { name: dev, .. })
             | Object::Address(Address { dev, .. })
-            | Object::Tunnel(Tunnel { dev, .. })
-            | Object::TunnelPeer(TunnelPeer { dev, .. }) => {
-                let key = ObjectKey::Link(*dev);
-                let backend = match self.observed.objects.get(&key) {
-                    Some(Object::Link(link)) => link.kind.backend(),
-                    _ => None,
-                };
-                backend.is_some_and(|backend| self.desired.held_backends.contains(&backend))
-                    && !self.desired.objects.contains_key(&key)
-            }
+            | Object::TunnelPeer(TunnelPeer { dev, .. }) => self.is_on_a_held_device(*dev),
+            Object::Tunnel(tunnel) => self.is_on_a_held_device(tunnel.dev),
             _ => false,
         }
+    }
+
+    /// Whether a device that nobody wants stays while peers may still send to it.
+    fn is_on_a_held_device(&self, dev: IfName) -> bool {
+        let key = ObjectKey::Link(dev);
+        let backend = match self.observed.objects.get(&key) {
+            Some(Object::Link(link)) => link.kind.backend(),
+            _ => None,
+        };
+        backend.is_some_and(|backend| self.desired.held_backends.contains(&backend))
+            && !self.desired.objects.contains_key(&key)
     }
 
     /// Whether a route is wanted to a subnet that holds an address.

@@ -30,7 +30,7 @@ pub(crate) struct Bed {
 
 /// Waits until the kernel has taken down the namespaces of the bed before: with 50,000 peers in them
 /// that takes it longer than any of our deadlines.
-fn kernel_is_free() {
+pub(crate) fn kernel_is_free() {
     for _ in 0..30 {
         let lab = Lab::new("settling").unwrap_or_else(|error| panic!("{error}"));
         if lab.namespace("probe").is_ok() {
@@ -189,6 +189,6 @@ impl Bed {
     }
 }
 
-fn node() -> NodeId {
+pub(crate) fn node() -> NodeId {
     NodeId::new("node-1").expect("a node id")
 }

@@ -1,8 +1,9 @@
 //! What the whole SDK takes on a real kernel: from a lease to its route, repairs, and scale.
 //!
 //! `cargo bench -p flannel-e2e --bench overlay` (root; it works in namespaces of its own). Arguments
-//! choose parts: `events`, `repair`, `rebuild`, `scale`, `host-gw`, `cost`, `router`. Times are taken by a socket that
-//! hears what the kernel tells of its routes and neighbours. Fails if a goal is missed.
+//! choose parts: `events`, `repair`, `rebuild`, `scale`, `host-gw`, `cost`, `router`,
+//! `memory`. Times are taken by a socket that hears what the kernel tells of its routes and neighbours.
+//! Fails if a goal is missed.
 #![allow(
     clippy::disallowed_methods,
     clippy::print_stdout,
@@ -15,6 +16,7 @@ mod bed;
 mod cost;
 mod ear;
 mod hostgw;
+mod memory;
 mod router;
 
 use std::env;
@@ -242,6 +244,10 @@ fn main() -> ExitCode {
         .skip(1)
         .filter(|a| !a.starts_with('-'))
         .collect();
+    if let [memory::CHILD, peers] = wanted.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        memory::child(peers.parse().expect("a number of peers"));
+        return ExitCode::SUCCESS;
+    }
     let mut table = Table::default();
     for (name, part) in [
         ("events", events as fn(&mut Table)),
@@ -251,6 +257,7 @@ fn main() -> ExitCode {
         ("host-gw", hostgw::measure),
         ("cost", cost::measure),
         ("router", router::measure),
+        ("memory", memory::measure),
     ] {
         if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
             part(&mut table);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use flannel_core::{
     Address, Family, Fdb, IfName, Link, LinkKind, MAIN_TABLE, MacAddr, Neighbour, Nexthop, Object,
-    ObjectKey, Op, Route, RouteTarget, Subnet, Sysctl, Tunnel, TunnelPeer,
+    ObjectKey, Op, Route, RouteTarget, Subnet, Sysctl, TunnelPeer,
 };
 
 use super::action::{Action, KernelAction, Kind};
@@ -175,6 +175,10 @@ impl World {
             // An address cannot be changed: the device gets one more.
             Object::Address(address) => {
                 let network = self.config.pools().get(Family::of(&address.ip))?.network();
+                // Of another network the node may never have heard.
+                if !network.contains_ip(address.ip) {
+                    return None;
+                }
                 let ip = network.nth(u128::from(n) + 2)?;
                 return Some(Op::Create(Object::Address(Address { ip, ..address })));
             }
@@ -204,10 +208,10 @@ impl World {
                 };
                 Object::Route(Route { target, ..route })
             }
-            Object::Tunnel(tunnel) => Object::Tunnel(Tunnel {
-                mtu: tunnel.mtu.map(|_, mtu| mtu - 10),
-                ..tunnel
-            }),
+            Object::Tunnel(mut tunnel) => {
+                tunnel.mtu = tunnel.mtu.map(|_, mtu| mtu - 10);
+                Object::Tunnel(tunnel)
+            }
             Object::TunnelPeer(peer) => {
                 let port = peer.endpoint.port().wrapping_add(1);
                 let endpoint = SocketAddr::new(peer.endpoint.ip(), port);

@@ -81,7 +81,7 @@ impl Model for UdpModel {
             name: "accept_ra".to_owned(),
             value: "0".to_owned(),
         }));
-        add(Object::Tunnel(tunnel));
+        add(Object::Tunnel(Box::new(tunnel)));
         let mut expected = Expected::default();
         let mut taken: BTreeSet<IpAddr> = BTreeSet::new();
         for peer in peers {

@@ -251,7 +251,7 @@ pub fn any_object() -> impl Strategy<Value = Object> {
             })
         }),
         (dev(), family(), 8285..8287_u16).prop_map(|(dev, family, port)| {
-            Object::Tunnel(tunnel_of(dev, [family], port, 1400))
+            Object::Tunnel(Box::new(tunnel_of(dev, [family], port, 1400)))
         }),
         (dev(), small_ip(), 16..=32_u8, small_ip(), 8285..8287_u16).prop_map(
             |(dev, ip, len, endpoint, port)| {
@@ -445,7 +445,7 @@ impl NodeSpec {
         let mut objects = vec![link, setting, address];
         if self.udp {
             let tunnel = tunnel_of(dev, self.families(), self.port, self.mtu);
-            objects.push(Object::Tunnel(tunnel));
+            objects.push(Object::Tunnel(Box::new(tunnel)));
         }
         objects
     }

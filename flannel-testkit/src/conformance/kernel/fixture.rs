@@ -310,7 +310,7 @@ impl KernelFixture {
     pub(super) fn tunnel_world(&self) -> Vec<Object> {
         let mut objects: Vec<_> = self.tun().map(Object::Link).into_iter().collect();
         if self.features.tun && self.features.tunnels {
-            objects.push(Object::Tunnel(self.tunnel()));
+            objects.push(Object::Tunnel(Box::new(self.tunnel())));
             objects.extend(self.tunnel_peers(2));
         }
         objects

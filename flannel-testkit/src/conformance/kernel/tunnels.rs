@@ -150,7 +150,7 @@ pub async fn a_packet_path_needs_a_tun_device(fixture: &KernelFixture) -> Outcom
     let Some((tun, _)) = tunnels(fixture) else {
         return Ok(());
     };
-    let tunnel = Object::Tunnel(fixture.tunnel());
+    let tunnel = Object::Tunnel(Box::new(fixture.tunnel()));
     match fixture.try_op(Op::Create(tunnel.clone())).await? {
         Err(Error::NoSuchDevice { .. }) => {}
         result => return Err(format!("a packet path without a device: {result:?}")),
@@ -179,9 +179,9 @@ pub async fn a_packet_path_and_its_peers_change_in_place(fixture: &KernelFixture
         tunnel.mtu.set(family, Some(1400));
     }
     fixture
-        .apply(&[Op::Change(Object::Tunnel(tunnel.clone()))])
+        .apply(&[Op::Change(Object::Tunnel(Box::new(tunnel.clone())))])
         .await?;
-    fixture.expect(&[Object::Tunnel(tunnel)]).await?;
+    fixture.expect(&[Object::Tunnel(Box::new(tunnel))]).await?;
     fixture.expect(&objects[2..]).await?;
     fixture.expect(&fixture.tunnel_peers(3)).await?;
     let mut changed = Vec::new();
@@ -256,7 +256,7 @@ pub async fn peers_go_with_their_packet_path(fixture: &KernelFixture) -> Outcome
     fixture.make(&objects).await?;
     let is_kept = |object: &Object| matches!(object, Object::Link(_) | Object::Route(_));
     let (kept, gone): (Vec<_>, Vec<_>) = objects.into_iter().partition(is_kept);
-    let delete = Op::Delete(Object::Tunnel(fixture.tunnel()));
+    let delete = Op::Delete(Object::Tunnel(Box::new(fixture.tunnel())));
     fixture.apply(&[delete.clone(), delete]).await?;
     fixture.expect_none(&gone).await?;
     fixture.expect(&kept).await?;
@@ -293,13 +293,13 @@ pub async fn what_no_packet_path_can_be_is_rejected(fixture: &KernelFixture) -> 
         listen.set_port(0);
     }
     for tunnel in bad {
-        let tunnel = Object::Tunnel(tunnel);
+        let tunnel = Object::Tunnel(Box::new(tunnel));
         match fixture.try_op(Op::Create(tunnel.clone())).await? {
             Err(Error::Rejected { .. }) => fixture.expect_none(&[tunnel]).await?,
             result => return Err(format!("{tunnel}: {result:?}")),
         }
     }
-    fixture.make(&[Object::Tunnel(good)]).await?;
+    fixture.make(&[Object::Tunnel(Box::new(good))]).await?;
     for object in fixture.tunnel_peers(2) {
         let Object::TunnelPeer(peer) = object else {
             continue;
@@ -334,7 +334,7 @@ pub async fn what_needs_a_failed_packet_path_is_skipped(fixture: &KernelFixture)
     let bystander = Object::Link(link(name("fl.br"), LinkKind::Bridge));
     let mut ops = vec![
         Op::Create(Object::Link(tun)),
-        Op::Create(Object::Tunnel(broken)),
+        Op::Create(Object::Tunnel(Box::new(broken))),
     ];
     ops.extend(objects[2..].iter().cloned().map(Op::Create));
     ops.push(Op::Create(bystander.clone()));

@@ -105,6 +105,8 @@ type Version = Option<(u64, Revision)>;
 struct State {
     /// The last readable content of every record that is there.
     truth: BTreeMap<LeaseKey, Lease>,
+    /// The nodes that ever had a record of a key.
+    holders: BTreeMap<LeaseKey, BTreeSet<NodeId>>,
     /// Those of them that cannot be read now.
     unreadable: BTreeSet<LeaseKey>,
     /// The networks of all configs there ever were.
@@ -268,9 +270,12 @@ impl Judge {
         self.state().changes
     }
 
-    /// Whose a record is, or was when it could be read.
-    pub(super) fn last_node_of(&self, key: &LeaseKey) -> Option<NodeId> {
-        self.state().truth.get(key).map(|lease| lease.node.clone())
+    /// The only node that ever had a record of this key. Of several, nodes may know different last
+    /// values.
+    pub(super) fn only_node_of(&self, key: &LeaseKey) -> Option<NodeId> {
+        let state = self.state();
+        let holders = state.holders.get(key)?;
+        holders.first().filter(|_| holders.len() == 1).cloned()
     }
 
     /// A node may rightly withdraw any route.
@@ -392,6 +397,10 @@ impl Judge {
             for view in &mut state.nodes {
                 view.doubted.extend(related.iter().copied());
             }
+        }
+        for (key, lease) in &new {
+            let holders = state.holders.entry(key.clone()).or_default();
+            holders.insert(lease.node.clone());
         }
         state.truth = new;
         let unreadable = snapshot.unreadable.iter();

@@ -127,7 +127,7 @@ impl World {
     /// others wrote as well, nodes may know different last values, so that nothing replaces them all.
     fn remove_unreadable(&self) {
         for record in &self.judge.records().unreadable {
-            let node = self.judge.last_node_of(&record.key);
+            let node = self.judge.only_node_of(&record.key);
             let is_members = |node: &_| self.nodes.iter().any(|n| n.member && n.id == *node);
             let was_others = self.written.contains(&record.key);
             if was_others || !node.as_ref().is_some_and(is_members) {

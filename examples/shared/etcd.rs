@@ -14,9 +14,10 @@ pub(crate) fn line(store: &EtcdStore, error: &manager::Error) -> String {
              '{{ \"Network\": \"10.5.0.0/16\", \"Backend\": {{ \"Type\": \"vxlan\" }} }}'",
             layout.config(),
         ),
-        manager::Error::Config(_) => format!(
-            "the network config in etcd cannot be used: {why}; \
+        manager::Error::Config(why) => format!(
+            "the network config in etcd cannot be used: {}; \
              look at it: etcdctl --endpoints {endpoints} get {}",
+            error_chain(why),
             layout.config(),
         ),
         manager::Error::Denied { .. } => format!(

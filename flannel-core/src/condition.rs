@@ -5,6 +5,20 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Moment;
 
 /// What a [`Condition`] is about. Of each there is exactly one in a [`Status`](crate::Status).
+///
+/// What each means for [`Status::working`](crate::Status::working), and so for
+/// [`Status::ready`](crate::Status::ready), which is set for good once a node has worked:
+///
+/// | condition | the node does not work while it is | it works all the same while it is |
+/// |---|---|---|
+/// | `Store` | – | false: the last known peers stay in force |
+/// | `Config` | – | false: the last good config stays in force. Where there is none, nothing is built and `Kernel` is unknown |
+/// | `Underlay` | false | – |
+/// | `Lease` | false, whatever the reason; `Unknown` | `Unknown` with reason `Unconfirmed`, while the store is down |
+/// | `Peers` | – | false: some peers are rejected, unreadable, or missing and not believed to be gone. At the start no snapshot may be held |
+/// | `Kernel` | false or unknown. An object of the node itself that is blocked by somebody else's makes it false (`Blocked`) | – |
+/// | `Foreign` | – | false: what is blocked serves single peers |
+/// | `DataPath` | – | – |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ConditionType {
@@ -80,6 +94,21 @@ pub struct Condition {
     pub permanent: bool,
     /// When `status` or `reason` last changed, on the overlay's clock.
     pub since: Moment,
+}
+
+impl Condition {
+    /// Whether it is one that keeps a node from working, by the table at [`ConditionType`].
+    pub(crate) fn stops_work(&self) -> bool {
+        let is_relevant = match self.kind {
+            ConditionType::Underlay | ConditionType::Lease | ConditionType::Kernel => true,
+            ConditionType::Store
+            | ConditionType::Config
+            | ConditionType::Peers
+            | ConditionType::Foreign
+            | ConditionType::DataPath => false,
+        };
+        is_relevant && self.status != ConditionStatus::True && self.reason != "Unconfirmed"
+    }
 }
 
 impl std::fmt::Display for Condition {

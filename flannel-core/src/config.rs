@@ -290,6 +290,12 @@ impl NetworkConfig {
                 reason: format!("it has {len} bytes, more than the {max} that are accepted"),
             });
         }
+        if text.starts_with('\u{feff}') {
+            return Err(Error::Json {
+                reason: "it begins with a byte-order mark (U+FEFF): save it as UTF-8 without one"
+                    .to_owned(),
+            });
+        }
         let members = Members::parse(text).map_err(|error| Error::Json {
             reason: error.to_string(),
         })?;

@@ -38,7 +38,8 @@ pub enum Error {
         /// Their type.
         backend_type: String,
     },
-    /// Something outside must change before the overlay can work. It goes on trying.
+    /// The overlay does not work, and says why: nothing but a change from outside can help, or the
+    /// time for it is over. It goes on trying.
     #[error("{}: {}", .0.reason, .0.message)]
     NotReady(Condition),
     /// The overlay has stopped.
@@ -506,8 +507,8 @@ impl Overlay {
         self.events.subscribe()
     }
 
-    /// Waits until the lease is held and the kernel has converged once. While the store is down
-    /// and a lease is remembered, that is enough.
+    /// Waits until the overlay has worked once ([`Status::ready`]). While the store is down and a lease
+    /// is remembered, that is enough.
     ///
     /// # Errors
     /// [`Error::NotReady`] as soon as it is certain that nothing but a change from outside can
@@ -529,6 +530,23 @@ impl Overlay {
         match failed {
             Some(condition) if !self.status.borrow().ready => Err(Error::NotReady(condition)),
             _ => Ok(()),
+        }
+    }
+
+    /// Waits until the overlay has worked once, no longer than this.
+    ///
+    /// # Errors
+    /// As [`ready`](Self::ready), and [`Error::NotReady`] with what is in the way when the time is over.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn ready_within(&self, limit: Duration) -> Result<(), Error> {
+        match tokio::time::timeout(limit, self.ready()).await {
+            Ok(ready) => ready,
+            Err(_) => match self.status.borrow().obstacle().cloned() {
+                Some(condition) => Err(Error::NotReady(condition)),
+                None => self.ready().await,
+            },
         }
     }
 

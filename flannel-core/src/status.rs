@@ -22,9 +22,16 @@ use crate::underlay::External;
 pub struct Status {
     /// One of each [`ConditionType`].
     pub conditions: Vec<Condition>,
-    /// Whether the lease was held (or remembered, while the store is down) and the kernel had all
-    /// that it should have, at least once.
+    /// Whether this node has worked at least once: the latch that start-up waits for.
     pub ready: bool,
+    /// Whether this node works now, as far as it can tell: the lease is held (or remembered, while the
+    /// store is down) and other nodes accept its record, the interface is there, and the kernel has all
+    /// that the node itself needs and all that peers need, but for what is blocked for single peers. A
+    /// store that does not answer, a config that cannot be used while the last one stays in force, and
+    /// peers that are rejected leave it true. The documentation of [`ConditionType`] says which reasons
+    /// make it false.
+    #[serde(default)]
+    pub working: bool,
     /// Our lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<LeaseStatus>,
@@ -66,6 +73,22 @@ impl Status {
         self.conditions
             .iter()
             .find(|condition| condition.kind == kind)
+    }
+
+    /// Why the node does not work, or not yet: the condition that is in the way.
+    pub fn obstacle(&self) -> Option<&Condition> {
+        if self.working {
+            return None;
+        }
+        let told = |condition: &&Condition| condition.status == ConditionStatus::False;
+        let in_the_way = |condition: &&Condition| condition.stops_work();
+        let mut all = self.conditions.iter().filter(told);
+        let stops = all.clone().find(in_the_way);
+        let any = stops.or_else(|| all.next());
+        any.or_else(|| {
+            let mut all = self.conditions.iter();
+            all.find(|condition| condition.status == ConditionStatus::Unknown)
+        })
     }
 
     /// Whether a condition holds.

@@ -140,7 +140,8 @@ async fn two_terminals_make_a_cluster_and_leave_nothing_behind() {
     let line = format!("peer added node=c subnet={subnet_c}");
     assert_eq!(a.line("peer added node=c"), line);
     assert_eq!(b.line("peer added node=c"), line);
-    c.line("status ready=true peers=2 ");
+    let has_both = |line: &str| line.contains(" peers=2 rejected=0 failing=0 foreign=0 ");
+    while !has_both(&c.line("status ready=true working=true iface=")) {}
     for (from, to) in [("a", &subnet_b), ("b", &subnet_c), ("c", &subnet_a)] {
         assert!(bench.pings(from, to), "from {from} to {to}");
     }

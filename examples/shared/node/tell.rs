@@ -67,19 +67,30 @@ impl Teller {
 
     pub(crate) fn status(&self, status: &Status) {
         let lease = status.lease.as_ref();
-        say(&format!(
-            "status ready={} peers={} objects={} repairs={} failing={} foreign={} rejected={} \
-             unreadable={}{}",
-            status.ready,
+        let mut line = format!("status ready={} working={}", status.ready, status.working);
+        if let Some(external) = &status.external {
+            write!(line, " iface={}", external.dev).ok();
+        }
+        for ip in lease.iter().flat_map(|lease| lease.public_ip.ips()) {
+            write!(line, " public_ip={ip}").ok();
+        }
+        write!(
+            line,
+            " peers={} rejected={} failing={} foreign={} unreadable={} objects={} repairs={}{}",
             status.peers,
-            status.objects,
-            status.repairs,
+            status.rejected.len(),
             status.failing.len(),
             status.foreign.len(),
-            status.rejected.len(),
             status.unreadable.len(),
+            status.objects,
+            status.repairs,
             lease.map_or_else(String::new, |lease| fields(&lease.subnet)),
-        ));
+        )
+        .ok();
+        if let Some(condition) = status.obstacle() {
+            write!(line, " reason={}", condition.reason).ok();
+        }
+        say(&line);
     }
 
     /// The subnets of the peers.

@@ -14,6 +14,7 @@ mod links;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
@@ -89,6 +90,13 @@ pub struct Blocked {
     /// The peer it would serve.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<LeaseKey>,
+}
+
+impl fmt::Display for Blocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { wanted, found, .. } = self;
+        write!(f, "{wanted} is wanted, but {found} is there and not ours")
+    }
 }
 
 /// What to do, in order, and what cannot be done.

@@ -247,13 +247,14 @@ impl Engine {
                 }
                 self.external = Some(external);
             }
-            // The last one stays in force: it may only be gone for a moment.
+            // The last one stays in force: it may only be gone for a moment. And where there was none
+            // yet, a host that boots gets its addresses and routes later.
             Err(error) => {
                 self.fails(
                     ConditionType::Underlay,
                     "NoInterface",
                     error.to_string(),
-                    true,
+                    false,
                 );
             }
         }

@@ -126,6 +126,7 @@ pub(crate) struct Engine {
     compiler: Compiler,
     reconciler: Reconciler,
     ready: bool,
+    working: bool,
 
     call: Option<Call>,
     call_at: Moment,
@@ -210,6 +211,7 @@ impl Engine {
             leases,
             reconciler,
             ready: false,
+            working: false,
             call: None,
             call_at: now,
             call_failures: 0,

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use super::Engine;
 use super::store::LeaseState;
 use crate::backend::{Note, Rejection};
-use crate::condition::{ConditionStatus, ConditionType};
+use crate::condition::{Condition, ConditionStatus, ConditionType};
 use crate::lease::LeaseKey;
 use crate::lease_set::{Held, HeldReason};
 use crate::status::{LeaseStatus, RejectedPeer, Status};
+
+/// How many of what is refused are named in a condition.
+const NAMED: usize = 3;
 
 impl Engine {
     /// Tells the world how we are.
@@ -34,6 +37,7 @@ impl Engine {
         let status = Status {
             conditions: self.conditions.list().to_vec(),
             ready: self.ready,
+            working: self.working,
             lease,
             backend: self.backend.as_ref().map(|backend| backend.backend_type()),
             external: self.external.clone(),
@@ -104,6 +108,20 @@ impl Engine {
         }
     }
 
+    /// How many peers are rejected and records unreadable, and of the first of each why.
+    fn what_is_refused(&self, rejected: usize, unreadable: usize) -> String {
+        let mut message =
+            format!("{rejected} peers are rejected, {unreadable} records are unreadable");
+        let peers = self.compiler.rejected().iter();
+        let peers = peers.filter_map(|(key, reasons)| Some((key, reasons.first()?.1.to_string())));
+        let records = self.leases.unreadable();
+        let records = records.map(|record| (&record.key, record.reason.clone()));
+        for (key, reason) in peers.take(NAMED).chain(records.take(NAMED)) {
+            message += &format!("; {key}: {reason}");
+        }
+        message
+    }
+
     /// Draws the conditions that follow from the rest.
     pub(super) fn conclude(&mut self) {
         if let LeaseState::Saved(lease) = &self.lease {
@@ -121,9 +139,15 @@ impl Engine {
         }
         self.conclude_lease();
         if self.network.is_some() {
+            let own = self.reconciler.blocked().iter();
+            let own = own.filter(|blocked| blocked.peer.is_none());
+            let own: Vec<String> = own.map(ToString::to_string).collect();
             if let Some(error) = self.reconciler.read_error() {
                 let message = error.to_owned();
                 self.fails(ConditionType::Kernel, "CannotBeRead", message, false);
+            } else if let [first, rest @ ..] = own.as_slice() {
+                let message = format!("{first}: remove or rename that{}", more(rest.len()));
+                self.fails(ConditionType::Kernel, "Blocked", message, false);
             } else if let Some(error) = self.reconciler.permanent_failure() {
                 self.fails(ConditionType::Kernel, "Refused", error, true);
             } else if self.reconciler.converged() {
@@ -149,16 +173,7 @@ impl Engine {
             match self.reconciler.blocked() {
                 [] => self.holds(ConditionType::Foreign, "Clear", ""),
                 [first, rest @ ..] => {
-                    let message = format!(
-                        "{} is wanted, but {} is there and not ours{}",
-                        first.wanted,
-                        first.found,
-                        if rest.is_empty() {
-                            String::new()
-                        } else {
-                            format!("; {} more", rest.len())
-                        }
-                    );
+                    let message = format!("{first}{}", more(rest.len()));
                     self.fails(ConditionType::Foreign, "InTheWay", message, false);
                 }
             }
@@ -190,8 +205,7 @@ impl Engine {
             if rejected + unreadable == 0 {
                 self.holds(ConditionType::Peers, "Accepted", "");
             } else {
-                let message =
-                    format!("{rejected} peers are rejected, {unreadable} records are unreadable");
+                let message = self.what_is_refused(rejected, unreadable);
                 self.fails(ConditionType::Peers, "Rejected", message, false);
             }
         }
@@ -200,6 +214,23 @@ impl Engine {
             LeaseState::Saved(_) => self.store_is_down,
             _ => false,
         };
-        self.ready |= known && self.network.is_some() && self.reconciler.converged();
+        let conditions = self.conditions.list();
+        let stopped = conditions.iter().any(Condition::stops_work);
+        let has_all = self.network.is_some() && self.reconciler.converged();
+        let lease = match self.lease {
+            LeaseState::Held { .. } => true,
+            LeaseState::Saved(_) => self.store_is_down,
+            LeaseState::None | LeaseState::Lost { .. } | LeaseState::Released { .. } => false,
+        };
+        self.working = lease && has_all && !stopped && (self.ready || known);
+        self.ready |= self.working;
+    }
+}
+
+/// That there are more of them.
+fn more(n: usize) -> String {
+    match n {
+        0 => String::new(),
+        n => format!("; {n} more"),
     }
 }

@@ -169,18 +169,18 @@ impl Basis {
 }
 
 /// What was read since the engine woke.
-#[derive(Debug)]
-enum JustRead {
-    All,
-    Keys(BTreeSet<ObjectKey>),
+#[derive(Debug, Default)]
+struct JustRead {
+    all: bool,
+    /// Links and addresses.
+    links: bool,
+    keys: BTreeSet<ObjectKey>,
 }
 
 impl JustRead {
     fn holds(&self, key: &ObjectKey) -> bool {
-        match self {
-            Self::All => true,
-            Self::Keys(keys) => keys.contains(key),
-        }
+        let is_of_links = matches!(key, ObjectKey::Link(_) | ObjectKey::Address { .. });
+        self.all || is_of_links && self.links || self.keys.contains(key)
     }
 }
 
@@ -224,7 +224,7 @@ impl Reconciler {
             failures: BTreeMap::new(),
             blocked: Vec::new(),
             repairs: 0,
-            just_read: JustRead::Keys(BTreeSet::new()),
+            just_read: JustRead::default(),
             converged: false,
             host_changed: false,
             routes_changed: BTreeSet::new(),
@@ -449,7 +449,7 @@ impl Reconciler {
 
     /// The engine woke: what was read before may be old.
     pub(crate) fn wake(&mut self) {
-        self.just_read = JustRead::Keys(BTreeSet::new());
+        self.just_read = JustRead::default();
     }
 
     /// Everything is to be planned anew.
@@ -566,7 +566,7 @@ impl Reconciler {
         (self.last_read, self.last_links) = (done, done);
         self.read_cost = done.since(start);
         self.replan = true;
-        self.just_read = JustRead::All;
+        self.just_read.all = true;
         Ok(())
     }
 
@@ -576,6 +576,7 @@ impl Reconciler {
             let found = self.kernel.links().await?;
             let done = self.clock.now();
             self.copy.read_links(found);
+            self.just_read.links = true;
             self.links_at = None;
             self.last_links = done;
             self.links_cost = done.since(start);
@@ -586,9 +587,7 @@ impl Reconciler {
             let found = self.kernel.read(&doubtful).await?;
             self.last_keys = self.clock.now();
             self.keys_cost = self.last_keys.since(start);
-            if let JustRead::Keys(read) = &mut self.just_read {
-                read.extend(doubtful.iter().cloned());
-            }
+            self.just_read.keys.extend(doubtful.iter().cloned());
             self.copy.read_keys(doubtful, found, self.clock.now());
         }
         if keys {

@@ -28,9 +28,9 @@ const SIZES: [u32; 5] = [10, 100, 1_000, 5_000, 20_000];
 /// New peers in a round, each of which goes again.
 const EVENTS: u32 = 50;
 /// Rounds of which the best is taken: a machine that is shared is slow at times.
-const ROUNDS: usize = 8;
+const ROUNDS: usize = 4;
 /// The wait between two events: none has to do with the one before.
-const PAUSE: Duration = Duration::from_millis(8);
+const PAUSE: Duration = Duration::from_millis(60);
 /// The most that an event among many peers may cost, as a multiple of one among few.
 const FLAT: f64 = 1.2;
 /// The most that an event may cost, as a multiple of its messages.

@@ -541,12 +541,13 @@ impl Overlay {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn ready_within(&self, limit: Duration) -> Result<(), Error> {
-        match tokio::time::timeout(limit, self.ready()).await {
-            Ok(ready) => ready,
-            Err(_) => match self.status.borrow().obstacle().cloned() {
-                Some(condition) => Err(Error::NotReady(condition)),
-                None => self.ready().await,
-            },
+        if let Ok(ready) = tokio::time::timeout(limit, self.ready()).await {
+            return ready;
+        }
+        let obstacle = self.status.borrow().obstacle().cloned();
+        match obstacle {
+            Some(condition) => Err(Error::NotReady(condition)),
+            None => self.ready().await,
         }
     }
 

@@ -4,12 +4,13 @@
 #[path = "etcd/bed.rs"]
 mod bed;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bed::{SOON, Store, nodes_on_etcd};
 use etcd_client::GetOptions;
 use flannel_core::{ConditionType, Error, NodeId, PublicIp, wire};
 use flannel_e2e::{Bed, alone, within};
+use tokio::time::Instant;
 
 const SUBNETS: &str = "/coreos.com/network/subnets/";
 

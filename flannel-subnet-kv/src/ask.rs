@@ -95,7 +95,7 @@ pub(super) fn open_question(
     let is_open = |question: &Question| answers.is_silent(question).is_none();
     let is_twin = |record: &Record| record.node().as_ref() == Some(&request.node);
     let twin = questions().find(|(record, question)| is_twin(record) && is_open(question));
-    let has_own = || view.records.iter().any(|record| is_twin(record));
+    let has_own = || view.records.iter().any(&is_twin);
     let open = match twin {
         None if !has_own() => questions().find(|(_, question)| is_open(question)),
         twin => twin,

@@ -176,7 +176,7 @@ async fn an_asker_that_loses_the_store_begins_anew() {
         if key.contains("!ask") {
             world
                 .store
-                .delete(&format!("{}{key}", world.layout.prefix()));
+                .delete(format!("{}{key}", world.layout.prefix()));
         }
     }
     let (took, taken) = timed(&second, &wants).await;

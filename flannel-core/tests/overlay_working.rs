@@ -11,7 +11,7 @@ use common::*;
 use flannel_core::keeper::LossPolicy;
 use flannel_core::{
     Condition, ConditionType, Error, Link, LinkKind, MemoryManager, Object, ObjectKey, Overlay,
-    Vxlan,
+    Status, Vxlan,
 };
 use flannel_testkit::fake_kernel::FakeKernel;
 
@@ -38,6 +38,12 @@ fn vxlan(vni: u32) -> LinkKind {
         learning: true,
         gbp: false,
     })
+}
+
+/// Waits for a status, but not for ever.
+async fn becomes(overlay: &Overlay, what: &str, is: impl FnMut(&Status) -> bool) {
+    let wait = tokio::time::timeout(MINUTE, overlay.wait_for(is)).await;
+    wait.expect(what).expect("running");
 }
 
 /// What keeps an overlay from getting ready in a minute.
@@ -99,7 +105,7 @@ async fn a_node_that_worked_stays_ready_and_says_that_it_does_not_work() {
     let condition = status.obstacle().expect("a reason");
     assert_eq!(condition.reason, "Blocked", "{}", condition.message);
     kernels[0].delete_link(dev("flannel.1"));
-    a.wait_for(|status| status.working).await.expect("running");
+    becomes(&a, "it works again", |status| status.working).await;
     drop(manager);
 }
 
@@ -116,9 +122,8 @@ async fn a_foreign_route_in_the_place_of_a_peers_leaves_the_node_working() {
         ..route
     });
     kernels[0].insert_foreign(theirs).expect("it fits");
-    a.wait_for(|status| !status.is_true(ConditionType::Foreign))
-        .await
-        .expect("running");
+    let is_told = |status: &Status| !status.is_true(ConditionType::Foreign);
+    becomes(&a, "the route is told of", is_told).await;
     a.converged().await.expect("running");
     assert!(a.status().working, "{:?}", a.status().conditions);
 }
@@ -135,12 +140,12 @@ async fn a_node_without_a_lease_that_counts_does_not_work() {
     ready_within(MINUTE, &a).await;
     let key = a.status().lease.as_ref().expect("a lease").key.clone();
     assert!(manager.remove(&key));
-    a.wait_for(|status| !status.working).await.expect("running");
+    becomes(&a, "it does not work", |status| !status.working).await;
     let status = a.status();
     assert_eq!(status.obstacle().map(|c| c.reason.as_str()), Some("Lost"));
     assert!(status.ready);
     a.reacquire().await.expect("running");
-    a.wait_for(|status| status.working).await.expect("running");
+    becomes(&a, "it works again", |status| status.working).await;
 }
 
 #[tokio::test(start_paused = true)]

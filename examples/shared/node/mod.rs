@@ -78,6 +78,9 @@ pub(crate) struct Common {
     /// Print a line about the state every so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     status_every: Option<u64>,
+    /// Give up if it has not got ready in so many seconds, and say what is in the way [default: wait]
+    #[arg(long, value_name = "SECONDS")]
+    ready_within: Option<u64>,
     /// Stop after so many seconds
     #[arg(long, value_name = "SECONDS")]
     run_for: Option<u64>,
@@ -152,6 +155,10 @@ impl Common {
 
     pub(crate) fn run_for(&self) -> Option<Duration> {
         self.run_for.map(Duration::from_secs)
+    }
+
+    pub(crate) fn ready_within(&self) -> Option<Duration> {
+        self.ready_within.map(Duration::from_secs)
     }
 
     pub(crate) fn status_every(&self) -> Option<Duration> {

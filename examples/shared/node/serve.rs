@@ -5,8 +5,8 @@ use std::pin::pin;
 use std::time::Duration;
 
 use flannel::{
-    ConditionStatus, HostGwBackend, Manager, NodeId, Overlay, OverlayEvent, Status, UdpBackend,
-    UnderlayOptions, VxlanBackend, WithTunnels, error_chain,
+    HostGwBackend, Manager, NodeId, Overlay, OverlayEvent, Status, UdpBackend, UnderlayOptions,
+    VxlanBackend, WithTunnels, error_chain,
 };
 use tokio::net::UnixListener;
 use tokio::task::block_in_place;
@@ -124,6 +124,13 @@ async fn run(
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick
     });
+    let limit = flags.ready_within();
+    let mut late = pin!(async {
+        match limit {
+            Some(limit) => sleep(limit).await,
+            None => std::future::pending().await,
+        }
+    });
     let mut ticks = async || match &mut tick {
         Some(tick) => drop(tick.tick().await),
         None => std::future::pending().await,
@@ -143,6 +150,10 @@ async fn run(
                 if let Some(subnets) = teller.event(event) {
                     place.show_ping(&subnets);
                 }
+            }
+            () = &mut late, if !is_ready => {
+                let why = why_not_ready(&overlay.status());
+                return Err(End::problem(format!("it did not get ready in time: {why}")));
             }
             done = &mut ready, if !is_ready => {
                 done.map_err(|error| End::failed(error_chain(&error)))?;
@@ -211,9 +222,7 @@ async fn teardown(overlay: Overlay) -> Result<(), Error> {
 
 /// The first condition that does not hold.
 fn why_not_ready(status: &Status) -> String {
-    let conditions = status.conditions.iter();
-    let mut bad = conditions.filter(|condition| condition.status != ConditionStatus::True);
-    bad.next().map_or_else(
+    status.obstacle().map_or_else(
         || "nothing is wrong yet".to_owned(),
         |condition| format!("{condition} {}", condition.message),
     )

@@ -369,8 +369,8 @@ impl LeaseSet {
     /// The subnets whose routes were found in the kernel at start and stay, although no peer is known
     /// to hold them: there are records under their keys that cannot be read, and those are not gone.
     pub fn spared(&self) -> impl Iterator<Item = &Subnet> {
-        let spoilt = self.records.spoilt().iter();
-        spoilt
+        let sparing = self.records.sparing().iter();
+        sparing
             .filter_map(|key| self.records.get(key)?.spoilt.as_ref())
             .flat_map(|spoilt| &spoilt.spared)
     }

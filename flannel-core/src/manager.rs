@@ -114,6 +114,15 @@ impl Error {
         }
     }
 
+    /// A later run of the machine has its lease under another node id: the one that asks is outdated.
+    pub fn renamed(node: &NodeId) -> Self {
+        Self::Invalid {
+            reason: format!(
+                "a later run of this machine has its lease under the node id {node}: stop this one"
+            ),
+        }
+    }
+
     /// Whether the same call may succeed later without anybody's doing.
     pub const fn is_transient(&self) -> bool {
         matches!(

@@ -197,7 +197,8 @@ impl Manager for MemoryManager {
     }
 
     async fn renew_lease(&self, lease: &Lease) -> Result<Lease> {
-        self.shared.with(|store, now| store.renew(now, lease))
+        self.shared
+            .with(|store, now| store.renew(now, &self.machine, lease))
     }
 
     async fn release_lease(&self, lease: &Lease) -> Result<()> {

@@ -11,7 +11,8 @@ use flannel_core::{
     ConditionType, Error, Family, InstanceId, MemoryManager, ObjectKey, Overlay, OverlayEvent,
     StateStore,
 };
-use flannel_testkit::fake_kernel::FakeKernel;
+use flannel_testkit::fake_kernel::{Failure, FakeKernel, FaultKind};
+use flannel_testkit::fake_store::{FakeStore, KeyRange, Layout, StoreManager, StoreOptions};
 use tokio::sync::broadcast;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -204,4 +205,217 @@ async fn whom_others_must_reject_says_so() {
     settle(&a).await;
     assert_eq!(lease_condition(&a).0, "Held");
     assert!(kernel.get(&ObjectKey::Link(dev("flannel.1"))).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_whose_node_id_was_taken_while_it_was_off_says_so_and_uses_nothing_of_it() {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernels = [FakeKernel::node(1), FakeKernel::node(2)];
+    let state = Memory::default();
+    let broken = builder("db", &manager, &kernels[0]).state(state.clone());
+    let broken = broken.start().await.expect("all parts are there");
+    ready_within(MINUTE, &broken).await;
+    drop(broken);
+    let replacement = start("db", &manager, &kernels[1]).await;
+    // It is mended, and booted anew: nothing is in its kernel.
+    let kernel = FakeKernel::node(1);
+    let mended = builder("db", &manager, &kernel).state(state.clone());
+    let mended = mended.start().await.expect("all parts are there");
+    let refused = tokio::time::timeout(MINUTE, mended.ready()).await;
+    assert!(
+        matches!(&refused, Ok(Err(Error::NotReady(condition))) if condition.reason == "NodeIdHeld"),
+        "{refused:?}"
+    );
+    let mut events = mended.events();
+    tokio::time::sleep(10 * MINUTE).await;
+    assert_eq!(lease_condition(&mended).0, "NodeIdHeld");
+    let mut told = 0;
+    while let Ok(event) = events.try_recv() {
+        told += usize::from(matches!(event, OverlayEvent::Condition(_)));
+    }
+    assert!(told < 10, "its conditions changed {told} times");
+    assert!(kernel.get(&ObjectKey::Link(dev("flannel.1"))).is_none());
+    replacement.stop().await.expect("running");
+    mended
+        .wait_for(|status| status.is_true(ConditionType::Lease))
+        .await
+        .expect("running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_was_cloned_gets_its_node_id_back_when_the_clone_is_gone() {
+    let manager = MemoryManager::new(config(DUAL));
+    let state = Memory::default();
+    let kernels = [FakeKernel::node(1), FakeKernel::node(2)];
+    let original = builder("a", &manager, &kernels[0]).state(state.clone());
+    let original = original.start().await.expect("all parts are there");
+    ready_within(MINUTE, &original).await;
+    let copy = Memory::default();
+    let saved = state.load().await.expect("readable").expect("a state");
+    copy.save(&saved).await.expect("writable");
+    let clone = builder("a", &manager, &kernels[1]).state(copy.clone());
+    let clone = clone.start().await.expect("all parts are there");
+    tokio::time::sleep(5 * MINUTE).await;
+    let (holder, other) = match lease_condition(&clone).0.as_str() {
+        "Held" => (clone, original),
+        _ => (original, clone),
+    };
+    holder.stop().await.expect("running");
+    let back = other.wait_for(|status| status.is_true(ConditionType::Lease));
+    let back = tokio::time::timeout(5 * MINUTE, back).await;
+    assert!(back.is_ok(), "{:?}", lease_condition(&other));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_runs_of_one_machine_take_nothing_from_each_other() {
+    let manager = MemoryManager::new(config(DUAL)).with_ttl(10 * MINUTE);
+    let kernel = FakeKernel::node(1);
+    let old = start("a", &manager, &kernel).await;
+    let new = builder("a", &manager, &kernel);
+    let new = new.start().await.expect("all parts are there");
+    ready_within(MINUTE, &new).await;
+    let mut events = [old.events(), new.events()];
+    tokio::time::sleep(120 * MINUTE).await;
+    assert_eq!(events.each_mut().map(changes), [(0, 0); 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_of_a_former_name_that_goes_by_itself_is_no_failure_of_the_start() {
+    let clock = std::sync::Arc::new(flannel_core::TokioClock::new());
+    let store = FakeStore::new(clock);
+    let layout = Layout::default();
+    store.put(layout.config(), DUAL);
+    let kernel = FakeKernel::node(1);
+    let with = |link: &str, name: &str| {
+        let manager = StoreManager::new(store.link(link), StoreOptions::default());
+        Overlay::builder(node(name))
+            .manager(manager)
+            .backend(flannel_backend_vxlan::VxlanBackend::new())
+            .kernel(kernel.clone())
+    };
+    let former = with("a", "web").start().await.expect("all parts are there");
+    ready_within(MINUTE, &former).await;
+    drop(former);
+    let records = || {
+        let entries = store.entries(&KeyRange::prefix(layout.subnets()));
+        entries
+            .into_iter()
+            .map(|entry| (entry.key, entry.value))
+            .collect::<Vec<_>>()
+    };
+    let (_, value) = records().pop().expect("a record");
+    let renamed = with("b", "web.example.org")
+        .start()
+        .await
+        .expect("all parts are there");
+    ready_within(MINUTE, &renamed).await;
+    drop(renamed);
+    // A backup brings the former one back, before a restart.
+    let (key, own) = records().pop().expect("a record");
+    store.delete(&key);
+    store.put_for(
+        "/coreos.com/network/subnets/10.42.3.0-24&fd00:42:0:3::-64",
+        value,
+        60 * MINUTE,
+    );
+    store.put_for(&key, own, 60 * MINUTE);
+    for n in 0..20_u8 {
+        let theirs = peer(100 + n, &format!("10.42.{}.0/24", 100 + n));
+        let value = flannel_core::wire::lease_value(&theirs.node, None, &theirs.attrs);
+        store.put_for(
+            format!("{}/10.42.{}.0-24", layout.subnets(), 100 + n),
+            value.expect("a value"),
+            60 * MINUTE,
+        );
+    }
+    // The record is seen before all is programmed.
+    kernel.fail_next(FaultKind::Op {
+        kind: "route",
+        failure: Failure::Busy,
+    });
+    let again = with("c", "web.example.org")
+        .start()
+        .await
+        .expect("all parts are there");
+    ready_within(MINUTE, &again).await;
+    let mut reasons = Vec::new();
+    for _ in 0..60 {
+        reasons.push(lease_condition(&again).0);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    reasons.dedup();
+    assert_eq!(reasons, ["Rejected", "Held"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_runs_of_one_machine_under_two_names_come_to_rest() {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernel = FakeKernel::node(1);
+    let state = Memory::default();
+    let old = builder("a", &manager, &kernel)
+        .state(state.clone())
+        .start()
+        .await
+        .expect("all parts are there");
+    ready_within(MINUTE, &old).await;
+    let new = builder("a.example.org", &manager, &kernel).state(state.clone());
+    let new = new.start().await.expect("all parts are there");
+    ready_within(MINUTE, &new).await;
+    tokio::time::sleep(5 * MINUTE).await;
+    let mut events = [old.events(), new.events()];
+    tokio::time::sleep(120 * MINUTE).await;
+    assert_eq!(events.each_mut().map(changes), [(0, 0); 2]);
+    assert_eq!(lease_condition(&new).0, "Held", "the later one");
+    let (reason, message) = lease_condition(&old);
+    assert!(
+        reason == "Refused" && message.contains("a.example.org"),
+        "{message}"
+    );
+    new.stop().await.expect("running");
+    old.wait_for(|status| status.is_true(ConditionType::Lease))
+        .await
+        .expect("running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_moves_to_its_former_record_leaves_none_behind() {
+    use flannel_core::{LeaseRequest, Manager};
+    let manager = MemoryManager::new(config(DUAL));
+    let request = LeaseRequest {
+        instance: Some(InstanceId::from_bits(7)),
+        ..LeaseRequest::new(node("web.example.org"), peer(7, "10.42.1.0/24").attrs)
+    };
+    manager.acquire_lease(&request).await.expect("a lease");
+    let other = DUAL.replace("10.42.0.0/16", "10.43.0.0/16");
+    manager.set_config(config(&other));
+    let mut former = peer(7, "10.43.9.0/24");
+    former.subnet.v6 = Some("fd00:42:0:9::/64".parse().expect("a subnet"));
+    former.instance = request.instance;
+    manager
+        .put_raw(former.clone())
+        .expect("no family is in the wrong place");
+    let lease = manager.acquire_lease(&request).await.expect("a lease");
+    assert_eq!(lease.subnet, former.subnet);
+    assert_eq!(manager.snapshot().leases, [lease]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renamed_machine_keeps_what_it_uses_where_its_new_name_had_a_record() {
+    use flannel_core::{LeaseRequest, Manager};
+    let manager = MemoryManager::new(config(DUAL));
+    let dead = LeaseRequest {
+        instance: Some(InstanceId::from_bits(6)),
+        ..LeaseRequest::new(node("db"), peer(6, "10.42.1.0/24").attrs)
+    };
+    manager.acquire_lease(&dead).await.expect("a lease");
+    let mut request = LeaseRequest {
+        instance: Some(InstanceId::from_bits(7)),
+        ..LeaseRequest::new(node("web"), peer(7, "10.42.1.0/24").attrs)
+    };
+    let lease = manager.acquire_lease(&request).await.expect("a lease");
+    request.node = node("db");
+    request.previous = lease.subnet;
+    let now = manager.acquire_lease(&request).await.expect("a lease");
+    assert_eq!(now.subnet, lease.subnet, "its containers are there");
+    assert_eq!(manager.snapshot().leases, [now]);
 }

@@ -10,7 +10,7 @@ use flannel_core::manager::{Error, Result};
 use flannel_core::{Holder, InstanceId, Lease, LeaseRequest, NodeId, PublicIp, wire};
 use tokio::time::Instant;
 
-use crate::decide::{View, value};
+use crate::decide::{View, is_own, value};
 use crate::layout::{Layout, Record};
 use crate::manager::KvManager;
 use crate::store::{KeyRange, KeyValue, LeaseId, Store, StoreError, StoreResult};
@@ -22,15 +22,21 @@ pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often it is put again: a watch that was opened meanwhile has not seen it.
 const PUT_EVERY: Duration = Duration::from_secs(4);
 
-/// How much longer than its patience an asker's question stands.
-const LINGER: Duration = Duration::from_secs(30);
+/// How long ago it was put last, at most, when nobody's answer is an answer: whoever is back since then
+/// has not seen it.
+const FRESH: Duration = Duration::from_secs(10);
 
-/// Who is asked, of which record.
+/// How much longer than its patience an asker's question stands: longer than an asker that is cut
+/// short time and again waits between two tries.
+const LINGER: Duration = Duration::from_secs(90);
+
+/// How many machines are asked at once: of more records, those with the oldest claims count.
+const MOST: usize = 8;
+
+/// Who is asked.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Question {
-    /// The record's key.
-    pub record: String,
-    /// The node id that it bears.
+    /// The node id that its record bears.
     pub node: NodeId,
     /// The machine that wrote it, if it says so; else nobody can answer.
     pub holder: Option<InstanceId>,
@@ -46,7 +52,6 @@ impl Question {
             Holder::Former(_) | Holder::Own | Holder::Other => return None,
         };
         Some(Self {
-            record: record.entry.key.clone(),
             node: record.node()?,
             holder,
         })
@@ -76,31 +81,46 @@ impl Answers {
     }
 }
 
-/// The question that is to be settled before it can be decided what to write.
+/// The questions that are to be settled before it can be decided what to write; they are asked
+/// together, so however many records there are, they cost the time of one.
 ///
-/// Of records of a former name only while the node has no record of its own: with one it can work, and
-/// the watch sees to the other.
-pub(super) fn open_question(
+/// Of records of a former name only while the machine has no record of its own: with one it can work,
+/// and the watch sees to the others.
+pub(super) fn open_questions(
     view: &View,
     request: &LeaseRequest,
     answers: &Answers,
-) -> Option<Question> {
-    if request.take_over {
-        return None;
+) -> Vec<Question> {
+    if request.take_over || answers.holder_of(&request.node).is_some() {
+        return Vec::new();
     }
-    let questions = || {
-        let records = view.records.iter();
-        records.filter_map(|record| Some((record, Question::of(request, record)?)))
+    let bears_our_id = |record: &&Record| record.node().as_ref() == Some(&request.node);
+    let ours: Vec<&Record> = view.records.iter().filter(bears_our_id).collect();
+    let is_own = |record: &Record| is_own(record, request, answers);
+    let has_own = || ours.iter().any(|record| is_own(record));
+    let has_former = || view.records.iter().any(is_own);
+    let asked = |of_our_id: bool| {
+        let mut known = answers.0.iter();
+        known.any(|(asked, _)| (asked.node == request.node) == of_our_id)
     };
-    let is_open = |question: &Question| answers.is_silent(question).is_none();
-    let is_twin = |record: &Record| record.node().as_ref() == Some(&request.node);
-    let twin = questions().find(|(record, question)| is_twin(record) && is_open(question));
-    let has_own = || view.records.iter().any(&is_twin);
-    let open = match twin {
-        None if !has_own() => questions().find(|(_, question)| is_open(question)),
-        twin => twin,
+    let mut records = match ours.is_empty() {
+        // Whoever took the node id from the machine that we asked is to be asked, too.
+        false if !asked(true) || !has_own() => ours,
+        true if !asked(false) && !has_former() => view.records.iter().collect(),
+        _ => return Vec::new(),
     };
-    open.map(|(_, question)| question)
+    records.sort_by_cached_key(|record| (record.entry.created, record.entry.key.clone()));
+    let mut open: Vec<Question> = Vec::new();
+    let asked = records
+        .iter()
+        .filter_map(|record| Question::of(request, record));
+    for question in asked {
+        if open.len() < MOST && answers.is_silent(&question).is_none() && !open.contains(&question)
+        {
+            open.push(question);
+        }
+    }
+    open
 }
 
 /// How far a question is.
@@ -124,22 +144,33 @@ pub(crate) struct Asking {
 }
 
 impl<S: Store> KvManager<S> {
-    /// Asks, and waits for an answer as long as is patient. The time goes on while nobody waits.
+    /// Asks all of them at once, and waits for answers as long as is patient, or until it is known
+    /// that a machine holds the node id. The time goes on while nobody waits.
     pub(super) async fn ask(
         &self,
-        question: &Question,
+        mut open: Vec<Question>,
         request: &LeaseRequest,
-    ) -> Result<Option<PublicIp>> {
+        answers: &mut Answers,
+    ) -> Result<()> {
         loop {
-            match self.look(question, request).await? {
-                Progress::Open => tokio::time::sleep(LOOK_EVERY).await,
-                Progress::Answered(public_ip) => return Ok(Some(public_ip)),
-                Progress::Silent => return Ok(None),
+            let mut still_open = Vec::new();
+            for question in open {
+                match self.look(&question, request).await? {
+                    Progress::Open => still_open.push(question),
+                    Progress::Answered(public_ip) => answers.note(question, Some(public_ip)),
+                    Progress::Silent => answers.note(question, None),
+                }
             }
+            if still_open.is_empty() || answers.holder_of(&request.node).is_some() {
+                return Ok(());
+            }
+            open = still_open;
+            tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
-    /// Puts a question if it does not stand yet, and looks for an answer.
+    /// Puts a question if it does not stand yet, and looks for an answer. One without an answer stands
+    /// until it is [withdrawn](Self::withdraw): what follows may have to be tried again.
     pub(super) async fn look(
         &self,
         question: &Question,
@@ -148,15 +179,28 @@ impl<S: Store> KvManager<S> {
         // It stays known if this is given up on.
         let asking = self.asking(question);
         let (progress, asking) = self.look_at(asking, question, request).await?;
-        match progress {
-            Progress::Open => drop(self.known().asking.insert(question.clone(), asking)),
-            // What is settled needs no question any more; else it ends with its lease.
-            Progress::Answered(_) | Progress::Silent => {
-                self.known().asking.remove(question);
-                drop(self.store().revoke(asking.lease).await);
-            }
+        self.known().asking.insert(question.clone(), asking);
+        if matches!(progress, Progress::Answered(_)) {
+            self.withdraw(question).await;
         }
         Ok(progress)
+    }
+
+    /// Takes a question away that is settled; else it ends with its lease.
+    pub(super) async fn withdraw(&self, question: &Question) {
+        let asking = self.known().asking.remove(question);
+        if let Some(asking) = asking {
+            drop(self.store().revoke(asking.lease).await);
+        }
+    }
+
+    /// Takes all questions away that nobody answered.
+    pub(super) async fn withdraw_all(&self, answers: &Answers) {
+        for (question, answered) in &answers.0 {
+            if answered.is_none() {
+                self.withdraw(question).await;
+            }
+        }
     }
 
     /// A question that stands. Those that nobody came back to are forgotten.
@@ -204,7 +248,9 @@ impl<S: Store> KvManager<S> {
             let (lease, _) = self.store().grant(patience + LINGER).await?;
             asking.lease = lease;
             asking.since = now;
-        } else if now >= asking.since + patience {
+        }
+        let is_over = now >= asking.since + patience && now < asking.put + FRESH;
+        if found.is_some() && is_over {
             return Ok((Progress::Silent, asking));
         }
         if found.is_none() || now >= asking.put + PUT_EVERY {
@@ -224,17 +270,18 @@ impl<S: Store> KvManager<S> {
         Ok(())
     }
 
+    /// What we answer to a question, if it is about us and not answered yet.
+    pub(super) fn answer_to(&self, asked: &KeyValue) -> Option<String> {
+        let own = self.own_if_asked(&asked.key)?;
+        let answer = value(&own.node, own.instance, &own.attrs).ok()?;
+        (asked.value != answer.as_bytes()).then_some(answer)
+    }
+
     /// Answers a question in its place, if it is about us and nobody wrote it since.
     pub(super) async fn answer(&self, asked: &KeyValue) -> StoreResult<()> {
-        let Some(own) = self.own_if_asked(&asked.key) else {
+        let Some(value) = self.answer_to(asked) else {
             return Ok(());
         };
-        let Ok(value) = value(&own.node, own.instance, &own.attrs) else {
-            return Ok(());
-        };
-        if asked.value == value.as_bytes() {
-            return Ok(());
-        }
         tracing::info!(key = asked.key, "another machine asks whether we live");
         let txn = Txn {
             compares: vec![Compare::unchanged(&asked.key, asked.modified)],
@@ -249,17 +296,20 @@ impl<S: Store> KvManager<S> {
     }
 
     /// Our lease, if a question is about us.
-    pub(super) fn own_if_asked(&self, key: &str) -> Option<Lease> {
+    fn own_if_asked(&self, key: &str) -> Option<Lease> {
         let own = self.known().own()?.clone();
         let about_us = self.options().layout.questions_to(&own.node, own.instance?);
-        key.starts_with(&about_us).then_some(own)
+        let asker = key.strip_prefix(&about_us)?;
+        InstanceId::parse(asker).is_ok().then_some(own)
     }
 }
 
 /// The address of the machine that answered a question.
 fn answer(entry: &KeyValue, question: &Question) -> Option<PublicIp> {
     let record = wire::parse_lease_value(&entry.value).ok()?;
-    let is_answer = record.instance.is_some() && record.instance == question.holder;
+    let is_answer = record.instance.is_some()
+        && record.instance == question.holder
+        && record.node.as_ref() == Some(&question.node);
     is_answer.then_some(record.attrs.public_ip)
 }
 

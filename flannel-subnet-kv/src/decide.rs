@@ -212,12 +212,12 @@ pub fn decide(
             public_ip,
         });
     }
-    // If one of them is what the node uses, that one stays; else the oldest, and one of a former name
-    // only where there is no other.
+    // If one of them is what the node uses, that one stays, be it of a former name; else the oldest,
+    // and one of a former name only where there is no other.
     own.sort_by_key(|record| {
         let used = record.taken == request.previous;
         let age = (record.entry.created, record.entry.key.clone());
-        (is_former(record) && !record.is_gos(), !used, age)
+        (!used, is_former(record) && !record.is_gos(), age)
     });
     let kept = own.iter().find(|record| {
         config.fits(&record.taken) && !others.iter().any(|other| view.yields(record, other))
@@ -272,7 +272,7 @@ pub fn decide(
 }
 
 /// Whether a record is the asker's, by what it says or as nobody answers for it.
-fn is_own(record: &Record, request: &LeaseRequest, answers: &Answers) -> bool {
+pub(super) fn is_own(record: &Record, request: &LeaseRequest, answers: &Answers) -> bool {
     let is_silent = || {
         let question = Question::of(request, record);
         question

@@ -26,6 +26,9 @@ const REST: Duration = Duration::from_secs(60);
 /// How long the rest waits after a failure.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// The least time between two looks: whoever writes such records again and again gets no more of us.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// A record that looks as if our machine had written it under another name.
 #[derive(Debug, Clone)]
 struct Former {
@@ -46,44 +49,65 @@ enum Look {
 
 /// The records of our former name.
 #[derive(Debug, Default)]
-pub(super) struct Formers(BTreeMap<String, Former>);
+pub(super) struct Formers {
+    records: BTreeMap<String, Former>,
+    /// When the next one may be looked at.
+    pause: Option<Instant>,
+}
 
 impl Formers {
     /// Forgets all: everything is read anew.
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        self.records.clear();
     }
 
     /// The record is gone.
     pub(super) fn forget(&mut self, key: &str) {
-        self.0.remove(key);
+        self.records.remove(key);
     }
 
     /// When one of them is to be looked at.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.0.values().map(|former| former.due).min()
+        let due = self.records.values().map(|former| former.due).min()?;
+        Some(self.pause.map_or(due, |pause| due.max(pause)))
     }
 
     /// Takes note of a record, whatever it is.
     pub(super) fn note<S: Store>(&mut self, manager: &KvManager<S>, record: &Record) {
         let key = &record.entry.key;
-        self.0.remove(key);
-        if self.0.len() < MOST && is_former(manager, record) {
+        self.records.remove(key);
+        if is_former(manager, record) {
             let former = Former {
                 record: record.clone(),
                 due: Instant::now(),
             };
-            self.0.insert(key.clone(), former);
+            self.records.insert(key.clone(), former);
+        }
+        if self.records.len() > MOST {
+            // Peers reject ours for the older ones.
+            let age = |former: &&Former| former.record.entry.created;
+            let youngest = self.records.values().max_by_key(age);
+            if let Some(key) = youngest.map(|former| former.record.entry.key.clone()) {
+                self.records.remove(&key);
+            }
         }
     }
 
     /// Looks at the one that is due: asks for whoever wrote it, and removes it if nobody answers.
     pub(super) async fn look<S: Store>(&mut self, manager: &KvManager<S>) {
-        let due = self.0.values_mut().min_by_key(|former| former.due);
+        let due = self.records.values_mut().min_by_key(|former| former.due);
         let Some(former) = due else {
             return;
         };
-        let done = manager.look_at_former(&former.record).await;
+        // This may be given up on.
+        let now = Instant::now();
+        self.pause = Some(now + PAUSE);
+        former.due = now + RETRY;
+        // Our own record may say something else since this one was noted.
+        let done = match is_former(manager, &former.record) {
+            true => manager.look_at_former(&former.record).await,
+            false => Ok(Look::Done),
+        };
         let wait = match done {
             Ok(Look::Open) => Some(LOOK_EVERY),
             Ok(Look::Answered) => Some(REST),
@@ -97,7 +121,7 @@ impl Formers {
             Some(wait) => former.due = Instant::now() + wait,
             None => {
                 let key = former.record.entry.key.clone();
-                self.0.remove(&key);
+                self.records.remove(&key);
             }
         }
     }
@@ -147,8 +171,9 @@ impl<S: Store> KvManager<S> {
         let Some(request) = request_of(self) else {
             return Ok(Look::Done);
         };
-        if let Some(question) = Question::of(&request, record) {
-            match self.look(&question, &request).await? {
+        let question = Question::of(&request, record);
+        if let Some(question) = &question {
+            match self.look(question, &request).await? {
                 Progress::Open => return Ok(Look::Open),
                 Progress::Answered(_) => return Ok(Look::Answered),
                 Progress::Silent => {}
@@ -165,12 +190,23 @@ impl<S: Store> KvManager<S> {
             key,
             "a record of our machine under its former name is removed"
         );
+        // Only while ours stands: else another run of our machine may have that one.
+        let Some(own) = self.known().own().cloned() else {
+            return Ok(Look::Done);
+        };
+        let own = self.as_put_again(&own);
         let txn = Txn {
-            compares: vec![Compare::unchanged(key, record.entry.modified)],
+            compares: vec![
+                Compare::unchanged(own.key.as_str(), own.revision),
+                Compare::unchanged(key, record.entry.modified),
+            ],
             then,
             or_else: Vec::new(),
         };
         self.store().txn(txn).await?;
+        if let Some(question) = &question {
+            self.withdraw(question).await;
+        }
         Ok(Look::Done)
     }
 }

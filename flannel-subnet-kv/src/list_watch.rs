@@ -5,8 +5,9 @@
 //! missed between the two, no revision of an earlier time is ever asked for, and a store that was
 //! restored meanwhile is noticed, as it breaks its watches.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
+use std::ops::Bound;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -32,8 +33,8 @@ const ECHO_WITHIN: Duration = Duration::from_secs(30);
 
 /// How often a question is answered, at most, and how many may wait for that: who asks too much asks
 /// again.
-const ANSWER_EVERY: Duration = Duration::from_millis(20);
-const MOST_QUESTIONS: usize = 16;
+const ANSWER_EVERY: Duration = Duration::from_millis(10);
+const MOST_QUESTIONS: usize = 1024;
 
 /// What is to be done beside the watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,9 +66,11 @@ impl<S: Store> ListWatch<S> {
                 gos: BTreeSet::new(),
                 echo_at: None,
                 formers: Formers::default(),
-                questions: VecDeque::new(),
+                questions: BTreeMap::new(),
+                answered: String::new(),
                 answer_at: Instant::now(),
                 seen: Revision::default(),
+                ran_errand: false,
             }
             .next(),
         ))
@@ -107,12 +110,16 @@ struct Steps<S: Store> {
     echo_at: Option<Instant>,
     /// Records of our former name.
     formers: Formers,
-    /// Questions that wait for an answer of ours.
-    questions: VecDeque<KeyValue>,
+    /// Questions that wait for an answer of ours, by key.
+    questions: BTreeMap<String, KeyValue>,
+    /// The key of the last one that was answered: each has its turn.
+    answered: String,
     /// When the next of them is answered, at the earliest.
     answer_at: Instant,
     /// The revision of the last reading.
     seen: Revision,
+    /// The last thing that was done is an errand: the watch comes first.
+    ran_errand: bool,
 }
 
 impl<S: Store> Steps<S> {
@@ -192,15 +199,27 @@ impl<S: Store> Steps<S> {
     async fn proceed(&mut self, mut open: Open<S::Watch>) -> Result<()> {
         let errand = self.next_errand();
         let due = errand.map_or(open.due, |(at, _)| at.min(open.due));
-        let answer = tokio::select! {
-            biased;
-            // No flood of events keeps an errand waiting.
-            () = tokio::time::sleep_until(due) => None,
-            answer = open.watch.next() => Some(answer?),
+        let time = tokio::time::sleep_until(due);
+        // No flood of events keeps an errand waiting, and no errands keep the watch waiting.
+        let answer = if std::mem::take(&mut self.ran_errand) {
+            tokio::select! {
+                biased;
+                answer = open.watch.next() => Some(answer?),
+                () = time => None,
+            }
+        } else {
+            tokio::select! {
+                biased;
+                () = time => None,
+                answer = open.watch.next() => Some(answer?),
+            }
         };
         let now = Instant::now();
         match (answer, errand) {
-            (None, Some((at, errand))) if at <= now => self.run(errand).await,
+            (None, Some((at, errand))) if at <= now && at <= open.due => {
+                self.run(errand).await;
+                self.ran_errand = true;
+            }
             (answer, _) => self.heard(answer, &mut open, now).await?,
         }
         self.open = Some(open);
@@ -260,12 +279,19 @@ impl<S: Store> Steps<S> {
         }
     }
 
-    /// Answers the first question, or leaves it to its asker to put it again.
+    /// Answers the next question, or leaves it to its asker to put it again.
     async fn answer(&mut self) {
         self.answer_at = Instant::now() + ANSWER_EVERY;
-        let Some(question) = self.questions.pop_front() else {
+        let behind = (Bound::Excluded(&self.answered), Bound::Unbounded);
+        let next = self.questions.range::<String, _>(behind).next();
+        let next = next.or_else(|| self.questions.first_key_value());
+        let Some(key) = next.map(|(key, _)| key.clone()) else {
             return;
         };
+        let Some(question) = self.questions.remove(&key) else {
+            return;
+        };
+        self.answered = key;
         let manager = self.manager.clone();
         let done = in_time(manager.options().patience, manager.answer(&question)).await;
         if let Err(error) = done {
@@ -288,11 +314,8 @@ impl<S: Store> Steps<S> {
                 continue;
             }
             if layout.is_question(event.key()) {
-                if let KeyEvent::Put(asked) = event
-                    && manager.own_if_asked(&asked.key).is_some()
-                    && self.questions.len() < MOST_QUESTIONS
-                {
-                    self.questions.push_back(asked);
+                if let KeyEvent::Put(asked) = event {
+                    self.asked(asked);
                 }
                 continue;
             }
@@ -325,6 +348,18 @@ impl<S: Store> Steps<S> {
             self.ready.push_back(event);
         }
         Ok(())
+    }
+
+    /// Notes a question that we are to answer. Its value is the asker's, and of any size.
+    fn asked(&mut self, asked: KeyValue) {
+        if self.manager.answer_to(&asked).is_none() {
+            return;
+        }
+        let value = Vec::new();
+        let asked = KeyValue { value, ..asked };
+        if self.questions.len() < MOST_QUESTIONS || self.questions.contains_key(&asked.key) {
+            self.questions.insert(asked.key.clone(), asked);
+        }
     }
 
     /// Notes whether Go flannel can have written a record.

@@ -11,7 +11,7 @@ use flannel_core::{
     Revision,
 };
 
-use crate::ask::{Answers, Asking, Question, open_question};
+use crate::ask::{Answers, Asking, Question, open_questions};
 use crate::decide::{View, decide, removal, value};
 use crate::former::candidates;
 use crate::layout::{Layout, Record, lease_key};
@@ -157,6 +157,38 @@ impl<S: Store> KvManager<S> {
         self.known().own = lease;
     }
 
+    /// Forgets a lease that we had as another machine: we are that one no longer, and must not answer
+    /// for it.
+    fn forget_another(&self, request: &LeaseRequest) {
+        let mut known = self.known();
+        let is_another = |own: &Lease| {
+            own.node == request.node && own.instance.is_some() && own.instance != request.instance
+        };
+        known.own = known.own.take().filter(|own| !is_another(own));
+    }
+
+    /// The question to a later run of our machine, which has written a record under another node id since
+    /// we had our lease: if it lives it goes on, and this one does not take the record back.
+    fn later_run(&self, view: &View, request: &LeaseRequest) -> Option<Question> {
+        let own = self.known().own.clone()?;
+        let is_same_run = own.node == request.node && own.instance == request.instance;
+        let mut records = view.records.iter();
+        if !is_same_run
+            || request.take_over
+            || records.any(|record| record.node().as_ref() == Some(&own.node))
+        {
+            return None;
+        }
+        let mut formers = candidates(request, &view.records);
+        let later = formers.find(|record| {
+            record.instance() == own.instance && record.entry.modified > own.revision
+        });
+        Some(Question {
+            node: later?.node()?,
+            holder: own.instance,
+        })
+    }
+
     /// Remembers a config: what can be written under it counts from now on.
     pub(crate) fn saw(&self, config: &NetworkConfig) {
         self.known().seen.add(config);
@@ -173,22 +205,35 @@ impl<S: Store> KvManager<S> {
     }
 
     /// Writes until a record of ours stands that nobody else has a better claim to.
-    async fn claim(&self, request: &LeaseRequest, granted: &mut Granted) -> Result<Lease> {
+    async fn claim(
+        &self,
+        request: &LeaseRequest,
+        granted: &mut Granted,
+        answers: &mut Answers,
+    ) -> Result<Lease> {
         let mut view = self.view().await?;
-        let mut answers = Answers::default();
         let (mut silences, mut lost) = (0, 0);
         for _ in 0..ATTEMPTS {
-            if let Some(question) = open_question(&view, request, &answers) {
-                let answered = self.ask(&question, request).await?;
-                answers.note(question, answered);
-                if answered.is_none() {
-                    view = self.view().await?;
-                }
+            let open = open_questions(&view, request, answers);
+            if !open.is_empty() {
+                self.ask(open, request, answers).await?;
+                view = self.view().await?;
                 continue;
+            }
+            if let Some(question) = self.later_run(&view, request) {
+                match answers.is_silent(&question) {
+                    None => {
+                        self.ask(vec![question], request, answers).await?;
+                        view = self.view().await?;
+                        continue;
+                    }
+                    Some(false) => return Err(Error::renamed(&question.node)),
+                    Some(true) => {}
+                }
             }
             let layout = &self.options.layout;
             let mixed = self.options.mixed_families;
-            let decision = decide(layout, &view, request, &answers, mixed)?;
+            let decision = decide(layout, &view, request, answers, mixed)?;
             let former = candidates(request, &view.records).cloned();
             self.known().former = former.collect();
             if let Some((record, lease)) = decision.standing_already(&view) {
@@ -437,7 +482,7 @@ impl<S: Store> KvManager<S> {
     }
 
     /// The lease with the revision that its record has, if only we ourselves put it again.
-    fn as_put_again(&self, lease: &Lease) -> Lease {
+    pub(crate) fn as_put_again(&self, lease: &Lease) -> Lease {
         let mut lease = lease.clone();
         if let Some((key, before, after)) = &self.known().echo
             && *key == lease.key
@@ -533,14 +578,18 @@ impl<S: Store> Manager for KvManager<S> {
         previous.map_err(|error| Error::Invalid {
             reason: error.to_string(),
         })?;
-        let mut granted = Granted::default();
-        let claimed = self.claim(request, &mut granted).await;
+        self.forget_another(request);
+        let (mut granted, mut answers) = (Granted::default(), Answers::default());
+        let claimed = self.claim(request, &mut granted, &mut answers).await;
         match (&claimed, granted.lease) {
             (Ok(lease), _) => self.set_own(Some(lease.clone())),
             // Nobody uses it; if it cannot be given back it runs out by itself.
             (Err(_), Some(lease)) if !granted.used => drop(self.store.revoke(lease).await),
             // A record of ours may hang on it.
             (Err(_), _) => {}
+        }
+        if claimed.is_ok() {
+            self.withdraw_all(&answers).await;
         }
         claimed
     }

@@ -138,7 +138,7 @@ async fn a_question_outlives_the_call_that_put_it_but_not_its_asker() {
     assert!(tokio::time::timeout(SECOND, call).await.is_err());
     drop(asker);
     assert_eq!(questions(&world), 1);
-    tokio::time::sleep(60 * SECOND).await;
+    tokio::time::sleep(120 * SECOND).await;
     assert_eq!(questions(&world), 0, "it ends with its lease");
 }
 
@@ -276,7 +276,7 @@ async fn a_flood_of_questions_keeps_nobody_from_following() {
     let holder = wants.instance.expect("one");
     for n in 0..2000 {
         let key = format!(
-            "{}/taken/!ask/localhost/{holder}/{n}",
+            "{}/taken/!ask/localhost/{holder}/{n:032x}",
             world.layout.prefix()
         );
         world.store.put(key, "{}");
@@ -290,4 +290,238 @@ async fn a_flood_of_questions_keeps_nobody_from_following() {
     .await;
     assert!(before.elapsed() < 2 * SECOND, "{:?}", before.elapsed());
     first.manager.renew_lease(&lease).await.expect("it is ours");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_is_of_our_address_no_longer_is_left_alone() {
+    let world = World::new(V4);
+    let (first, lease) = Machine::joined(&world, "a", &of_machine("a", "a")).await;
+    // A clone of it joins beside it, and gets an address of its own when it is seen.
+    let mut clone = of_machine("b", "b");
+    clone.attrs = of_machine("a", "a").attrs;
+    let (second, mut own) = Machine::joined(&world, "b", &clone).await;
+    assert_ne!(own.key, lease.key);
+    tokio::time::sleep(10 * SECOND).await;
+    own.attrs = of_machine("b", "b").attrs;
+    second.manager.renew_lease(&own).await.expect("it is ours");
+    tokio::time::sleep(180 * SECOND).await;
+    let renewed = first.manager.renew_lease(&lease).await;
+    assert!(renewed.is_ok(), "{renewed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_is_a_new_instance_does_not_answer_for_the_one_it_was() {
+    let world = World::new(V4);
+    let original = of_machine("localhost", "a");
+    let (first, lease) = Machine::joined(&world, "a", &original).await;
+    let mut clone = of_machine("localhost", "b");
+    clone.instance = original.instance;
+    let (second, _) = Machine::joined(&world, "b", &clone).await;
+    let lost = first.manager.renew_lease(&lease).await;
+    assert!(matches!(lost, Err(Error::LeaseLost { .. })), "{lost:?}");
+    let fresh = LeaseRequest {
+        instance: Some(InstanceId::from_bits(1)),
+        ..original.clone()
+    };
+    let (_, refused) = timed(&first, &fresh).await;
+    let Err(Error::NodeIdHeld { public_ip, .. }) = &refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(*public_ip, clone.attrs.public_ip);
+    drop(second);
+    let (took, taken) = timed(&first, &fresh).await;
+    assert!(taken.is_ok(), "nobody else is there: {taken:?}");
+    assert!(took < 20 * SECOND, "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_records_of_dead_machines_keep_nobody_from_joining() {
+    for (what, of) in [("of former names", "old-"), ("of the node id", "")] {
+        let world = World::new(V4);
+        let own = of_machine("web", "a");
+        for n in 1..=9 {
+            let mut theirs = own.clone();
+            theirs.instance = Some(InstanceId::from_bits(n));
+            if of.is_empty() {
+                theirs.attrs = request(&format!("m{n}")).attrs;
+            } else {
+                theirs.node = flannel_core::NodeId::new(format!("{of}{n}")).expect("a node id");
+            }
+            let value = wire::lease_value(&theirs.node, theirs.instance, &theirs.attrs);
+            let key = format!("{}/10.5.{n}.0-24", world.layout.subnets());
+            world
+                .store
+                .put_for(&key, value.expect("a value"), 24 * 3600 * SECOND);
+        }
+        let machine = Machine::new(&world, "a");
+        let before = Instant::now();
+        loop {
+            let call = machine.manager.acquire_lease(&own);
+            match tokio::time::timeout(30 * SECOND, call).await {
+                Ok(lease) => {
+                    lease.expect("a lease");
+                    break;
+                }
+                Err(_) => tokio::time::sleep(2 * SECOND).await,
+            }
+            assert!(before.elapsed() < 600 * SECOND, "{what}: it never joins");
+        }
+        assert!(
+            before.elapsed() < 30 * SECOND,
+            "{what}: {:?}",
+            before.elapsed()
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_is_noticed_while_a_former_record_is_looked_at() {
+    let world = World::new(V4);
+    let own = of_machine("web", "a");
+    let (machine, _) = Machine::joined(&world, "a", &own).await;
+    let mut watch = machine.manager.watch_leases();
+    until(&mut watch, |event| matches!(event, Event::Snapshot(_))).await;
+    let mut former = of_machine("old", "a");
+    former.instance = Some(InstanceId::from_bits(3));
+    let value = wire::lease_value(&former.node, former.instance, &former.attrs);
+    let key = format!("{}/10.5.9.0-24", world.layout.subnets());
+    world
+        .store
+        .put_for(&key, value.expect("a value"), 3600 * SECOND);
+    until(
+        &mut watch,
+        |event| matches!(event, Event::Put(lease) if lease.node == former.node),
+    )
+    .await;
+    tokio::time::timeout(2 * SECOND, async {
+        loop {
+            common::next(&mut watch).await.ok();
+        }
+    })
+    .await
+    .expect_err("it goes on");
+    machine.link.cut(Cut::Hang);
+    let noticed = tokio::time::timeout(30 * SECOND, async {
+        while common::next(&mut watch).await.is_ok() {}
+    });
+    assert!(noticed.await.is_ok(), "the silence is not noticed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn hundreds_of_machines_of_one_node_id_take_nothing_from_the_one_that_lives() {
+    let world = World::new(V4);
+    let (first, lease) = Machine::joined(&world, "a", &of_machine("localhost", "a")).await;
+    let mut calls = Vec::new();
+    for n in 0..1000_u32 {
+        let second = Machine::new(&world, &format!("m{n}"));
+        let mut wants = of_machine("localhost", "b");
+        wants.instance = Some(InstanceId::from_bits(1_000_000 + u128::from(n)));
+        wants.attrs.public_ip = flannel_core::PublicIp::v4((0x0a64_0000 + n).into());
+        calls.push(tokio::spawn(async move {
+            second.manager.acquire_lease(&wants).await
+        }));
+    }
+    let mut taken = 0;
+    for call in calls {
+        let got = call.await.expect("no panic");
+        taken += usize::from(!matches!(got, Err(Error::NodeIdHeld { .. })));
+    }
+    assert_eq!(taken, 0);
+    first.manager.renew_lease(&lease).await.expect("it is ours");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renamed_machine_keeps_what_it_uses_where_its_new_name_had_a_record() {
+    let world = World::new(V4);
+    let (dead, old) = Machine::joined(&world, "b", &of_machine("db", "b")).await;
+    drop(dead);
+    let (former, lease) = Machine::joined(&world, "a", &of_machine("web", "a")).await;
+    drop(former);
+    let renamed = LeaseRequest {
+        previous: lease.subnet,
+        ..of_machine("db", "a")
+    };
+    let (_node, now) = Machine::joined(&world, "a", &renamed).await;
+    assert_ne!(old.subnet, lease.subnet);
+    assert_eq!(now.subnet, lease.subnet, "its containers are there");
+    assert_eq!(
+        world
+            .keys()
+            .iter()
+            .filter(|key| key.starts_with("/subnets/"))
+            .count(),
+        1
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_seldom_and_briefly_is_not_kept_waiting_for_ever() {
+    let world = World::new(V4);
+    let (first, _) = Machine::joined(&world, "a", &of_machine("localhost", "a")).await;
+    drop(first);
+    let second = Machine::new(&world, "b");
+    let wants = of_machine("localhost", "b");
+    for _ in 0..10 {
+        let call = second.manager.acquire_lease(&wants);
+        if let Ok(taken) = tokio::time::timeout(5 * SECOND, call).await {
+            taken.expect("a lease");
+            return;
+        }
+        // As an engine that was refused for a long time.
+        tokio::time::sleep(60 * SECOND).await;
+    }
+    panic!("the node id of a dead machine is not taken");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_is_written_again_and_again_keeps_nobody_busy() {
+    let world = World::new(V4);
+    let own = of_machine("web", "a");
+    let (machine, _) = Machine::joined(&world, "a", &own).await;
+    let key = format!("{}/10.5.9.0-24", world.layout.subnets());
+    let start = world.store.revision();
+    for n in 0..2000 {
+        let former = of_machine("old", "a");
+        let instance = Some(InstanceId::from_bits(1000 + n));
+        let value = wire::lease_value(&former.node, instance, &former.attrs);
+        world
+            .store
+            .put_for(&key, value.expect("a value"), 3600 * SECOND);
+        tokio::time::sleep(SECOND / 200).await;
+    }
+    let written = world.store.revision().0 - start.0 - 2000;
+    assert!(written < 500, "{written} writes of ours in 10 s");
+    drop(machine);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_earlier_run_takes_nothing_from_a_later_one_under_another_name() {
+    let world = World::new(V4);
+    let (old, lease) = Machine::joined(&world, "a", &of_machine("web", "a")).await;
+    let (new, now) = Machine::joined(&world, "b", &of_machine("web.example.org", "a")).await;
+    assert_eq!(now.key, lease.key);
+    let lost = old.manager.renew_lease(&lease).await;
+    assert!(matches!(lost, Err(Error::LeaseLost { .. })), "{lost:?}");
+    let (_, refused) = timed(&old, &of_machine("web", "a")).await;
+    assert!(
+        matches!(&refused, Err(Error::Invalid { reason }) if reason.contains("web.example.org")),
+        "{refused:?}"
+    );
+    // Nor when that one has to move.
+    new.manager.release_lease(&now).await.expect("it is ours");
+    let moved = LeaseRequest {
+        previous: flannel_core::DualStack::v4("10.5.9.0/24".parse().expect("a subnet")),
+        ..of_machine("web.example.org", "a")
+    };
+    let now = acquire(&new.manager, &moved).await;
+    assert_ne!(now.key, lease.key);
+    tokio::time::sleep(60 * SECOND).await;
+    new.manager.renew_lease(&now).await.expect("it is ours");
+    let (_, refused) = timed(&old, &of_machine("web", "a")).await;
+    assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+    // The later one has ended.
+    drop(new);
+    let (took, back) = timed(&old, &of_machine("web", "a")).await;
+    assert_eq!(back.expect("a lease").key, now.key);
+    assert!(took < 20 * SECOND, "{took:?}");
 }

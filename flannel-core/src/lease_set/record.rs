@@ -122,6 +122,8 @@ pub(super) struct Records {
     peers: usize,
     own: BTreeSet<LeaseKey>,
     spoilt: BTreeSet<LeaseKey>,
+    /// Those of them that spare routes.
+    sparing: BTreeSet<LeaseKey>,
     doubted: BTreeSet<LeaseKey>,
     /// The records by node and age.
     by_node: BTreeSet<Place>,
@@ -157,6 +159,11 @@ impl Records {
         &self.spoilt
     }
 
+    /// The keys of those that cannot be read and spare routes: few, and at the start alone.
+    pub(super) const fn sparing(&self) -> &BTreeSet<LeaseKey> {
+        &self.sparing
+    }
+
     /// The keys of those that the last snapshot lacks.
     pub(super) const fn doubted(&self) -> &BTreeSet<LeaseKey> {
         &self.doubted
@@ -183,6 +190,9 @@ impl Records {
             .as_ref()
             .is_some_and(|record| record.spoilt.is_some());
         keep(&mut self.spoilt, key, is_spoilt);
+        let spoilt = record.as_ref().and_then(|record| record.spoilt.as_ref());
+        let spares = spoilt.is_some_and(|spoilt| !spoilt.spared.is_empty());
+        keep(&mut self.sparing, key, spares);
         keep(
             &mut self.doubted,
             key,

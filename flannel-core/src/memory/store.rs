@@ -2,7 +2,7 @@
 //! Every call is complete in itself, so whoever holds the lock sees a whole state.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -38,15 +38,49 @@ impl Record {
 
 /// The machine that got its lease by a clone of the manager, known to that and to its watches.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Machine(Arc<Mutex<Option<InstanceId>>>);
+pub(super) struct Machine(Arc<Mutex<Known>>);
+
+/// What is known of a machine.
+#[derive(Debug, Clone, Default)]
+struct Known {
+    instance: Option<InstanceId>,
+    /// The node id that it had a lease by last, and when that was written.
+    had: Option<(NodeId, Revision)>,
+}
 
 impl Machine {
-    fn instance(&self) -> Option<InstanceId> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, instance: Option<InstanceId>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = instance;
+    fn instance(&self) -> Option<InstanceId> {
+        self.known().instance
+    }
+
+    /// The machine asks; as another instance than it was it is another one.
+    fn asks(&self, instance: Option<InstanceId>) {
+        let mut known = self.known();
+        if known.instance != instance {
+            let had = None;
+            *known = Known { instance, had };
+        }
+    }
+
+    /// The machine has a lease.
+    fn has(&self, lease: &Lease) {
+        *self.known() = Known {
+            instance: lease.instance,
+            had: Some((lease.node.clone(), lease.revision)),
+        };
+    }
+
+    /// Whether a record was written by a later run of the machine, under another node id than that by
+    /// which it had its lease.
+    fn is_of_a_later_run(&self, node: &NodeId, lease: &Lease) -> bool {
+        let known = self.known();
+        let had = known.had.as_ref();
+        lease.instance == known.instance
+            && had.is_some_and(|(had, written)| had == node && lease.revision > *written)
     }
 }
 
@@ -154,6 +188,15 @@ impl Store {
         watches.any(|watch| watch.machine.instance() == Some(instance))
     }
 
+    /// Whether another run of a machine follows what it got a lease from.
+    fn runs_elsewhere(&self, machine: &Machine) -> bool {
+        let mut watches = self.subscribers.values();
+        watches.any(|watch| {
+            !Arc::ptr_eq(&watch.machine.0, &machine.0)
+                && watch.machine.instance() == machine.instance()
+        })
+    }
+
     pub(super) fn acquire(
         &mut self,
         now: Moment,
@@ -169,33 +212,44 @@ impl Store {
                     .to_owned(),
             });
         }
+        machine.asks(request.instance);
         let (own, former) = self.records_of(request)?;
+        let later = former
+            .iter()
+            .find(|lease| machine.is_of_a_later_run(node, lease) && self.runs_elsewhere(machine));
+        let is_outdated = own.is_empty() && !request.take_over;
+        if let (Some(later), true) = (later, is_outdated) {
+            return Err(Error::renamed(&later.node));
+        }
+        // What the machine uses stays, be it of a former name.
         let kept = own
             .iter()
             .chain(&former)
-            .find(|lease| self.fits(&lease.subnet));
+            .filter(|lease| self.fits(&lease.subnet))
+            .min_by_key(|lease| lease.subnet != request.previous);
         let (key, subnet) = match kept {
             Some(lease) => (lease.key.clone(), lease.subnet),
             None => {
-                let own = [own, former.clone()].concat();
-                let subnet = self.choose(request, &own)?;
+                let held = [own.clone(), former.clone()].concat();
+                let subnet = self.choose(request, &held)?;
                 let key = subnet_key(&subnet);
                 // Only a raw write leaves a record under a key that is not that of its subnets.
-                if self.records.contains_key(&key) && own.iter().all(|lease| lease.key != key) {
+                if self.records.contains_key(&key) && held.iter().all(|lease| lease.key != key) {
                     return Err(Error::Conflict {
                         reason: format!("the record {key} is there and names other subnets"),
                     });
                 }
-                for lease in &own {
+                for lease in &held {
                     self.delete(&lease.key);
                 }
                 (key, subnet)
             }
         };
-        for lease in former.iter().filter(|lease| lease.key != key) {
+        let stays_own = own.iter().any(|lease| lease.key == key);
+        let own = own.iter().filter(|_| !stays_own);
+        for lease in former.iter().chain(own).filter(|lease| lease.key != key) {
             self.delete(&lease.key);
         }
-        machine.set(request.instance);
         let lease = Lease {
             ttl: self.ttl_of(node, &subnet),
             key,
@@ -206,7 +260,9 @@ impl Store {
             created: Revision::default(),
             revision: Revision::default(),
         };
-        Ok(self.write(now, lease))
+        let lease = self.write(now, lease);
+        machine.has(&lease);
+        Ok(lease)
     }
 
     /// Subnets for a node that has to move from its own records, or has none.
@@ -222,14 +278,16 @@ impl Store {
         Ok(chosen?)
     }
 
-    pub(super) fn renew(&mut self, now: Moment, lease: &Lease) -> Result<Lease> {
+    pub(super) fn renew(&mut self, now: Moment, machine: &Machine, lease: &Lease) -> Result<Lease> {
         let mut renewed = match self.find_ours(lease)? {
             Some(record) => record.lease.clone(),
             None => return Err(lost(lease, "the record is gone")),
         };
         renewed.attrs = lease.attrs.clone();
         renewed.ttl = self.ttl_of(&renewed.node, &renewed.subnet);
-        Ok(self.write(now, renewed))
+        let renewed = self.write(now, renewed);
+        machine.has(&renewed);
+        Ok(renewed)
     }
 
     pub(super) fn release(&mut self, lease: &Lease) -> Result<()> {

@@ -6,8 +6,10 @@ use super::Engine;
 use super::store::LeaseState;
 use crate::backend::{Note, Rejection};
 use crate::condition::{Condition, ConditionStatus, ConditionType};
+use crate::holder::Holder;
 use crate::lease::LeaseKey;
 use crate::lease_set::{Held, HeldReason};
+use crate::manager::LeaseRequest;
 use crate::status::{LeaseStatus, RejectedPeer, Status};
 
 /// How many of what is refused are named in a condition.
@@ -90,18 +92,41 @@ impl Engine {
         by_core.or_else(|| self.compiler.own_rejected(&self.leases))
     }
 
+    /// Whether the record that ours is rejected for is one that our machine wrote under another name, by
+    /// what it says: the manager sees to it.
+    fn is_our_former(&self, rejection: &Rejection) -> bool {
+        let Rejection::KeyTaken { by, .. } = rejection else {
+            return false;
+        };
+        let (Some(own), Some(peer)) = (self.lease.held(), self.leases.peer(by)) else {
+            return false;
+        };
+        let request = LeaseRequest {
+            instance: own.instance,
+            ..LeaseRequest::new(own.node.clone(), own.attrs.clone())
+        };
+        let theirs = &peer.lease;
+        let holder = Holder::of(&request, &theirs.node, theirs.instance, &theirs.attrs);
+        self.parts.manager.capabilities().knows_instances
+            && matches!(holder, Holder::Own | Holder::Former(_))
+    }
+
     /// Whether other nodes accept the record of the lease that is held.
     fn conclude_lease(&mut self) {
         let LeaseState::Held { lease, .. } = &self.lease else {
             return;
         };
         if let Some(rejection) = self.rejected_by_others() {
+            let goes = self.is_our_former(&rejection);
+            let remedy = match goes {
+                true => "it is our own under a former name, and goes once nobody answers for it",
+                false => "delete the other record, or release this lease for another one",
+            };
             let message = format!(
-                "other nodes reject our record {}: {rejection}; delete the other record, or \
-                 release this lease for another one",
+                "other nodes reject our record {}: {rejection}; {remedy}",
                 lease.key
             );
-            self.fails(ConditionType::Lease, "Rejected", message, true);
+            self.fails(ConditionType::Lease, "Rejected", message, !goes);
         } else if self.conditions.reason(ConditionType::Lease) == "Rejected" {
             let message = format!("{} by record {}", lease.subnet, lease.key);
             self.holds(ConditionType::Lease, "Held", message);
@@ -122,9 +147,19 @@ impl Engine {
         message
     }
 
+    /// Whether the store answered that there is no lease for us, and why.
+    fn lease_is_refused(&self) -> bool {
+        let mut conditions = self.conditions.list().iter();
+        conditions.any(|condition| {
+            condition.kind == ConditionType::Lease
+                && condition.status == ConditionStatus::False
+                && condition.permanent
+        })
+    }
+
     /// Draws the conditions that follow from the rest.
     pub(super) fn conclude(&mut self) {
-        if let LeaseState::Saved(lease) = &self.lease {
+        if let (LeaseState::Saved(lease), false) = (&self.lease, self.lease_is_refused()) {
             let message = format!(
                 "{} is remembered; the store has not confirmed it",
                 lease.subnet

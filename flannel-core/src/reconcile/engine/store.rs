@@ -149,7 +149,11 @@ impl Engine {
                 self.set_config(config).await;
             }
         }
-        if let (LeaseState::None, Some(lease)) = (&self.lease, self.saved.lease.clone()) {
+        // What another machine holds that lives is not ours to be used.
+        let is_held = self.conditions.reason(ConditionType::Lease) == "NodeIdHeld";
+        if let (LeaseState::None, Some(lease), false) =
+            (&self.lease, self.saved.lease.clone(), is_held)
+        {
             self.lease = LeaseState::Saved(lease);
             self.tell_own();
         }

@@ -227,13 +227,17 @@ impl Engine {
             return;
         };
         match change {
-            // The echo of a write of ours, perhaps of one whose answer was lost.
+            // The echo of a write of ours, perhaps of one whose answer was lost, or of another run of
+            // this machine: what both publish is the same.
             OwnChange::Written(record)
                 if record.key == lease.key
                     && record.subnet == lease.subnet
                     && record.attrs == lease.attrs =>
             {
-                lease.revision = lease.revision.max(record.revision);
+                if record.revision > lease.revision {
+                    lease.revision = record.revision;
+                    lease.instance = record.instance;
+                }
             }
             OwnChange::Written(record) if !is_whole && record.revision <= lease.revision => {}
             _ => keeper.publish(now),

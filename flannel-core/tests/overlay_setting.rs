@@ -143,7 +143,7 @@ async fn wrong_configs_are_clear_errors_and_leave_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_interface_is_a_clear_error_and_heals() {
+async fn no_interface_is_waited_for_and_said_clearly() {
     let kernel = FakeKernel::empty();
     let manager = MemoryManager::new(config(
         r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#,
@@ -153,7 +153,7 @@ async fn no_interface_is_a_clear_error_and_heals() {
         .await
         .expect("all parts are there");
     let error = overlay
-        .ready()
+        .ready_within(Duration::from_secs(60))
         .await
         .expect_err("there is no default route")
         .to_string();

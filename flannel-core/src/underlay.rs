@@ -163,6 +163,25 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether a change of the host's network can help: one that boots gets its interfaces, addresses
+    /// and routes later.
+    pub fn can_pass(&self) -> bool {
+        match self {
+            Self::Pattern { .. } => false,
+            Self::NoneOf { tried } => tried.iter().any(Self::can_pass),
+            Self::NoDefaultRoute { .. }
+            | Self::NoSuchInterface { .. }
+            | Self::NoSuchAddress { .. }
+            | Self::NoMatch { .. }
+            | Self::Unreachable { .. }
+            | Self::NoAddress { .. }
+            | Self::Disagree { .. }
+            | Self::NoMtu { .. } => true,
+        }
+    }
+}
+
 /// One way to point at an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

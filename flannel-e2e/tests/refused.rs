@@ -52,7 +52,8 @@ async fn refused(ns: &Ns, text: &str, underlay: UnderlayOptions) -> String {
         .start()
         .await
         .expect("all parts");
-    let error = within("it is refused", LIMIT, overlay.ready()).await;
+    let soon = Duration::from_secs(2);
+    let error = within("it is refused", LIMIT, overlay.ready_within(soon)).await;
     let error = error.expect_err("it cannot work");
     assert!(matches!(error, Error::NotReady(_)), "{error}");
     overlay.resync().await.expect("it goes on trying");

@@ -254,7 +254,7 @@ impl Engine {
                     ConditionType::Underlay,
                     "NoInterface",
                     error.to_string(),
-                    false,
+                    !error.can_pass(),
                 );
             }
         }

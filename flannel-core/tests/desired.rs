@@ -597,6 +597,22 @@ fn the_older_of_two_peers_with_one_key_is_served_and_the_other_told() {
 }
 
 #[test]
+fn a_change_of_the_second_family_alone_is_followed() {
+    let toy = Toy::new(false);
+    let mut set = empty();
+    let mut compiler = scratch(&toy, &set);
+    let before = peer(1, 5, 1);
+    let mut after = before.clone();
+    after.attrs.backend_data.v6 = peer(1, 5, 2).attrs.backend_data.v6;
+    after.revision = Revision(6);
+    for lease in [before, after] {
+        let applied = set.apply(Event::Put(lease));
+        compiler.update(&applied.delta, &set);
+        assert_eq!(compiler.desired(), scratch(&toy, &set).desired());
+    }
+}
+
+#[test]
 fn who_must_be_rejected_by_others_knows_it() {
     let mut toy = Toy::new(false);
     let mine = peer(0, 5, 0);

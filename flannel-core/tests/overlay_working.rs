@@ -13,7 +13,7 @@ use flannel_core::{
     Condition, ConditionType, Error, Link, LinkKind, MemoryManager, Object, ObjectKey, Overlay,
     Status, Vxlan,
 };
-use flannel_testkit::fake_kernel::FakeKernel;
+use flannel_testkit::fake_kernel::{Failure, FakeKernel};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -163,4 +163,20 @@ async fn an_interface_that_comes_late_is_waited_for() {
     }
     ready_within(MINUTE, &a).await;
     assert!(a.status().working);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_refuses_is_tried_ever_more_rarely() {
+    let (_, kernels, [a, b]) = pair().await;
+    let subnet = subnet_of(&b, flannel_core::Family::V4);
+    let key = route_to(&kernels[0], subnet).expect("a route").key();
+    kernels[0].refuse(key.clone(), Failure::Busy);
+    kernels[0].delete(&key);
+    kernels[0].take_log();
+    tokio::time::sleep(2 * MINUTE).await;
+    let log = kernels[0].take_log();
+    let tries = log.iter().filter(|entry| entry.op.key() == key).count();
+    assert!((2..25).contains(&tries), "{tries} tries in two minutes");
+    kernels[0].accept(&key);
+    becomes(&a, "it works again", |status| status.working).await;
 }

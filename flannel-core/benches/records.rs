@@ -1,4 +1,4 @@
-//! How long one change takes among thousands of records of one state: it is to be in proportion to the
+//! The time of one change among thousands of records of one state: it is to be in proportion to the
 //! change, whatever the others are.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 
@@ -16,7 +16,7 @@ use flannel_testkit::conformance::backend::NodeFixture;
 
 const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":28,"Backend":{"Type":"vxlan"}}"#;
 
-/// What all records but one are.
+/// The state that all records are in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Peers that are programmed.
@@ -29,7 +29,7 @@ enum State {
     SameMac,
     /// Their address and MAC are this node's.
     Clones,
-    /// Of a backend that ours reaches without a tunnel.
+    /// Records of a backend that ours reaches without a tunnel.
     OtherBackend,
     /// They cannot be read, and never could.
     Unreadable,

@@ -6,7 +6,7 @@ use crate::clock::Moment;
 
 /// What a [`Condition`] is about. Of each there is exactly one in a [`Status`](crate::Status).
 ///
-/// What each means for [`Status::working`](crate::Status::working), and so for
+/// Their meaning for [`Status::working`](crate::Status::working), and so for
 /// [`Status::ready`](crate::Status::ready), which is set for good once a node has worked:
 ///
 /// | condition | the node does not work while it is | it works all the same while it is |
@@ -97,7 +97,7 @@ pub struct Condition {
 }
 
 impl Condition {
-    /// Whether it is one that keeps a node from working, by the table at [`ConditionType`].
+    /// Tells if it keeps a node from working, by the table at [`ConditionType`].
     pub(crate) fn stops_work(&self) -> bool {
         let is_relevant = match self.kind {
             ConditionType::Underlay | ConditionType::Lease | ConditionType::Kernel => true,

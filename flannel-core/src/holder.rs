@@ -60,7 +60,7 @@ impl Holder {
     }
 }
 
-/// Whether both are what one machine publishes: one address, and the same MAC or key where the backend
+/// Tells if both are what one machine publishes: one address, and the same MAC or key where the backend
 /// has one.
 fn is_same_machine(ours: &LeaseAttrs, theirs: &LeaseAttrs) -> bool {
     !ours.public_ip.is_empty()

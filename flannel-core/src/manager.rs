@@ -140,8 +140,7 @@ pub struct LeaseRequest {
     /// The machine that asks. `None`: it is not told from others of its node id, nor known again
     /// under another.
     pub instance: Option<InstanceId>,
-    /// Whether the node id is taken from another machine that holds it without asking whether that one
-    /// lives.
+    /// Takes the node id from another machine that holds it, without asking if that one lives.
     pub take_over: bool,
     /// What the node publishes.
     pub attrs: LeaseAttrs,

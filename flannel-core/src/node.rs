@@ -1,4 +1,4 @@
-//! Who a node is: [`NodeId`], the machine behind it ([`InstanceId`]), and the name of the overlay it
+//! The identity of a node: [`NodeId`], the machine behind it ([`InstanceId`]), and the name of the overlay it
 //! belongs to.
 
 use std::borrow::Borrow;
@@ -27,7 +27,7 @@ pub enum NameError {
     /// Another length than the only one there is.
     #[error("{what} must have {len} characters, not {found}")]
     ExactLength {
-        /// What the text was to name.
+        /// The thing that the text was to name.
         what: &'static str,
         /// The length that it must have, in bytes.
         len: usize,

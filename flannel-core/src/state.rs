@@ -11,7 +11,7 @@ use crate::lease::Lease;
 use crate::node::InstanceId;
 use crate::subnet::Subnet;
 
-/// What a node remembers: its last lease and config, and which machine it is.
+/// The memory of a node: its last lease and config, and which machine it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SavedState {
     /// The last lease.

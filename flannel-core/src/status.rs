@@ -22,9 +22,9 @@ use crate::underlay::External;
 pub struct Status {
     /// One of each [`ConditionType`].
     pub conditions: Vec<Condition>,
-    /// Whether this node has worked at least once: the latch that start-up waits for.
+    /// The latch that start-up waits for: this node has worked at least once.
     pub ready: bool,
-    /// Whether this node works now, as far as it can tell: the lease is held (or remembered, while the
+    /// The truth of now: this node works, as far as it can tell: the lease is held (or remembered, while the
     /// store is down) and other nodes accept its record, the interface is there, and the kernel has all
     /// that the node itself needs and all that peers need, but for what is blocked for single peers. A
     /// store that does not answer, a config that cannot be used while the last one stays in force, and

@@ -164,7 +164,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether a change of the host's network can help: one that boots gets its interfaces, addresses
+    /// Tells if a change of the host's network can help: one that boots gets its interfaces, addresses
     /// and routes later.
     pub fn can_pass(&self) -> bool {
         match self {

@@ -263,7 +263,7 @@ async fn a_reading_during_a_long_sleep_puts_off_no_other_for_long() {
     }
 }
 
-/// What is removed only when something else has been made waits no longer when that is not wanted any more.
+/// A removal that waits for something else to be made waits no longer when that is not wanted any more.
 #[tokio::test(start_paused = true)]
 async fn what_waited_for_a_failed_object_goes_when_that_is_not_wanted_any_more() {
     let (kernel, a, _b, manager) = at_rest().await;

@@ -17,7 +17,7 @@ use tokio::sync::broadcast;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// How often a lease was got and lost since the events were looked at last.
+/// Counts how often a lease was got and lost since the events were looked at last.
 fn changes(events: &mut broadcast::Receiver<OverlayEvent>) -> (usize, usize) {
     let (mut got, mut lost) = (0, 0);
     while let Ok(event) = events.try_recv() {

@@ -46,7 +46,7 @@ async fn becomes(overlay: &Overlay, what: &str, is: impl FnMut(&Status) -> bool)
     wait.expect(what).expect("running");
 }
 
-/// What keeps an overlay from getting ready in a minute.
+/// Finds the condition that keeps an overlay from getting ready in a minute.
 async fn obstacle(overlay: &Overlay) -> Condition {
     match overlay.ready_within(MINUTE).await {
         Err(Error::NotReady(condition)) => condition,

@@ -126,7 +126,7 @@ impl EtcdOptions {
         self
     }
 
-    /// How long a machine that holds the same node id is given to answer whether it lives, from 1 s to
+    /// The time that a machine of the same node id is given to answer that it lives, from 1 s to
     /// 10 min; default 15 s. Keep it well below the overlay's
     /// [`store_timeout`](flannel_core::OverlayBuilder::store_timeout), or a claim needs several calls.
     #[must_use]

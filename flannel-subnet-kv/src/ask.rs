@@ -16,24 +16,24 @@ use crate::manager::KvManager;
 use crate::store::{KeyRange, KeyValue, LeaseId, Store, StoreError, StoreResult};
 use crate::txn::{Compare, Op, Txn};
 
-/// How often an open question is looked at.
+/// The wait between two looks at an open question.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// How often it is put again: a watch that was opened meanwhile has not seen it.
+/// The age at which it is put again: a watch that was opened meanwhile has not seen it.
 const PUT_EVERY: Duration = Duration::from_secs(4);
 
-/// How long ago it was put last, at most, when nobody's answer is an answer: whoever is back since then
-/// has not seen it.
+/// The greatest age of the last put at which silence counts: whoever came back since then has not seen
+/// it.
 const FRESH: Duration = Duration::from_secs(10);
 
-/// How much longer than its patience an asker's question stands: longer than an asker that is cut
+/// The time that a question stands beyond its asker's patience: longer than an asker that is cut
 /// short time and again waits between two tries.
 const LINGER: Duration = Duration::from_secs(90);
 
-/// How many machines are asked at once: of more records, those with the oldest claims count.
+/// The most machines that are asked at once: of more records, those with the oldest claims count.
 const MOST: usize = 8;
 
-/// Who is asked.
+/// The machine that is asked.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Question {
     /// The node id that its record bears.
@@ -58,7 +58,7 @@ impl Question {
     }
 }
 
-/// What is known of the holders of records.
+/// The answers, and the silences, of the holders of records.
 #[derive(Debug, Clone, Default)]
 pub struct Answers(Vec<(Question, Option<PublicIp>)>);
 
@@ -68,7 +68,7 @@ impl Answers {
         self.0.push((question, answered));
     }
 
-    /// Whether nobody answered; nothing if that is not known.
+    /// Tells if nobody answered; `None` while that is not known.
     pub(super) fn is_silent(&self, question: &Question) -> Option<bool> {
         let known = self.0.iter().find(|(asked, _)| asked == question)?;
         Some(known.1.is_none())
@@ -84,7 +84,7 @@ impl Answers {
 /// The questions that are to be settled before it can be decided what to write; they are asked
 /// together, so however many records there are, they cost the time of one.
 ///
-/// Of records of a former name only while the machine has no record of its own: with one it can work,
+/// Records of a former name are asked for only while the machine has none of its own: with one it works,
 /// and the watch sees to the others.
 pub(super) fn open_questions(
     view: &View,
@@ -123,7 +123,7 @@ pub(super) fn open_questions(
     open
 }
 
-/// How far a question is.
+/// The state of a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
     /// There may be an answer yet.
@@ -270,7 +270,7 @@ impl<S: Store> KvManager<S> {
         Ok(())
     }
 
-    /// What we answer to a question, if it is about us and not answered yet.
+    /// Our answer to a question, if it is about us and not answered yet.
     pub(super) fn answer_to(&self, asked: &KeyValue) -> Option<String> {
         let own = self.own_if_asked(&asked.key)?;
         let answer = value(&own.node, own.instance, &own.attrs).ok()?;
@@ -322,7 +322,7 @@ impl Layout {
         }
     }
 
-    /// What the keys of all questions to a machine begin with.
+    /// The text that the keys of all questions to a machine begin with.
     fn questions_to(&self, node: &NodeId, holder: InstanceId) -> String {
         format!("{}/{node}/{holder}/", self.questions())
     }

@@ -271,7 +271,7 @@ pub fn decide(
     Ok(decision)
 }
 
-/// Whether a record is the asker's, by what it says or as nobody answers for it.
+/// Tells if a record is the asker's, by what it says or as nobody answers for it.
 pub(super) fn is_own(record: &Record, request: &LeaseRequest, answers: &Answers) -> bool {
     let is_silent = || {
         let question = Question::of(request, record);
@@ -281,7 +281,7 @@ pub(super) fn is_own(record: &Record, request: &LeaseRequest, answers: &Answers)
     record.holder(request) == Holder::Own && !is_kept_for_another(record, request) || is_silent()
 }
 
-/// Whether a record is kept for another node: it has no lease, so it is no machine's.
+/// Tells if a record is kept for another node: it has no lease, so it is no machine's.
 fn is_kept_for_another(record: &Record, request: &LeaseRequest) -> bool {
     let node = record.node();
     record.entry.lease.is_none()

@@ -17,13 +17,13 @@ use crate::manager::KvManager;
 use crate::store::Store;
 use crate::txn::{Compare, Op, Txn};
 
-/// How many such records are looked after; a machine has one former name.
+/// The most such records that are looked after; a machine has one former name.
 const MOST: usize = 8;
 
-/// How long a record that a machine answered for is left alone.
+/// The time that a record is left alone which a machine answered for.
 const REST: Duration = Duration::from_secs(60);
 
-/// How long the rest waits after a failure.
+/// The wait after a failure.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// The least time between two looks: whoever writes such records again and again gets no more of us.
@@ -36,7 +36,7 @@ struct Former {
     due: Instant,
 }
 
-/// What came of looking at one.
+/// The outcome of a look at one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
     /// There may be an answer yet.
@@ -145,7 +145,7 @@ pub(super) fn candidates<'a>(
     records.iter().filter(|record| says_former(request, record))
 }
 
-/// Whether a record bears another node id, and is of the asker's machine by what it says.
+/// Tells if a record bears another node id, and is of the asker's machine by what it says.
 fn says_former(request: &LeaseRequest, record: &Record) -> bool {
     record.node().is_some_and(|node| node != request.node)
         && !record.is_gos()
@@ -153,7 +153,7 @@ fn says_former(request: &LeaseRequest, record: &Record) -> bool {
         && matches!(record.holder(request), Holder::Own | Holder::Former(_))
 }
 
-/// Whether a record is another than ours, and of our machine by what it says.
+/// Tells if a record is another than ours, and of our machine by what it says.
 fn is_former<S: Store>(manager: &KvManager<S>, record: &Record) -> bool {
     let Some(request) = request_of(manager) else {
         return false;

@@ -70,18 +70,18 @@ impl Layout {
         KeyRange::Between(self.config(), format!("{}/subnett", self.prefix))
     }
 
-    /// What a watch follows: that range, and the questions behind it.
+    /// The range that a watch follows: that one, and the questions behind it.
     pub fn watched(&self) -> KeyRange {
         // `!` sorts before all that a marker's name begins with.
         KeyRange::Between(self.config(), format!("{}0", self.questions()))
     }
 
-    /// What the keys of all questions begin with.
+    /// The text that the keys of all questions begin with.
     pub(super) fn questions(&self) -> String {
         format!("{}/taken/!ask", self.prefix)
     }
 
-    /// Whether a key of a watch is that of a question.
+    /// Tells if a key of a watch is that of a question.
     pub(super) fn is_question(&self, key: &str) -> bool {
         key.starts_with(&self.questions())
     }

@@ -31,12 +31,12 @@ const MOST_WAIT: Duration = Duration::from_secs(5);
 /// How long after a write of ours it is put again, at most.
 const ECHO_WITHIN: Duration = Duration::from_secs(30);
 
-/// How often a question is answered, at most, and how many may wait for that: who asks too much asks
-/// again.
+/// The least wait between two answers, and the most questions that wait for one: who asks too much
+/// asks again.
 const ANSWER_EVERY: Duration = Duration::from_millis(10);
 const MOST_QUESTIONS: usize = 1024;
 
-/// What is to be done beside the watch.
+/// A task beside the watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Errand {
     /// Our record is put again.
@@ -251,7 +251,7 @@ impl<S: Store> Steps<S> {
         Ok(())
     }
 
-    /// What is to be done next beside the watch, and when.
+    /// The next task beside the watch, and its time.
     fn next_errand(&mut self) -> Option<(Instant, Errand)> {
         let found = std::mem::take(&mut self.manager.known().former);
         for record in &found {

@@ -36,8 +36,7 @@ pub struct KvOptions {
     /// Whether to write records of other families than those of the records of Go flannel, whose
     /// nodes they crash. Default: no.
     pub mixed_families: bool,
-    /// How long a machine that holds the same node id is given to answer whether it lives. Default:
-    /// 15 s.
+    /// The time that a machine of the same node id is given to answer that it lives. Default: 15 s.
     pub holder_patience: Duration,
 }
 

@@ -24,9 +24,9 @@ use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
 
 const CONFIG: &str = r#"{"Network":"10.0.0.0/12","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
-/// How many nodes there are: work grows with the square of it, and only optimised it is done in time.
+/// The number of nodes: work grows with the square of it, and only optimised it is done in time.
 const NODES: u16 = if cfg!(debug_assertions) { 250 } else { 1000 };
-/// How many of them have a kernel.
+/// The number of those that have a kernel.
 const WHOLE: u8 = 4;
 const LATENCY: Duration = Duration::from_millis(1);
 

@@ -16,7 +16,7 @@ use flannel_testkit::fake_store::{Cut, StoreLink, StoreManager, StoreOptions};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-/// What a machine asks for under a node id. Its address is that of the machine's name.
+/// The request of a machine under a node id. Its address is that of the machine's name.
 fn of_machine(id: &str, machine: &str) -> LeaseRequest {
     let bits = machine.bytes().fold(7, |n, b| n * 31 + u128::from(b));
     LeaseRequest {
@@ -68,7 +68,7 @@ impl Drop for Machine {
     }
 }
 
-/// How long a claim took, and what came of it.
+/// Measures a claim: its time, and its outcome.
 async fn timed(machine: &Machine, wants: &LeaseRequest) -> (Duration, Result<Lease, Error>) {
     let asked = Instant::now();
     let lease = machine.manager.acquire_lease(wants).await;

@@ -40,7 +40,7 @@ impl Record {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Machine(Arc<Mutex<Known>>);
 
-/// What is known of a machine.
+/// The machine as the store knows it.
 #[derive(Debug, Clone, Default)]
 struct Known {
     instance: Option<InstanceId>,
@@ -74,7 +74,7 @@ impl Machine {
         };
     }
 
-    /// Whether a record was written by a later run of the machine, under another node id than that by
+    /// Tells if a record was written by a later run of the machine, under another node id than that by
     /// which it had its lease.
     fn is_of_a_later_run(&self, node: &NodeId, lease: &Lease) -> bool {
         let known = self.known();
@@ -182,13 +182,13 @@ impl Store {
 
     // Leases
 
-    /// Whether a machine follows what it got a lease from.
+    /// Tells if a machine follows the store that it got a lease from.
     fn lives(&self, instance: InstanceId) -> bool {
         let mut watches = self.subscribers.values();
         watches.any(|watch| watch.machine.instance() == Some(instance))
     }
 
-    /// Whether another run of a machine follows what it got a lease from.
+    /// Tells if another run of a machine follows the store that it got a lease from.
     fn runs_elsewhere(&self, machine: &Machine) -> bool {
         let mut watches = self.subscribers.values();
         watches.any(|watch| {

@@ -93,24 +93,24 @@ pub struct Compiler {
     keys: Settlement<ObjectKey>,
     desired: Desired,
     rejected: BTreeMap<LeaseKey, Rejections>,
-    /// What other nodes make of our own record.
+    /// The claim that our own record makes on other nodes.
     own: Option<OwnClaim>,
     /// Records that want a key of that, which is why this node rejects them.
     rivals: BTreeSet<Seniority>,
 }
 
-/// What our own record makes other nodes want.
+/// The objects that our own record makes other nodes want.
 #[derive(Debug, Clone)]
 struct OwnClaim {
     seniority: Seniority,
     keys: BTreeSet<ObjectKey>,
 }
 
-/// How many older records that want the same are looked at: those of one machine are few.
+/// The most older records of the same wants that are looked at: those of one machine are few.
 const RIVALS: usize = 16;
 
 impl OwnClaim {
-    /// What others want for us and for these subnets of a peer.
+    /// Finds an object that others want both for us and for these subnets of a peer.
     fn shared(
         &self,
         network: &dyn Network,
@@ -172,7 +172,7 @@ struct Local {
     macs: BTreeSet<MacAddr>,
 }
 
-/// What is kept of what a network makes of a peer. The objects are in [`Desired`]; where they are not, or
+/// The part of a network's answer for a peer that is kept. The objects are in [`Desired`]; where they are not, or
 /// no longer, the network makes them once more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Compiled {
@@ -387,7 +387,7 @@ impl Compiler {
         }
     }
 
-    /// Whether a peer claims the keys of these objects already, and no others.
+    /// Tells if a peer claims the keys of these objects already, and no others.
     fn claims_same(&self, key: &LeaseKey, compiled: &Compiled, units: &Units) -> bool {
         units.iter().all(|(family, unit)| {
             let claimed = self.keys.claims(&compiled.claimant(key, family));

@@ -304,7 +304,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Whether a device that nobody wants stays while peers may still send to it.
+    /// Tells if a device that nobody wants stays while peers may still send to it.
     fn is_on_a_held_device(&self, dev: IfName) -> bool {
         let key = ObjectKey::Link(dev);
         let backend = match self.observed.objects.get(&key) {

@@ -96,7 +96,7 @@ pub(crate) struct Reconciler {
     open: BTreeSet<ObjectKey>,
     /// The next plan is for everything.
     replan: bool,
-    /// What the last plan for everything was made with, objects aside.
+    /// The basis of the last plan for everything.
     basis: Option<Basis>,
     /// Keys that were not yet seen as they should be: a step for any other key is a repair.
     unsettled: BTreeSet<ObjectKey>,
@@ -141,7 +141,7 @@ impl Aside {
     }
 }
 
-/// What a plan depends on beside the objects that are wanted and there. Where it changes, other keys
+/// All that a plan depends on beside the objects that are wanted and there. Where it changes, other keys
 /// than those that anything happened to are no longer right.
 #[derive(Debug, PartialEq, Eq)]
 struct Basis {
@@ -722,7 +722,7 @@ impl Reconciler {
         self.apply(steps, desired).await || self.free_the_open()
     }
 
-    /// Whether something is to be planned while somebody else's object is in the place of one that others
+    /// Tells if something is to be planned while somebody else's object is in the place of one that others
     /// need. What is there for these in the meantime is in no list, and must not be removed.
     fn is_held_back_by_others(&self) -> bool {
         let is_needed = |blocked: &Blocked| !matches!(blocked.wanted, Object::Route(_));

@@ -1,4 +1,4 @@
-//! What a peer takes of memory, and what of it stays when the peers are gone.
+//! The memory that a peer takes, and the part of it that stays when the peers are gone.
 //!
 //! Each number of peers is measured in a process of its own, so that nothing is left of what was done
 //! before: a node of VXLAN on a real kernel, whose part does not count. The store is none of the process's
@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 use crate::bed::{kernel_is_free, node};
 use crate::{CONFIG, GOOD, Table, progress};
 
-/// What this program is called with to be such a process.
+/// The argument by which this program is such a process.
 pub(crate) const CHILD: &str = "memory-of";
 
 /// The numbers of peers.
@@ -65,7 +65,7 @@ fn mb(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
-/// What a process has resident, in bytes.
+/// The resident memory of a process, in bytes.
 struct Resident {
     /// With its peers.
     full: u64,
@@ -159,7 +159,7 @@ fn memory(what: &str, file: &str) -> u64 {
 struct Elsewhere {
     /// Has our own record.
     inner: MemoryManager,
-    /// How many peers there are.
+    /// The number of peers.
     peers: Arc<watch::Sender<u32>>,
 }
 

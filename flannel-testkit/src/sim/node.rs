@@ -31,7 +31,7 @@ pub(super) struct Node {
     pub(super) clock: Arc<NodeClock>,
     pub(super) link: Arc<Link>,
     pub(super) process: Option<Process>,
-    /// How often it was started.
+    /// The number of its starts.
     pub(super) starts: u64,
     pub(super) frozen: bool,
     /// It takes part: at the end it is to run.

@@ -275,7 +275,7 @@ impl World {
         problems
     }
 
-    /// Whether a node that has no stake in it would reject a node's record.
+    /// Tells if a node that has no stake in it would reject a node's record.
     fn is_rejected_elsewhere(
         &self,
         me: &Me<'_>,

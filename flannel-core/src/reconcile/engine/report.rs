@@ -12,7 +12,7 @@ use crate::lease_set::{Held, HeldReason};
 use crate::manager::LeaseRequest;
 use crate::status::{LeaseStatus, RejectedPeer, Status};
 
-/// How many of what is refused are named in a condition.
+/// The most of each kind of refusal that a condition names.
 const NAMED: usize = 3;
 
 impl Engine {
@@ -92,7 +92,7 @@ impl Engine {
         by_core.or_else(|| self.compiler.own_rejected(&self.leases))
     }
 
-    /// Whether the record that ours is rejected for is one that our machine wrote under another name, by
+    /// Tells if the record that ours is rejected for is one that our machine wrote under another name, by
     /// what it says: the manager sees to it.
     fn is_our_former(&self, rejection: &Rejection) -> bool {
         let Rejection::KeyTaken { by, .. } = rejection else {
@@ -133,7 +133,7 @@ impl Engine {
         }
     }
 
-    /// How many peers are rejected and records unreadable, and of the first of each why.
+    /// Counts rejected peers and unreadable records, and gives the reasons of the first of each.
     fn what_is_refused(&self, rejected: usize, unreadable: usize) -> String {
         let mut message =
             format!("{rejected} peers are rejected, {unreadable} records are unreadable");
@@ -147,7 +147,7 @@ impl Engine {
         message
     }
 
-    /// Whether the store answered that there is no lease for us, and why.
+    /// Tells if the store answered that there is no lease for us, for a reason that does not pass.
     fn lease_is_refused(&self) -> bool {
         let mut conditions = self.conditions.list().iter();
         conditions.any(|condition| {

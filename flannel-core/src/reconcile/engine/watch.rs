@@ -244,7 +244,7 @@ impl Engine {
         }
     }
 
-    /// Whether a record is one that our own instance wrote after ours, at an address that never was
+    /// Tells if a record is one that our own instance wrote after ours, at an address that never was
     /// ours: a machine was cloned together with its saved state.
     fn is_a_clones(&self, record: &Lease) -> bool {
         let Some(held) = self.lease.held() else {

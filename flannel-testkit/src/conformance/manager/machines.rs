@@ -13,7 +13,7 @@ use super::tools::{
 };
 use super::{ManagerFixture, Outcome, Verdict, Violation};
 
-/// What the n-th machine asks for under a node id: its address is its own.
+/// The request of the n-th machine under a node id: its address is its own.
 fn of_machine(id: u8, n: u8) -> LeaseRequest {
     LeaseRequest {
         instance: Some(InstanceId::from_bits(u128::from(n))),

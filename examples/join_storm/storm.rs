@@ -147,17 +147,14 @@ fn request(number: u32) -> Result<LeaseRequest, Error> {
     let data = format!(r#"{{"VNI":1,"VtepMAC":"0e:00:00:{b:02x}:{c:02x}:{d:02x}"}}"#);
     let mut public_ip = PublicIp::default();
     public_ip.set_ip(ip.into());
-    Ok(LeaseRequest {
-        node: NodeId::new(format!("node-{number}"))?,
-        instance: None,
-        take_over: false,
-        attrs: LeaseAttrs {
+    Ok(LeaseRequest::new(
+        NodeId::new(format!("node-{number}"))?,
+        LeaseAttrs {
             public_ip,
             backend_type: Some(BackendType::vxlan()),
             backend_data: DualStack::v4(BackendData::from_json(&data)?),
         },
-        previous: DualStack::default(),
-    })
+    ))
 }
 
 /// The subnets of all records that are in etcd at the end.

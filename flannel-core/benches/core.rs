@@ -2,24 +2,22 @@
 //! allocation in a pool of a million subnets at any fill.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::hint::black_box;
-use std::sync::Arc;
 
+use common::CONFIG;
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
-use flannel_backend_vxlan::{VxlanBackend, VxlanData};
+use flannel_backend_vxlan::VxlanData;
 use flannel_core::alloc::{Allocator, choose};
 use flannel_core::reconcile::desired::Compiler;
 use flannel_core::reconcile::ownership::Ownership;
 use flannel_core::reconcile::plan::{plan, plan_keys};
 use flannel_core::{
-    Backend, BackendType, DualStack, Event, Lease, LeaseAttrs, LeaseKey, LeaseSet, MacAddr,
-    NetworkConfig, NodeId, Observed, OverlayName, Own, PoolMode, PublicIp, Revision, RouteProtocol,
-    Snapshot, Subnet, WithdrawalGuard,
+    BackendType, DualStack, Event, Lease, LeaseAttrs, LeaseKey, LeaseSet, MacAddr, NetworkConfig,
+    NodeId, Observed, OverlayName, PoolMode, PublicIp, Revision, RouteProtocol, Snapshot, Subnet,
 };
-use flannel_testkit::conformance::backend::NodeFixture;
-
-const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":28,"Backend":{"Type":"vxlan"}}"#;
 
 /// The record of peer `n`; another `version` is at another address.
 fn peer(n: u32, version: u8) -> Lease {
@@ -63,35 +61,21 @@ struct World {
 
 /// A node with so many peers whose kernel has all that it should have.
 fn world(peers: u32) -> World {
-    let fixture = NodeFixture::new(CONFIG).expect("a valid config");
-    let backend = VxlanBackend::new();
-    let cx = fixture.cx();
-    let mut own = fixture.lease(backend.attrs(&cx).expect("attributes"));
-    own.subnet = DualStack::v4(Subnet::new([10, 255, 0, 0], 28).expect("a valid length"));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .expect("a runtime");
-    let network = runtime
-        .block_on(backend.register_network(&cx, own.clone()))
-        .expect("a network");
-    let mut set = LeaseSet::new(WithdrawalGuard::default());
-    set.set_backends(backend.backend_type(), backend.reaches());
-    set.set_pools(*fixture.config.pools());
-    set.set_own(Own {
-        node: own.node.clone(),
-        key: Some(own.key.clone()),
-        subnets: own.subnet,
-        public_ip: own.attrs.public_ip,
-    });
+    let subnet = Subnet::new([10, 255, 0, 0], 28).expect("a valid length");
+    let common::Node {
+        config,
+        mut set,
+        mut compiler,
+        ..
+    } = common::node(subnet);
     let leases = (0..peers).map(|n| peer(n, 0)).collect();
     let revision = Revision(u64::from(peers));
-    set.apply(Event::Snapshot(Snapshot {
+    let applied = set.apply(Event::Snapshot(Snapshot {
         leases,
         revision,
         ..Snapshot::default()
     }));
-    let mut compiler = Compiler::new(OverlayName::default(), RouteProtocol::OURS);
-    compiler.set_network(Arc::clone(&network), &set);
+    compiler.update(&applied.delta, &set);
     assert!(compiler.rejected().is_empty(), "every peer is accepted");
     let objects = compiler.desired().objects.iter();
     let objects = objects
@@ -100,12 +84,7 @@ fn world(peers: u32) -> World {
     let ownership = Ownership {
         overlay: OverlayName::default(),
         protocol: RouteProtocol::OURS,
-        networks: fixture
-            .config
-            .pools()
-            .values()
-            .map(|pool| pool.network())
-            .collect(),
+        networks: config.pools().values().map(|pool| pool.network()).collect(),
         adopt_flannel: true,
     };
     let observed = Observed {

@@ -2,19 +2,15 @@
 //! change, whatever the others are.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 
-use std::sync::Arc;
+mod common;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use flannel_backend_vxlan::{VxlanBackend, VxlanData};
+use flannel_backend_vxlan::VxlanData;
 use flannel_core::reconcile::desired::Compiler;
 use flannel_core::{
-    Backend, BackendType, DualStack, Event, Lease, LeaseAttrs, LeaseKey, LeaseSet, MacAddr, NodeId,
-    OverlayName, Own, PublicIp, Revision, RouteProtocol, Snapshot, Subnet, Unreadable,
-    WithdrawalGuard,
+    BackendType, DualStack, Event, Lease, LeaseAttrs, LeaseKey, LeaseSet, MacAddr, NodeId,
+    PublicIp, Revision, Snapshot, Subnet, Unreadable,
 };
-use flannel_testkit::conformance::backend::NodeFixture;
-
-const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":28,"Backend":{"Type":"vxlan"}}"#;
 
 /// The state that all records are in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,29 +111,9 @@ struct World {
 
 impl World {
     fn new(state: State, records: u32) -> Self {
-        let fixture = NodeFixture::new(CONFIG).expect("a valid config");
-        let backend = VxlanBackend::new();
-        let cx = fixture.cx();
-        let mut own = fixture.lease(backend.attrs(&cx).expect("attributes"));
-        own.subnet = DualStack::v4(subnet(10, 61_000));
-        own.created = Revision(1_000_000);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .expect("a runtime");
-        let network = runtime
-            .block_on(backend.register_network(&cx, own.clone()))
-            .expect("a network");
-        let mut set = LeaseSet::new(WithdrawalGuard::default());
-        set.set_backends(backend.backend_type(), backend.reaches());
-        set.set_pools(*fixture.config.pools());
-        set.set_own(Own {
-            node: own.node.clone(),
-            key: Some(own.key.clone()),
-            subnets: own.subnet,
-            public_ip: own.attrs.public_ip,
-        });
-        let mut compiler = Compiler::new(OverlayName::default(), RouteProtocol::OURS);
-        compiler.set_network(Arc::clone(&network), &set);
+        let common::Node {
+            own, set, compiler, ..
+        } = common::node(subnet(10, 61_000));
         let mut world = Self {
             set,
             compiler,

@@ -18,7 +18,7 @@ use crate::clock::Moment;
 /// | `Peers` | – | false: some peers are rejected, unreadable, or missing and not believed to be gone. At the start no snapshot may be held |
 /// | `Kernel` | false or unknown. An object of the node itself that is blocked by somebody else's makes it false (`Blocked`) | – |
 /// | `Foreign` | – | false: what is blocked serves single peers |
-/// | `DataPath` | – | – |
+/// | `DataPath` | – | false: it is started anew, and what it carries waits for that |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ConditionType {
@@ -142,9 +142,14 @@ impl Conditions {
         &self.0
     }
 
+    /// The condition of a type.
+    pub(crate) fn get(&self, kind: ConditionType) -> Option<&Condition> {
+        self.0.iter().find(|condition| condition.kind == kind)
+    }
+
     /// The reason of a condition.
     pub(crate) fn reason(&self, kind: ConditionType) -> &str {
-        let found = self.0.iter().find(|condition| condition.kind == kind);
+        let found = self.get(kind);
         found.map_or("", |condition| condition.reason.as_str())
     }
 
@@ -157,5 +162,36 @@ impl Conditions {
         }
         *slot = condition;
         news.then_some(slot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stops_work_is_as_the_table_says() {
+        use ConditionStatus::{False, True, Unknown};
+        let stops = |kind, status, reason: &str| {
+            let condition = Condition {
+                kind,
+                status,
+                reason: reason.to_owned(),
+                message: String::new(),
+                permanent: false,
+                since: Moment::default(),
+            };
+            condition.stops_work()
+        };
+        for kind in ConditionType::ALL {
+            let must_hold = matches!(
+                kind,
+                ConditionType::Underlay | ConditionType::Lease | ConditionType::Kernel
+            );
+            assert!(!stops(kind, True, "Fine"), "{kind}");
+            assert_eq!(stops(kind, False, "Broken"), must_hold, "{kind}");
+            assert_eq!(stops(kind, Unknown, "Starting"), must_hold, "{kind}");
+        }
+        assert!(!stops(ConditionType::Lease, Unknown, "Unconfirmed"));
     }
 }

@@ -191,6 +191,12 @@ impl PublicIp {
             .flatten()
     }
 
+    /// The addresses in words, IPv4 first; `None` if there is none.
+    pub(crate) fn in_words(&self) -> Option<String> {
+        let ips: Vec<String> = self.ips().map(|ip| ip.to_string()).collect();
+        (!ips.is_empty()).then(|| ips.join(" and "))
+    }
+
     /// Puts an address into the half of its family.
     pub fn set_ip(&mut self, ip: IpAddr) {
         match ip {

@@ -32,17 +32,13 @@ impl Holder {
         instance: Option<InstanceId>,
         attrs: &LeaseAttrs,
     ) -> Self {
-        let is_ours = |theirs| request.instance == Some(theirs);
+        let is_ours = instance.is_some() && instance == request.instance;
         if *node == request.node {
-            return match instance {
-                Some(theirs) if request.instance.is_some() && !is_ours(theirs) => {
-                    if is_same_machine(&request.attrs, attrs) {
-                        Self::Own
-                    } else {
-                        Self::Twin(theirs)
-                    }
-                }
-                _ => Self::Own,
+            return match (request.instance, instance) {
+                (None, _) | (_, None) => Self::Own,
+                (Some(_), Some(_)) if is_ours => Self::Own,
+                (Some(_), Some(_)) if is_same_machine(&request.attrs, attrs) => Self::Own,
+                (Some(_), Some(theirs)) => Self::Twin(theirs),
             };
         }
         // A derived id is the address itself, and whose that is its backend knows.
@@ -53,9 +49,10 @@ impl Holder {
         {
             return Self::Other;
         }
-        match instance {
-            Some(theirs) if is_ours(theirs) => Self::Own,
-            theirs => Self::Former(theirs),
+        if is_ours {
+            Self::Own
+        } else {
+            Self::Former(instance)
         }
     }
 }

@@ -306,10 +306,11 @@ impl LeaseSet {
         let Some(seat) = record.and_then(Record::seat) else {
             return DualStack::default();
         };
-        let mut claims = DualStack::default();
-        for (family, screened) in self.admission.screen(&peer.lease).iter() {
-            let is_lost = self.subnets.lost(&claimant(&seat, family)).is_some();
-            claims.set(family, screened.claim.filter(|_| !is_lost));
+        let mut claims = self.screened_claims_of(peer);
+        for family in Family::ALL {
+            if self.subnets.lost(&claimant(&seat, family)).is_some() {
+                claims.set(family, None);
+            }
         }
         claims
     }

@@ -98,11 +98,8 @@ pub enum Error {
 
 /// Where a machine is, in words.
 fn at(public_ip: &PublicIp) -> String {
-    let ips: Vec<String> = public_ip.ips().map(|ip| ip.to_string()).collect();
-    match ips.as_slice() {
-        [] => String::new(),
-        ips => format!(" at {}", ips.join(" and ")),
-    }
+    let words = public_ip.in_words();
+    words.map_or_else(String::new, |words| format!(" at {words}"))
 }
 
 impl Error {

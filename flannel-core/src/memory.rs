@@ -28,9 +28,9 @@ use store::{Machine, Store};
 /// A full [`Manager`] that keeps everything in memory: for hosts of one process, demos and tests.
 ///
 /// Clones share one store, so that each "node" of a program holds a handle of its own: a machine lives
-/// as long as a watch of the handle that it got its lease by. Records
-/// have flannel's lease keys (`10.5.1.0-24`), so a node whose subnet changes gets a new record.
-/// Leases never expire, unless [`with_ttl`](Self::with_ttl) says so.
+/// as long as a watch of the handle that it got its lease by. Records have flannel's lease keys
+/// (`10.5.1.0-24`), so a node whose subnet changes gets a new record. Leases never expire, unless
+/// [`with_ttl`](Self::with_ttl) says so.
 ///
 /// ```
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {

@@ -173,7 +173,12 @@ impl InstanceId {
 
     /// A new one, from the entropy that the standard library's maps are seeded with.
     pub fn random() -> Self {
-        let half = || u128::from(RandomState::new().build_hasher().finish());
+        Self::from_halves(|| RandomState::new().build_hasher().finish())
+    }
+
+    /// A new one, of two draws.
+    pub(crate) fn from_halves(mut draw: impl FnMut() -> u64) -> Self {
+        let mut half = || u128::from(draw());
         Self::from_bits(half() << 64 | half())
     }
 

@@ -341,8 +341,7 @@ impl OverlayBuilder {
             fresh_instance: self.seed.map_or_else(InstanceId::random, |seed| {
                 // Another history than that of the jitter.
                 let mut rng = Rng::new(!seed);
-                let mut half = || u128::from(rng.next_u64());
-                InstanceId::from_bits(half() << 64 | half())
+                InstanceId::from_halves(|| rng.next_u64())
             }),
             options: self.options,
         };

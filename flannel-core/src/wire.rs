@@ -93,12 +93,8 @@ impl Error {
 }
 
 fn addresses(public_ip: &PublicIp) -> String {
-    let ips: Vec<String> = public_ip.ips().map(|ip| ip.to_string()).collect();
-    if ips.is_empty() {
-        "no address".to_owned()
-    } else {
-        ips.join(" and ")
-    }
+    let words = public_ip.in_words();
+    words.unwrap_or_else(|| "no address".to_owned())
 }
 
 /// What a lease's value says.

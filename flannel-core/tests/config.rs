@@ -320,6 +320,10 @@ fn every_broken_rule_names_key_value_and_rule() {
             "the network config is not a JSON object: ",
         ),
         (
+            "\u{feff}{}".into(),
+            "the network config is not a JSON object: it begins with a byte-order mark",
+        ),
+        (
             " ".repeat(70_000),
             "the network config is not a JSON object: it has 70000 bytes",
         ),

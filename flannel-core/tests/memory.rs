@@ -109,13 +109,7 @@ fn node(id: &str) -> NodeId {
 }
 
 fn request(id: &str) -> LeaseRequest {
-    LeaseRequest {
-        node: node(id),
-        instance: None,
-        take_over: false,
-        attrs: LeaseAttrs::default(),
-        previous: DualStack::default(),
-    }
+    LeaseRequest::new(node(id), LeaseAttrs::default())
 }
 
 fn v4(text: &str) -> DualStack<Subnet> {

@@ -117,20 +117,25 @@ async fn a_machine_is_known_again_by_its_state_or_by_its_mac() {
     assert_eq!(subnet_of(&forgetful, Family::V4), subnet);
 }
 
-#[tokio::test(start_paused = true)]
-async fn machines_that_were_cloned_with_their_state_come_to_rest() {
+/// A machine and its clone, made with its state while it ran, some minutes later.
+async fn cloned() -> ([Overlay; 2], [Memory; 2]) {
     let manager = MemoryManager::new(config(DUAL));
-    let state = Memory::default();
     let kernels = [FakeKernel::node(1), FakeKernel::node(2)];
+    let [state, copy] = [Memory::default(), Memory::default()];
     let original = builder("a", &manager, &kernels[0]).state(state.clone());
     let original = original.start().await.expect("all parts are there");
     ready_within(MINUTE, &original).await;
-    let copy = Memory::default();
     let saved = state.load().await.expect("readable").expect("a state");
     copy.save(&saved).await.expect("writable");
     let clone = builder("a", &manager, &kernels[1]).state(copy.clone());
     let clone = clone.start().await.expect("all parts are there");
     tokio::time::sleep(5 * MINUTE).await;
+    ([original, clone], [state, copy])
+}
+
+#[tokio::test(start_paused = true)]
+async fn machines_that_were_cloned_with_their_state_come_to_rest() {
+    let ([original, clone], [state, copy]) = cloned().await;
     let mut events = [original.events(), clone.events()];
     tokio::time::sleep(20 * MINUTE).await;
     assert_eq!(events.each_mut().map(changes), [(0, 0); 2]);
@@ -244,18 +249,7 @@ async fn a_machine_whose_node_id_was_taken_while_it_was_off_says_so_and_uses_not
 
 #[tokio::test(start_paused = true)]
 async fn a_machine_that_was_cloned_gets_its_node_id_back_when_the_clone_is_gone() {
-    let manager = MemoryManager::new(config(DUAL));
-    let state = Memory::default();
-    let kernels = [FakeKernel::node(1), FakeKernel::node(2)];
-    let original = builder("a", &manager, &kernels[0]).state(state.clone());
-    let original = original.start().await.expect("all parts are there");
-    ready_within(MINUTE, &original).await;
-    let copy = Memory::default();
-    let saved = state.load().await.expect("readable").expect("a state");
-    copy.save(&saved).await.expect("writable");
-    let clone = builder("a", &manager, &kernels[1]).state(copy.clone());
-    let clone = clone.start().await.expect("all parts are there");
-    tokio::time::sleep(5 * MINUTE).await;
+    let ([original, clone], _) = cloned().await;
     let (holder, other) = match lease_condition(&clone).0.as_str() {
         "Held" => (clone, original),
         _ => (original, clone),

@@ -278,7 +278,7 @@ async fn what_is_wrong_with_etcd_is_said_with_the_remedy() {
     client.put(CONFIG, "{", None).await.expect("an answer");
     let (code, _, why) = bench.node("a", &[]).end();
     assert_eq!(code, 1);
-    assert!(why.contains("cannot be used"), "{why}");
+    assert_eq!(why.matches("cannot be used").count(), 1, "{why}");
 
     let other = r#"{ "Network": "10.5.0.0/16", "Backend": { "Type": "extension" } }"#;
     client.put(CONFIG, other, None).await.expect("an answer");
@@ -290,6 +290,13 @@ async fn what_is_wrong_with_etcd_is_said_with_the_remedy() {
         [""; 0],
         "it leaves nothing when it fails"
     );
+
+    // What may come later is waited for, no longer than is asked for.
+    client.put(CONFIG, V4, None).await.expect("an answer");
+    let late = ["--iface", "eth7", "--ready-within", "2"];
+    let (code, _, why) = bench.node("a", &late).end();
+    assert_eq!(code, 3, "{why}");
+    assert!(why.contains("in time") && why.contains("eth7"), "{why}");
 
     bench.etcd.kill();
     let (code, _, why) = bench.node("a", &[]).end();

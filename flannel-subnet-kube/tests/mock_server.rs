@@ -353,13 +353,7 @@ async fn silence_is_no_answer_to_anything() {
     let limit = Duration::from_secs(3);
     let manager = mock.manager_with(|options| options.call_timeout(limit));
     let mut watch = manager.watch_leases();
-    let request = LeaseRequest {
-        node: NodeId::new("a").expect("an id"),
-        instance: None,
-        take_over: false,
-        attrs: LeaseAttrs::default(),
-        previous: DualStack::default(),
-    };
+    let request = LeaseRequest::new(NodeId::new("a").expect("an id"), LeaseAttrs::default());
     let begun = Instant::now();
     let error = manager.acquire_lease(&request).await.expect_err("silence");
     assert!(matches!(error, Error::Unavailable { .. }), "{error}");
@@ -590,13 +584,7 @@ async fn a_write_whose_answer_is_lost_is_known_again() {
         backend_type: Some(flannel_core::BackendType::vxlan()),
         backend_data: DualStack::default(),
     };
-    let request = LeaseRequest {
-        node: NodeId::new("a").expect("an id"),
-        instance: None,
-        take_over: false,
-        attrs,
-        previous: DualStack::default(),
-    };
+    let request = LeaseRequest::new(NodeId::new("a").expect("an id"), attrs);
     let mut lease = manager.acquire_lease(&request).await.expect("it stands so");
     lease.attrs.public_ip = PublicIp::v4([192, 0, 2, 2].into());
     let error = manager.renew_lease(&lease).await.expect_err("silence");

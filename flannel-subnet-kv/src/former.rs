@@ -117,7 +117,7 @@ impl Formers {
                 Some(RETRY)
             }
         };
-        match wait.filter(|_| is_former(manager, &former.record)) {
+        match wait {
             Some(wait) => former.due = Instant::now() + wait,
             None => {
                 let key = former.record.entry.key.clone();

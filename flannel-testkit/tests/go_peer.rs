@@ -310,11 +310,9 @@ fn request(n: u8, mode: GoMode) -> LeaseRequest {
         let text = format!(r#"{{"VNI":1,"VtepMAC":"0e:00:00:00:00:{n:02x}"}}"#);
         BackendData::from_json(&text).expect("JSON")
     };
-    LeaseRequest {
-        node: NodeId::new(format!("node-{n}")).expect("a node id"),
-        instance: None,
-        take_over: false,
-        attrs: LeaseAttrs {
+    LeaseRequest::new(
+        NodeId::new(format!("node-{n}")).expect("a node id"),
+        LeaseAttrs {
             public_ip: ip(n),
             backend_type: Some(BackendType::vxlan()),
             backend_data: DualStack::new(
@@ -322,8 +320,7 @@ fn request(n: u8, mode: GoMode) -> LeaseRequest {
                 (mode == GoMode::Dual).then(|| data(n + 100)),
             ),
         },
-        previous: DualStack::default(),
-    }
+    )
 }
 
 fn subnets(list: &[&str]) -> DualStack<Subnet> {

@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use crate::backend::{Network, Rejection};
 use crate::compact::{BULK, compact_map};
 use crate::family::{DualStack, Family};
-use crate::lease::{BackendType, Lease, LeaseKey, Revision, Seniority};
+use crate::lease::{BackendType, LeaseKey, Revision, Seniority};
 use crate::lease_set::{LeaseDelta, LeaseSet, Peer};
 use crate::node::OverlayName;
 use crate::object::{
     Fdb, MacAddr, Neighbour, Object, ObjectKey, Objects, RouteProtocol, RouteTarget,
 };
+use crate::reconcile::own_claim::{OwnClaim, RIVALS};
 use crate::reconcile::ownership::nexthop_id;
 use crate::settle::{Claimant, Settlement};
 use crate::subnet::Subnet;
@@ -99,46 +100,6 @@ pub struct Compiler {
     rivals: BTreeSet<Seniority>,
 }
 
-/// The objects that our own record makes other nodes want.
-#[derive(Debug, Clone)]
-struct OwnClaim {
-    seniority: Seniority,
-    keys: BTreeSet<ObjectKey>,
-}
-
-/// The most older records of the same wants that are looked at: those of one machine are few.
-const RIVALS: usize = 16;
-
-impl OwnClaim {
-    /// Finds an object that others want both for us and for these subnets of a peer.
-    fn shared(
-        &self,
-        network: &dyn Network,
-        peer: &Peer,
-        subnets: &DualStack<Subnet>,
-    ) -> Option<ObjectKey> {
-        if subnets.is_empty() {
-            return None;
-        }
-        let theirs = keys_of(network, &peer.lease, subnets);
-        theirs.intersection(&self.keys).next().cloned()
-    }
-
-    fn of(network: &dyn Network) -> Self {
-        let lease = network.lease();
-        let mut reached = lease.subnet;
-        for (family, _) in lease.subnet.iter() {
-            if lease.attrs.public_ip(family).is_none() {
-                reached.set(family, None);
-            }
-        }
-        Self {
-            seniority: lease.seniority(),
-            keys: keys_of(network, lease, &reached),
-        }
-    }
-}
-
 /// The MAC of a peer's device that an object leads to.
 const fn mac_behind(object: &Object) -> Option<MacAddr> {
     match object {
@@ -152,17 +113,6 @@ const fn mac_behind(object: &Object) -> Option<MacAddr> {
         | Object::Nexthop(_)
         | Object::Route(_) => None,
     }
-}
-
-/// The keys that nodes of a network want for the subnets of a record.
-fn keys_of(
-    network: &dyn Network,
-    lease: &Lease,
-    subnets: &DualStack<Subnet>,
-) -> BTreeSet<ObjectKey> {
-    let answers = network.peer(lease, subnets);
-    let units = answers.values().filter_map(|answer| answer.as_ref().ok());
-    units.flatten().map(Object::key).collect()
 }
 
 /// What the node itself needs.
@@ -318,10 +268,9 @@ impl Compiler {
             {
                 self.note_rival(&*network, peer, peers);
             }
-            let same = match (&old, &new) {
-                (Some(old), Some((new, units))) => old == new && self.claims_same(key, new, units),
-                _ => false,
-            };
+            let both = old.as_ref().zip(new.as_ref());
+            let same = both
+                .is_some_and(|(old, (new, units))| old == new && self.claims_same(key, new, units));
             // Withdrawals come first: the new claims may be those of the same claimant.
             if let Some(old) = &old {
                 for family in old.families.families() {

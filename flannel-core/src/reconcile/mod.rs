@@ -4,6 +4,7 @@
 mod copy;
 pub mod desired;
 pub(crate) mod engine;
+mod own_claim;
 pub mod ownership;
 pub mod plan;
 pub(crate) mod reconciler;

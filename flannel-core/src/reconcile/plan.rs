@@ -123,9 +123,9 @@ pub fn plan(observed: &Observed, desired: &Desired, ownership: &Ownership) -> Pl
 /// The part of [`plan`] that concerns some keys: cheap when they are few.
 ///
 /// Equal to the whole plan if nothing else differs; `keys` must therefore hold all that is not
-/// right, also what was blocked before. Where something else than a route is blocked, what is there may
-/// serve any that needs that: then only the whole plan tells what may go. What the keys need and what they force is planned with
-/// them: when a device is made or removed, all that is on it.
+/// right, also what was blocked before. Where something else than a route is blocked, what is there
+/// may serve any that needs that: then only the whole plan tells what may go. What the keys need and
+/// what they force is planned with them: when a device is made or removed, all that is on it.
 pub fn plan_keys(
     observed: &Observed,
     desired: &Desired,
@@ -229,11 +229,16 @@ impl<'a> Planner<'a> {
     /// The keys with those of our unwanted addresses that are inside of routes among them: an address
     /// that stayed goes when its subnet becomes a peer's.
     fn with_addresses(&self, mut keys: BTreeSet<ObjectKey>) -> BTreeSet<ObjectKey> {
-        let routes = keys.iter().rev().map_while(|key| match key {
-            ObjectKey::Route { dst, .. } => Some(*dst),
-            _ => None,
+        let routes = keys.iter().rev().map_while(|key| {
+            let ObjectKey::Route { dst, .. } = key else {
+                return None;
+            };
+            Some(*dst)
         });
         let routes: Vec<Subnet> = routes.collect();
+        if routes.is_empty() {
+            return keys;
+        }
         let first = ObjectKey::Address {
             dev: IfName::FIRST,
             ip: Ipv4Addr::UNSPECIFIED.into(),
@@ -307,10 +312,10 @@ impl<'a> Planner<'a> {
     /// Tells if a device that nobody wants stays while peers may still send to it.
     fn is_on_a_held_device(&self, dev: IfName) -> bool {
         let key = ObjectKey::Link(dev);
-        let backend = match self.observed.objects.get(&key) {
-            Some(Object::Link(link)) => link.kind.backend(),
-            _ => None,
+        let Some(Object::Link(link)) = self.observed.objects.get(&key) else {
+            return false;
         };
+        let backend = link.kind.backend();
         backend.is_some_and(|backend| self.desired.held_backends.contains(&backend))
             && !self.desired.objects.contains_key(&key)
     }

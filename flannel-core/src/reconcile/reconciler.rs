@@ -153,22 +153,33 @@ struct Basis {
 
 impl Basis {
     fn of(desired: &Desired, ownership: &Ownership) -> Self {
-        let Desired {
-            objects: _,
-            hold_orphans,
-            held_backends,
-            spared,
-        } = desired;
+        let (hold_orphans, held_backends, spared) = beside_objects(desired);
         Self {
-            hold_orphans: *hold_orphans,
+            hold_orphans,
             held_backends: held_backends.clone(),
-            spared: spared.clone(),
+            spared: spared.to_vec(),
             ownership: ownership.clone(),
         }
     }
+
+    fn is_of(&self, desired: &Desired, ownership: &Ownership) -> bool {
+        let basis = (self.hold_orphans, &self.held_backends, &*self.spared);
+        basis == beside_objects(desired) && self.ownership == *ownership
+    }
 }
 
-/// What was read since the engine woke.
+/// All that is desired beside the objects.
+fn beside_objects(desired: &Desired) -> (bool, &BTreeSet<BackendType>, &[Subnet]) {
+    let Desired {
+        objects: _,
+        hold_orphans,
+        held_backends,
+        spared,
+    } = desired;
+    (*hold_orphans, held_backends, spared)
+}
+
+/// The readings since the engine woke.
 #[derive(Debug, Default)]
 struct JustRead {
     all: bool,
@@ -674,9 +685,10 @@ impl Reconciler {
             self.noticed_at = None;
             self.dirty.append(&mut self.noticed);
         }
-        let basis = Basis::of(desired, ownership);
-        let whole =
-            self.replan || self.basis.as_ref() != Some(&basis) || self.is_held_back_by_others();
+        let basis = self.basis.as_ref();
+        let whole = self.replan
+            || basis.is_none_or(|basis| !basis.is_of(desired, ownership))
+            || self.is_held_back_by_others();
         let plan = if whole {
             plan(observed, desired, ownership)
         } else if self.dirty.is_empty() {
@@ -695,7 +707,7 @@ impl Reconciler {
         self.replan = false;
         let steps: BTreeSet<ObjectKey> = plan.steps.iter().map(|step| step.op.key()).collect();
         if whole {
-            self.basis = Some(basis);
+            self.basis = Some(Basis::of(desired, ownership));
             self.open.clear();
             self.failures.retain(|key, _| steps.contains(key));
             let blocked: BTreeSet<ObjectKey> = plan

@@ -77,17 +77,14 @@ pub(crate) async fn server(version: EtcdVersion, config: &str) -> (Etcd, Client)
 pub(crate) fn request(node: &str, last: u8) -> LeaseRequest {
     let data = r#"{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}"#;
     let data = BackendData::from_json(data).expect("JSON");
-    LeaseRequest {
-        node: NodeId::new(node).expect("a name"),
-        instance: None,
-        take_over: false,
-        attrs: LeaseAttrs {
+    LeaseRequest::new(
+        NodeId::new(node).expect("a name"),
+        LeaseAttrs {
             public_ip: PublicIp::v4([192, 0, 2, last].into()),
             backend_type: Some(BackendType::vxlan()),
             backend_data: DualStack::v4(data),
         },
-        previous: DualStack::default(),
-    }
+    )
 }
 
 pub(crate) fn subnet(text: &str) -> Subnet {

@@ -63,13 +63,7 @@ pub(crate) fn attrs(n: u8) -> LeaseAttrs {
 }
 
 pub(crate) fn request(name: &str, n: u8) -> LeaseRequest {
-    LeaseRequest {
-        node: node(name),
-        instance: None,
-        take_over: false,
-        attrs: attrs(n),
-        previous: DualStack::default(),
-    }
+    LeaseRequest::new(node(name), attrs(n))
 }
 
 /// The next event of a watch; what it reports as failed is passed over.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use flannel_core::manager::Error;
 use flannel_core::{
-    DualStack, Event, EventStream, Lease, LeaseAttrs, LeaseRequest, Manager, NodeId, PublicIp,
-    Revision, TokioClock, wire,
+    Event, EventStream, Lease, LeaseAttrs, LeaseRequest, Manager, NodeId, PublicIp, Revision,
+    TokioClock, wire,
 };
 use flannel_testkit::fake_store::{FakeStore, KeyRange, Layout, StoreManager, StoreOptions};
 use tokio::time::timeout;
@@ -65,19 +65,16 @@ pub(crate) fn request(name: &str) -> LeaseRequest {
     let n = name
         .bytes()
         .fold(0, |n: u8, b| n.wrapping_mul(31).wrapping_add(b));
-    LeaseRequest {
-        node: NodeId::new(name).expect("a node id"),
-        instance: None,
-        take_over: false,
-        attrs: LeaseAttrs {
+    LeaseRequest::new(
+        NodeId::new(name).expect("a node id"),
+        LeaseAttrs {
             public_ip: PublicIp::both(
                 [192, 0, 2, n].into(),
                 [0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(n)].into(),
             ),
             ..LeaseAttrs::default()
         },
-        previous: DualStack::default(),
-    }
+    )
 }
 
 pub(crate) async fn acquire(manager: &StoreManager, request: &LeaseRequest) -> Lease {

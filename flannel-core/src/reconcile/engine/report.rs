@@ -149,12 +149,8 @@ impl Engine {
 
     /// Tells if the store answered that there is no lease for us, for a reason that does not pass.
     fn lease_is_refused(&self) -> bool {
-        let mut conditions = self.conditions.list().iter();
-        conditions.any(|condition| {
-            condition.kind == ConditionType::Lease
-                && condition.status == ConditionStatus::False
-                && condition.permanent
-        })
+        let lease = self.conditions.get(ConditionType::Lease);
+        lease.is_some_and(|lease| lease.status == ConditionStatus::False && lease.permanent)
     }
 
     /// Draws the conditions that follow from the rest.
@@ -244,20 +240,16 @@ impl Engine {
                 self.fails(ConditionType::Peers, "Rejected", message, false);
             }
         }
-        let known = match self.lease {
-            LeaseState::Held { .. } => self.leases.synced() && self.leases.held().is_none(),
-            LeaseState::Saved(_) => self.store_is_down,
-            _ => false,
-        };
-        let conditions = self.conditions.list();
-        let stopped = conditions.iter().any(Condition::stops_work);
-        let has_all = self.network.is_some() && self.reconciler.converged();
-        let lease = match self.lease {
-            LeaseState::Held { .. } => true,
+        let is_in = match self.lease {
+            LeaseState::Held { .. } => {
+                self.ready || self.leases.synced() && self.leases.held().is_none()
+            }
             LeaseState::Saved(_) => self.store_is_down,
             LeaseState::None | LeaseState::Lost { .. } | LeaseState::Released { .. } => false,
         };
-        self.working = lease && has_all && !stopped && (self.ready || known);
+        let is_stopped = self.conditions.list().iter().any(Condition::stops_work);
+        let has_all = self.network.is_some() && self.reconciler.converged();
+        self.working = is_in && has_all && !is_stopped;
         self.ready |= self.working;
     }
 }

@@ -122,13 +122,7 @@ pub(super) fn attrs(n: u8) -> LeaseAttrs {
 }
 
 pub(super) fn request(n: u8) -> LeaseRequest {
-    LeaseRequest {
-        node: node(n),
-        instance: None,
-        take_over: false,
-        attrs: attrs(n),
-        previous: DualStack::default(),
-    }
+    LeaseRequest::new(node(n), attrs(n))
 }
 
 /// How often a call is repeated that the store may answer later.

@@ -76,7 +76,8 @@ pub struct Applied {
 ///   order; deleting a record touches that record only.
 /// - Our own records are kept apart and are never peers.
 /// - A record that cannot be read keeps its last good value, but as long as its node has written
-///   another record since, nothing of it is used ([`Rejection::Replaced`]).
+///   another record since, nothing of it is used
+///   ([`Rejection::Replaced`](crate::Rejection::Replaced)).
 /// - A snapshot is the truth, but one that withdraws too much ([`WithdrawalGuard`]) removes
 ///   nothing until a second one confirms it, and so do deletes that come together
 ///   ([`apply_burst`](Self::apply_burst)). Deletes that come one by one are believed. A record that

@@ -104,6 +104,7 @@ impl Network for PlainNetwork {
                     onlink: false,
                 },
                 protocol: RouteProtocol::UNSPEC, // the overlay puts its own mark here
+                source: None,
             })])
         })
     }

@@ -145,7 +145,7 @@ pub use flannel_core::{
 pub use flannel_core::{
     Address, AddressInfo, Change, ChangeStream, External, Fdb, Features, Gateways, Hop, IfName,
     Interface, Link, LinkInfo, LinkKind, MAIN_TABLE, MacAddr, MacError, Neighbour, Nexthop,
-    NodeContext, Note, Object, ObjectKey, Objects, Observed, Offload, Op, Reach, Route,
+    NodeContext, Note, Object, ObjectKey, Objects, Observed, Offload, Op, Reach, Route, RoutePath,
     RouteProtocol, RouteTarget, Scope, Sysctl, Tun, Tunnel, TunnelPeer, Underlay, UnderlayOptions,
     Vxlan,
 };

@@ -55,6 +55,7 @@ impl UdpNetwork {
                 metric: Route::default_metric(family),
                 target: RouteTarget::Device(self.device),
                 protocol: RouteProtocol::UNSPEC,
+                source: None,
             })]
         } else {
             // Flannel's own takes everybody for one of its kind, and sends to who does not listen.

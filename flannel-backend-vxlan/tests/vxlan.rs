@@ -60,6 +60,7 @@ fn route(dst: &str, target: RouteTarget) -> Route {
         metric,
         target,
         protocol,
+        source: None,
     }
 }
 

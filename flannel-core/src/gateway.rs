@@ -86,6 +86,7 @@ impl Gateways {
             metric: Route::default_metric(dst.family()),
             target,
             protocol: RouteProtocol::UNSPEC,
+            source: None,
         }));
         objects
     }

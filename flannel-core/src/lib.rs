@@ -62,8 +62,8 @@ pub use memory::{MemoryManager, MemoryState};
 pub use node::{InstanceId, NameError, NodeId, OverlayName};
 pub use object::{
     Address, Fdb, IfName, Link, LinkKind, MAIN_TABLE, MacAddr, MacError, Neighbour, Nexthop,
-    Object, ObjectKey, Objects, Offload, Route, RouteProtocol, RouteTarget, Sysctl, Tun, Tunnel,
-    TunnelPeer, Vxlan,
+    Object, ObjectKey, Objects, Offload, Route, RoutePath, RouteProtocol, RouteTarget, Sysctl, Tun,
+    Tunnel, TunnelPeer, Vxlan,
 };
 pub use overlay::{Check, Error, Overlay, OverlayBuilder, Preflight};
 pub use state::{FileState, SavedState, StateStore};

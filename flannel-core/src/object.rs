@@ -400,6 +400,10 @@ pub struct Route {
     /// Who made it.
     #[serde(default)]
     pub protocol: RouteProtocol,
+    /// The address that this host's own packets are sent from (`RTA_PREFSRC`); `None`: the kernel
+    /// picks one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpAddr>,
 }
 
 impl Route {
@@ -433,8 +437,20 @@ pub enum RouteTarget {
     Device(IfName),
     /// Nowhere: packets are dropped.
     Blackhole,
-    /// Something that we never ask for, such as several paths; in the kernel's words.
+    /// Over several paths, one for each flow; never asked for.
+    Paths(Vec<RoutePath>),
+    /// Something else that we never ask for; in the kernel's words.
     Other(String),
+}
+
+/// One of several paths of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoutePath {
+    /// The next node on the way; `None`: straight to the device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
+    /// The device.
+    pub dev: IfName,
 }
 
 /// One object of the kernel's network configuration.
@@ -632,7 +648,9 @@ impl Object {
                         subnet: o.dst,
                     },
                 ],
-                RouteTarget::Blackhole | RouteTarget::Other(_) => Vec::new(),
+                RouteTarget::Blackhole | RouteTarget::Paths(_) | RouteTarget::Other(_) => {
+                    Vec::new()
+                }
             },
         }
     }
@@ -809,6 +827,17 @@ impl fmt::Display for RouteTarget {
             Self::Nexthop(id) => write!(f, "nhid {id}"),
             Self::Device(dev) => write!(f, "dev {dev}"),
             Self::Blackhole => f.write_str("blackhole"),
+            Self::Paths(paths) => {
+                f.write_str("over")?;
+                for (i, RoutePath { gateway, dev }) in paths.iter().enumerate() {
+                    f.write_str(if i == 0 { " " } else { ", " })?;
+                    match gateway {
+                        Some(gateway) => write!(f, "via {gateway} dev {dev}")?,
+                        None => write!(f, "dev {dev}")?,
+                    }
+                }
+                Ok(())
+            }
             Self::Other(what) => f.write_str(what),
         }
     }

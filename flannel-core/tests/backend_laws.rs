@@ -148,6 +148,7 @@ impl ToyNetwork {
                 metric,
                 target: RouteTarget::Nexthop(id),
                 protocol,
+                source: None,
             }),
         ];
         match self.flaw {

@@ -102,6 +102,7 @@ impl Toy {
                 metric: Route::default_metric(family),
                 target: RouteTarget::Nexthop(id),
                 protocol: RouteProtocol::UNSPEC,
+                source: None,
             }),
         ];
         objects.extend(self.extra.iter().cloned());
@@ -375,7 +376,7 @@ proptest! {
                             .objects
                             .get(&ObjectKey::Nexthop(*id))
                             .is_some_and(|nexthop| nexthop.peer == wanted.peer),
-                        RouteTarget::Other(_) => false,
+                        RouteTarget::Paths(_) | RouteTarget::Other(_) => false,
                         _ => true,
                     };
                     path && o.protocol == RouteProtocol::OURS
@@ -466,6 +467,7 @@ fn any_object() -> impl Strategy<Value = Object> {
                 metric: 7,
                 target,
                 protocol: RouteProtocol::UNSPEC,
+                source: None,
             })
         };
         match kind {

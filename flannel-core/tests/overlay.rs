@@ -407,6 +407,7 @@ async fn a_foreign_route_is_reported_and_left_alone() {
         metric: 0,
         target: RouteTarget::Device(dev("eth0")),
         protocol: RouteProtocol(4),
+        source: None,
     });
     kernel.insert_foreign(foreign.clone()).expect("it fits");
     let a = start("a", &manager, &kernel).await;
@@ -471,6 +472,7 @@ async fn a_wider_route_of_others_keeps_no_peer_out() {
             onlink: false,
         },
         protocol: RouteProtocol(4),
+        source: None,
     });
     kernels[0]
         .insert_foreign(theirs.clone())

@@ -359,6 +359,7 @@ fn boot_route(gateway: [u8; 4]) -> Object {
             onlink: false,
         },
         protocol: RouteProtocol::BOOT,
+        source: None,
     })
 }
 

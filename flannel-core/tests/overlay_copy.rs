@@ -37,6 +37,7 @@ fn foreign(n: u8, gateway: u8) -> Object {
             onlink: false,
         },
         protocol: RouteProtocol(186),
+        source: None,
     })
 }
 

@@ -301,6 +301,7 @@ async fn direct_routing_follows_the_underlays_routes() {
             onlink: false,
         },
         protocol: RouteProtocol::BOOT,
+        source: None,
     });
     kernel.insert_foreign(detour.clone()).expect("it fits");
     until(Duration::from_secs(1), "the tunnel is taken", || {

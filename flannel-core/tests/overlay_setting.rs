@@ -69,6 +69,7 @@ async fn underlay_changes_are_followed_and_published() {
             onlink: false,
         },
         protocol: RouteProtocol::BOOT,
+        source: None,
     };
     kernels[0].external(&Op::Create(Object::Route(route))).ok();
     a.wait_for(|status| {

@@ -467,8 +467,7 @@ proptest! {
                 dev: IfName::new("eth0").expect("a name"),
                 onlink: false,
             },
-            protocol: RouteProtocol::BOOT,
-        });
+            protocol: RouteProtocol::BOOT, source: None });
         kernel.insert_foreign(theirs.clone()).expect("it fits");
         let ownership = ownership(adopt);
         let plan = converge(&kernel, &spec.desired(), &ownership);

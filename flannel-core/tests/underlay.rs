@@ -50,6 +50,7 @@ fn route(dst: &str, target: RouteTarget, metric: u32) -> Route {
         metric,
         target,
         protocol: RouteProtocol::BOOT,
+        source: None,
     }
 }
 

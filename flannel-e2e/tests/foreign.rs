@@ -30,6 +30,7 @@ fn foreign_route(dst: &str, dev: IfName) -> Object {
         metric: Route::default_metric(dst.family()),
         target: RouteTarget::Device(dev),
         protocol: RouteProtocol(4),
+        source: None,
     })
 }
 

@@ -103,6 +103,7 @@ fn as_go_flannel(cluster: &Cluster) -> Vec<Object> {
                 onlink: false,
             },
             protocol: RouteProtocol::BOOT,
+            source: None,
         })
     });
     routes.collect()

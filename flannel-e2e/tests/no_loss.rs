@@ -297,6 +297,7 @@ fn as_go_flannel(
                 onlink: true,
             },
             protocol: RouteProtocol::BOOT,
+            source: None,
         }),
     ]
 }

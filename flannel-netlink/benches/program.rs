@@ -81,6 +81,7 @@ fn objects(peers: u32) -> Vec<Object> {
             metric: 0,
             target: RouteTarget::Nexthop(n + 1),
             protocol: RouteProtocol::OURS,
+            source: None,
         })
     });
     fdb.chain(neighbours)
@@ -115,6 +116,7 @@ fn host_gw(peers: u32) -> Vec<Object> {
             metric: 0,
             target: RouteTarget::Nexthop(FIRST + n),
             protocol: RouteProtocol::OURS,
+            source: None,
         })
     });
     nexthops.chain(routes).collect()

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{Family, IfName, Route, RouteProtocol, RouteTarget, Subnet};
+use flannel_core::{Family, IfName, Route, RoutePath, RouteProtocol, RouteTarget, Subnet};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteScope, RouteType, RouteVia,
@@ -43,6 +43,8 @@ pub(crate) struct Entry {
     pub(crate) protocol: RouteProtocol,
     /// Where packets go.
     pub(crate) path: Path,
+    /// The address that this host's own packets are sent from.
+    pub(crate) source: Option<IpAddr>,
 }
 
 /// Where a route sends packets: the device by index.
@@ -56,7 +58,9 @@ pub(crate) enum Path {
     Device(u32),
     /// Nowhere.
     Blackhole,
-    /// Something that we never ask for.
+    /// Over several paths: gateway and device of each.
+    Several(Vec<(Option<IpAddr>, u32)>),
+    /// Something else that we never ask for.
     Other(String),
 }
 
@@ -76,6 +80,12 @@ impl Entry {
             Path::Nexthop(id) => RouteTarget::Nexthop(*id),
             Path::Device(index) => RouteTarget::Device(named(*index)?),
             Path::Blackhole => RouteTarget::Blackhole,
+            Path::Several(paths) => {
+                let path = |&(gateway, index): &(Option<IpAddr>, u32)| {
+                    named(index).map(|dev| RoutePath { gateway, dev })
+                };
+                RouteTarget::Paths(paths.iter().map(path).collect::<Result<_, _>>()?)
+            }
             Path::Other(what) => RouteTarget::Other(what.clone()),
         };
         Ok(Route {
@@ -84,6 +94,7 @@ impl Entry {
             metric: self.metric,
             target,
             protocol: self.protocol,
+            source: self.source,
         })
     }
 }
@@ -98,6 +109,7 @@ pub(crate) fn decode(body: &[u8]) -> Result<Option<Entry>, Malformed> {
     const RTA_OIF: u16 = 4;
     const RTA_GATEWAY: u16 = 5;
     const RTA_PRIORITY: u16 = 6;
+    const RTA_PREFSRC: u16 = 7;
     const RTA_MULTIPATH: u16 = 9;
     const RTA_TABLE: u16 = 15;
     const RTA_VIA: u16 = 18;
@@ -125,9 +137,10 @@ pub(crate) fn decode(body: &[u8]) -> Result<Option<Entry>, Malformed> {
         metric: 0,
         protocol: RouteProtocol(protocol),
         path: Path::Blackhole,
+        source: None,
     };
     let (mut dst, mut oif, mut gateway, mut nexthop) = (unspecified, None, None, None);
-    let mut other = None;
+    let (mut several, mut is_encapsulated) = (None, false);
     for attribute in Attributes::after(body, HEADER)? {
         let (kind, value) = attribute?;
         match kind {
@@ -138,8 +151,9 @@ pub(crate) fn decode(body: &[u8]) -> Result<Option<Entry>, Malformed> {
             RTA_PRIORITY => entry.metric = read_u32(value)?,
             RTA_TABLE => entry.table = read_u32(value)?,
             RTA_NH_ID => nexthop = Some(read_u32(value)?),
-            RTA_MULTIPATH => other = Some("several paths"),
-            RTA_ENCAP => other = Some("encapsulated"),
+            RTA_PREFSRC => entry.source = read_ip(value),
+            RTA_MULTIPATH => several = Some(decode_paths(value)?),
+            RTA_ENCAP => is_encapsulated = true,
             _ => {}
         }
     }
@@ -147,18 +161,53 @@ pub(crate) fn decode(body: &[u8]) -> Result<Option<Entry>, Malformed> {
         .ok()
         .filter(|dst| dst.family() == Family::of(&unspecified))
         .ok_or(Malformed("a destination that is no subnet"))?;
-    entry.path = match (kind, nexthop, other, gateway, oif) {
-        (Kind::Blackhole, ..) => Path::Blackhole,
-        (Kind::Refusal(what), ..) => Path::Other(what),
-        (Kind::Unicast, Some(id), ..) => Path::Nexthop(id),
-        (Kind::Unicast, None, Some(what), ..) => Path::Other(what.to_owned()),
-        (Kind::Unicast, None, None, Some(gateway), Some(index)) => {
-            Path::Gateway(gateway, index, flags & RTNH_F_ONLINK != 0)
-        }
-        (Kind::Unicast, None, None, None, Some(index)) => Path::Device(index),
-        (Kind::Unicast, None, None, _, None) => Path::Other("no device".to_owned()),
+    entry.path = match kind {
+        Kind::Blackhole => Path::Blackhole,
+        Kind::Refusal(what) => Path::Other(what),
+        Kind::Unicast if is_encapsulated => Path::Other("encapsulated".to_owned()),
+        // Of a group of nexthop objects the paths are told, unless that is switched off
+        // (`net.ipv4.nexthop_compat_mode`).
+        Kind::Unicast => match (several, nexthop, gateway, oif) {
+            (Some(paths), ..) => paths,
+            (None, Some(id), ..) => Path::Nexthop(id),
+            (None, None, Some(gateway), Some(index)) => {
+                Path::Gateway(gateway, index, flags & RTNH_F_ONLINK != 0)
+            }
+            (None, None, None, Some(index)) => Path::Device(index),
+            (None, None, _, None) => Path::Other("no device".to_owned()),
+        },
     };
     Ok(Some(entry))
+}
+
+/// Reads the paths of a route that has several: for each a `struct rtnexthop` (length, flags, weight,
+/// device), followed by its attributes.
+fn decode_paths(mut value: &[u8]) -> Result<Path, Malformed> {
+    const LEN: usize = 8;
+    const RTA_GATEWAY: u16 = 5;
+    const RTA_VIA: u16 = 18;
+    const RTA_ENCAP: u16 = 22;
+    let cut = Malformed("a path that is cut");
+    let mut paths = Vec::new();
+    while !value.is_empty() {
+        let len = value.first_chunk().copied().map(u16::from_ne_bytes);
+        let len = usize::from(len.ok_or(cut)?);
+        let path = value.get(..len).filter(|path| path.len() >= LEN);
+        let path = path.ok_or(cut)?;
+        let index = field_u32(path, 4)?;
+        let mut gateway = None;
+        for attribute in Attributes::after(path, LEN)? {
+            match attribute? {
+                (RTA_GATEWAY, value) => gateway = read_ip(value),
+                (RTA_VIA, value) => gateway = decode_via(value)?,
+                (RTA_ENCAP, _) => return Ok(Path::Other("encapsulated".to_owned())),
+                _ => {}
+            }
+        }
+        paths.push((gateway, index));
+        value = value.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(Path::Several(paths))
 }
 
 /// The types of routes that take part in forwarding.
@@ -231,6 +280,9 @@ pub(crate) fn message(
     )));
     if route.metric != 0 {
         attributes.push(RouteAttribute::Priority(route.metric));
+    }
+    if let Some(source) = route.source {
+        attributes.push(RouteAttribute::PrefSource(RouteAddress::from(source)));
     }
     match &route.target {
         RouteTarget::Gateway {

@@ -189,6 +189,7 @@ fn requests_are_those_of_iproute2() {
             metric: Route::default_metric(Family::V4),
             target: RouteTarget::Nexthop(6),
             protocol: RouteProtocol::OURS,
+            source: None
         }))),
         "2c000000180005060000000000000000\
          02180000fef1000100000000080001000a05010008001e0006000000"
@@ -204,6 +205,7 @@ fn an_ipv6_route_needs_a_protocol() {
         metric: 1024,
         target: RouteTarget::Blackhole,
         protocol: RouteProtocol::UNSPEC,
+        source: None,
     };
     for (op, fits) in [
         (Op::Create(Object::Route(route.clone())), false),
@@ -224,6 +226,7 @@ fn what_the_kernel_would_misread_is_rejected() {
         metric: 0,
         target: RouteTarget::Nexthop(0),
         protocol: RouteProtocol::OURS,
+        source: None,
     };
     let table_zero = Route {
         table: 0,

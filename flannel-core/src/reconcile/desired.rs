@@ -525,7 +525,9 @@ impl Compiler {
                             Err("its nexthop is neither the peer's nor the node's")
                         }
                     }
-                    RouteTarget::Other(_) => Err("its target is nothing that can be made"),
+                    RouteTarget::Paths(_) | RouteTarget::Other(_) => {
+                        Err("its target is nothing that can be made")
+                    }
                 }
             }
         }

@@ -170,6 +170,10 @@ impl Ownership {
                 Some(Object::Nexthop(nexthop)) => nexthop.dev,
                 _ => return false,
             },
+            RouteTarget::Paths(paths) => {
+                let mut paths = paths.iter();
+                return paths.any(|path| self.is_of_another_overlay(path.dev, observed));
+            }
             RouteTarget::Blackhole | RouteTarget::Other(_) => return false,
         };
         self.is_of_another_overlay(dev, observed)

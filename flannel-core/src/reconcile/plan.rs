@@ -539,6 +539,7 @@ impl<'a> Planner<'a> {
             metric: 1,
             target: RouteTarget::Device(dev),
             protocol: self.ownership.protocol,
+            source: None,
         });
         let is_free = !self.observed.objects.contains_key(&route.key());
         let would_be_ours = self.ownership.owner(&route, self.observed) == Owner::Ours;

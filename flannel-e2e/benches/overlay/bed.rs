@@ -185,6 +185,7 @@ impl Bed {
             metric: flannel_core::Route::default_metric(Family::V4),
             target: flannel_core::RouteTarget::Blackhole,
             protocol: RouteProtocol::OURS,
+            source: None,
         })
     }
 }

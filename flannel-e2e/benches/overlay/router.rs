@@ -98,5 +98,6 @@ fn route(n: u32, gateway: u8) -> Object {
             onlink: true,
         },
         protocol: RouteProtocol(186),
+        source: None,
     })
 }

@@ -203,6 +203,7 @@ fn objects() -> Vec<(&'static str, Object)> {
             metric,
             target,
             protocol: RouteProtocol::OURS,
+            source: None,
         })
     };
     let gateway = |gateway: &str, dev| RouteTarget::Gateway {

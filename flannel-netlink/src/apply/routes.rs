@@ -86,6 +86,7 @@ fn read(
             metric: entry.metric,
             target: RouteTarget::Other("a device without a name".to_owned()),
             protocol: entry.protocol,
+            source: None,
         });
         routes.entry(key).or_default().push(route);
     }

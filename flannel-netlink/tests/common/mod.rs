@@ -248,6 +248,7 @@ pub fn route(dst: &str, target: RouteTarget) -> Route {
         metric: Route::default_metric(dst.family()),
         target,
         protocol: RouteProtocol::OURS,
+        source: None,
     }
 }
 
@@ -300,6 +301,7 @@ pub fn peer(n: u16, family: Family) -> [Object; 4] {
             metric: Route::default_metric(family),
             target: RouteTarget::Nexthop(id),
             protocol: RouteProtocol::OURS,
+            source: None,
         }),
     ]
 }

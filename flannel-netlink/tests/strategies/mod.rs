@@ -143,6 +143,7 @@ pub fn route() -> impl Strategy<Value = Object> {
                     metric,
                     target,
                     protocol,
+                    source: None,
                 })
             })
     })

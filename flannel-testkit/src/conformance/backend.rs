@@ -183,6 +183,7 @@ fn underlay(external: &External, number: u8) -> Underlay {
             metric: Route::default_metric(dst.family()),
             target,
             protocol,
+            source: None,
         };
         let gateway = RouteTarget::Gateway {
             gateway: gateway.parse().expect("a valid address"),

@@ -474,6 +474,7 @@ fn connected(address: &Address) -> Option<Route> {
         metric,
         target: RouteTarget::Device(address.dev),
         protocol: RouteProtocol::KERNEL,
+        source: None,
     })
 }
 

@@ -174,6 +174,7 @@ impl FakeKernel {
                     onlink: false,
                 },
                 protocol: RouteProtocol::BOOT,
+                source: None,
             }));
         }
         self

@@ -220,6 +220,7 @@ fn route(dst: Subnet, gateway: IpAddr, dev: &str) -> Result<Object> {
             onlink: false,
         },
         protocol: RouteProtocol::BOOT,
+        source: None,
     }))
 }
 

@@ -183,6 +183,7 @@ fn route(dst: &str, metric: u32, target: RouteTarget) -> Object {
         metric,
         target,
         protocol: STATIC,
+        source: None,
     })
 }
 

@@ -146,6 +146,7 @@ pub fn makeable(underlay: IfName) -> impl Strategy<Value = Vec<Object>> {
                         metric: u32::from(c),
                         target,
                         protocol: RouteProtocol(a.max(5)),
+                        source: None,
                     }));
                 }
             }
@@ -289,6 +290,7 @@ pub fn any_object() -> impl Strategy<Value = Object> {
                 metric: Route::default_metric(dst.family()),
                 target,
                 protocol,
+                source: None,
             })
         }),
     ]
@@ -464,6 +466,7 @@ impl NodeSpec {
                 metric: Route::default_metric(family),
                 target,
                 protocol: RouteProtocol::OURS,
+                source: None,
             })
         };
         if direct {
@@ -679,6 +682,7 @@ pub fn foreign() -> impl Strategy<Value = Vec<Object>> {
             metric: Route::default_metric(dst.family()),
             target,
             protocol: RouteProtocol(protocol),
+            source: None,
         })
     };
     let via_eth0 = RouteTarget::Gateway {

@@ -115,6 +115,7 @@ fn object(n: u8, way: u8) -> Object {
         metric: 0,
         target,
         protocol: RouteProtocol::OURS,
+        source: None,
     })
 }
 

@@ -54,6 +54,8 @@ pub fn difference(asked: &Object, found: &Object) -> Option<Difference> {
         (Object::Route(asked), Object::Route(found)) => {
             fields.compare("target", &asked.target, &found.target);
             fields.compare("protocol", &asked.protocol.0, &found.protocol.0);
+            let (asked, found) = (asked.source.as_ref(), found.source.as_ref());
+            fields.compare("source", &named(asked), &named(found));
         }
         _ => fields.add("key", asked.key(), found.key(), false),
     }

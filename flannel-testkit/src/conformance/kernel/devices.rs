@@ -223,6 +223,7 @@ fn connected(network: &str, dev: IfName) -> Route {
         metric: if dst.family() == Family::V6 { 256 } else { 0 },
         target: RouteTarget::Device(dev),
         protocol: RouteProtocol::KERNEL,
+        source: None,
     }
 }
 

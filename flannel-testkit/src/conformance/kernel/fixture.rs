@@ -490,5 +490,6 @@ pub(super) fn route(dst: &str, target: RouteTarget) -> Object {
         metric: Route::default_metric(dst.family()),
         target,
         protocol: RouteProtocol::OURS,
+        source: None,
     })
 }

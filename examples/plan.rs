@@ -127,7 +127,7 @@ async fn work_out(
             _ => None,
         })
         .collect();
-    let underlay = Arc::new(Underlay::from_observed(observed, &networks, |dev| {
+    let underlay = Arc::new(Underlay::from_observed(observed, &networks, &[], |dev| {
         ours.contains(&dev)
     }));
     let options = UnderlayOptions {

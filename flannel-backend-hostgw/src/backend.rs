@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use flannel_core::backend::{Error, Result, check_lease};
+use flannel_core::backend::{Error, PerFamily, Result, check_lease};
 use flannel_core::{
     Backend, BackendType, DualStack, Gateways, Lease, LeaseAttrs, Network, NodeContext,
 };
@@ -45,7 +45,7 @@ impl Backend for HostGwBackend {
     }
 
     fn attrs<'a>(&self, cx: &NodeContext<'a>) -> Result<LeaseAttrs> {
-        check_addresses(cx)?;
+        families(cx)?;
         Ok(LeaseAttrs {
             public_ip: cx.external.public,
             backend_type: Some(self.backend_type()),
@@ -58,7 +58,7 @@ impl Backend for HostGwBackend {
         cx: &NodeContext<'a>,
         lease: Lease,
     ) -> Result<Arc<dyn Network>> {
-        check_addresses(cx)?;
+        let ends = families(cx)?;
         check_lease(cx.config, &lease)?;
         let (gateways, note) = Gateways::new(cx, !self.without_nexthops);
         Ok(Arc::new(HostGwNetwork {
@@ -66,29 +66,32 @@ impl Backend for HostGwBackend {
             underlay: Arc::clone(cx.underlay),
             mtu: cx.external.mtu,
             notes: note.into_iter().collect(),
+            works: ends.works,
+            lacks: ends.lacks,
             lease,
         }))
     }
 }
 
-/// Whether peers can use what we publish as their gateway: an address that the interface has.
-fn check_addresses(cx: &NodeContext<'_>) -> Result<()> {
+/// The families whose published address peers can use as their gateway: one that the interface has.
+///
+/// # Errors
+/// [`Error::Underlay`] if a public address is another than the interface's own.
+fn families(cx: &NodeContext<'_>) -> Result<PerFamily<()>> {
+    let (public, local) = (cx.external.public, cx.external.local);
     for family in cx.config.families() {
-        let (public, local) = (cx.external.public.ip(family), cx.external.local.ip(family));
-        if public.is_none() || public != local {
-            let text =
-                |ip: Option<_>| ip.map_or("none".to_owned(), |ip: std::net::IpAddr| ip.to_string());
+        if let (Some(public), Some(local)) = (public.ip(family), local.ip(family))
+            && public != local
+        {
             return Err(Error::Underlay {
                 reason: format!(
-                    "the public {family} address is {}, that of interface {} {}: they must be the \
-                     same, because host-gw does not work through NAT; set no public address, or \
-                     use vxlan",
-                    text(public),
+                    "the public {family} address is {public}, that of interface {} {local}: they \
+                     must be the same, because host-gw does not work through NAT; set no public \
+                     address, or use vxlan",
                     cx.external.dev,
-                    text(local),
                 ),
             });
         }
     }
-    Ok(())
+    PerFamily::make(cx.config, |family| cx.source(family).map(drop))
 }

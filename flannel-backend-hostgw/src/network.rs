@@ -14,6 +14,9 @@ pub(crate) struct HostGwNetwork {
     pub(crate) underlay: Arc<Underlay>,
     pub(crate) mtu: u32,
     pub(crate) notes: Vec<Note>,
+    /// The families that work here.
+    pub(crate) works: DualStack<()>,
+    pub(crate) lacks: DualStack<String>,
     pub(crate) lease: Lease,
 }
 
@@ -37,6 +40,9 @@ impl Network for HostGwNetwork {
         subnets: &DualStack<Subnet>,
     ) -> DualStack<Result<Vec<Object>, Rejection>> {
         subnets.map(|family, subnet| {
+            if !self.works.has(family) {
+                return Err(Rejection::NoSubnet);
+            }
             let public_ip = peer.attrs.public_ip(family);
             self.gateways.direct(&self.underlay, *subnet, public_ip)
         })
@@ -44,5 +50,9 @@ impl Network for HostGwNetwork {
 
     fn notes(&self) -> Vec<Note> {
         self.notes.clone()
+    }
+
+    fn lacks(&self) -> DualStack<String> {
+        self.lacks.clone()
     }
 }

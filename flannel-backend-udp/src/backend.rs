@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use flannel_core::backend::{Error, Result, check_lease};
+use flannel_core::backend::{Error, PerFamily, Result, check_lease};
 use flannel_core::{
     Backend, BackendType, DualStack, Gateways, IfName, Lease, LeaseAttrs, Network, NodeContext,
     Note, mtu,
@@ -77,7 +77,7 @@ impl Backend for UdpBackend {
         let config = UdpConfig::from_network(cx.config)?;
         check_features(cx)?;
         check_lease(cx.config, &lease)?;
-        let ends = ends(cx, &config)?;
+        let PerFamily { works, lacks } = ends(cx, &config)?;
         let (gateways, note) = Gateways::new(cx, true);
         let mut notes: Vec<Note> = note.into_iter().collect();
         notes.extend(mtu::note(config.mtu, cx.external));
@@ -89,10 +89,11 @@ impl Backend for UdpBackend {
                 source: None,
             })?,
             port: config.port,
-            ends,
+            ends: works,
+            lacks,
             gateways,
             underlay: Arc::clone(cx.underlay),
-            accept_ra: cx.features.ipv6 && cx.features.sysctls,
+            may_set: cx.features.ipv6 && cx.features.sysctls,
             notes,
             lease,
         }))
@@ -115,14 +116,11 @@ fn check_features(cx: &NodeContext<'_>) -> Result<()> {
 }
 
 /// Our ends of the tunnel, one for each family of the config.
-fn ends(cx: &NodeContext<'_>, config: &UdpConfig) -> Result<DualStack<End>> {
-    let mut ends = DualStack::default();
-    for family in cx.config.families() {
-        let end = End {
+fn ends(cx: &NodeContext<'_>, config: &UdpConfig) -> Result<PerFamily<End>> {
+    PerFamily::make(cx.config, |family| {
+        Ok(End {
             listen: SocketAddr::new(cx.source(family)?, config.port),
             mtu: config.inner_mtu(family, cx.external.mtu)?,
-        };
-        ends.set(family, Some(end));
-    }
-    Ok(ends)
+        })
+    })
 }

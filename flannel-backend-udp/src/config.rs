@@ -1,5 +1,6 @@
 //! The backend's own keys of the network config.
 
+use flannel_core::backend::Result;
 use flannel_core::config::{Error, NetworkConfig};
 use flannel_core::{Family, mtu};
 
@@ -43,8 +44,8 @@ impl UdpConfig {
     /// than the interface carries, whatever the config says.
     ///
     /// # Errors
-    /// [`Error::Key`] if what remains is less than the family needs.
-    pub fn inner_mtu(&self, family: Family, external: u32) -> Result<u32, Error> {
+    /// As [`mtu::inner`].
+    pub fn inner_mtu(&self, family: Family, external: u32) -> Result<u32> {
         // No datagram is larger, whatever the interface carries (a loopback device, 65536).
         let external = external.min(MAX_OUTER);
         mtu::inner(self.mtu, external, family, mtu::udp_overhead(family))

@@ -32,7 +32,9 @@ pub(crate) struct UdpNetwork {
     pub(crate) ends: DualStack<End>,
     pub(crate) gateways: Gateways,
     pub(crate) underlay: Arc<Underlay>,
-    pub(crate) accept_ra: bool,
+    pub(crate) lacks: DualStack<String>,
+    /// Whether IPv6 settings of a device can be set.
+    pub(crate) may_set: bool,
     pub(crate) notes: Vec<Note>,
     pub(crate) lease: Lease,
 }
@@ -96,8 +98,11 @@ impl Network for UdpNetwork {
             up: true,
             alias: Some(self.overlay.link_alias()),
         })];
-        if self.accept_ra {
+        if self.may_set {
             objects.push(Object::Sysctl(Sysctl::no_router_advertisements(dev)));
+            if self.ends.has(Family::V6) {
+                objects.push(Object::Sysctl(Sysctl::with_ipv6(dev)));
+            }
         }
         let own = self
             .ends
@@ -124,5 +129,9 @@ impl Network for UdpNetwork {
 
     fn notes(&self) -> Vec<Note> {
         self.notes.clone()
+    }
+
+    fn lacks(&self) -> DualStack<String> {
+        self.lacks.clone()
     }
 }

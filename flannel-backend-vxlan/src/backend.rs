@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use flannel_core::backend::{Error, Result, check_lease};
+use flannel_core::backend::{Error, PerFamily, Result, check_lease};
 use flannel_core::{
     Backend, BackendType, DualStack, Family, Gateways, Lease, LeaseAttrs, Link, LinkKind, MacAddr,
     Network, NodeContext, Note, Object, ObjectKey, mtu, stable_hash,
@@ -59,21 +59,19 @@ impl VxlanBackend {
     }
 
     /// The devices of each family of the config.
-    fn devices(&self, cx: &NodeContext<'_>, config: &VxlanConfig) -> Result<DualStack<Device>> {
-        let mut devices = DualStack::default();
-        for family in cx.config.families() {
-            let Some(name) = device_name(family, config.vni) else {
-                continue; // the config was refused for it
-            };
-            let device = Device {
+    fn devices(&self, cx: &NodeContext<'_>, config: &VxlanConfig) -> Result<PerFamily<Device>> {
+        PerFamily::make(cx.config, |family| {
+            let name = device_name(family, config.vni).ok_or_else(|| Error::Other {
+                what: format!("VNI {} makes no name of a device", config.vni),
+                source: None,
+            })?;
+            Ok(Device {
                 name,
                 mac: vtep_mac(cx, config.vni, family),
                 local: cx.source(family)?,
                 mtu: config.device_mtu(family, cx.external.mtu)?,
-            };
-            devices.set(family, Some(device));
-        }
-        Ok(devices)
+            })
+        })
     }
 
     /// What to do about checksum offload, and why.
@@ -135,16 +133,18 @@ impl Backend for VxlanBackend {
                 what: "VXLAN devices".to_owned(),
             });
         }
-        let devices = self.devices(cx, &config)?;
+        self.devices(cx, &config)?;
         let mut attrs = LeaseAttrs {
             public_ip: cx.external.public,
             backend_type: Some(self.backend_type()),
             backend_data: DualStack::default(),
         };
-        for (family, device) in devices.iter() {
+        // Also of a family that does not work here: Go flannel passes over a whole record that lacks
+        // the data of one.
+        for family in cx.config.families() {
             let data = VxlanData {
                 vni: config.vni,
-                vtep_mac: device.mac,
+                vtep_mac: vtep_mac(cx, config.vni, family),
             };
             let data = data.encode().map_err(|error| Error::Other {
                 what: "the backend data cannot be written".to_owned(),
@@ -161,7 +161,10 @@ impl Backend for VxlanBackend {
         lease: Lease,
     ) -> Result<Arc<dyn Network>> {
         let config = VxlanConfig::from_network(cx.config)?;
-        let mut devices = self.devices(cx, &config)?;
+        let PerFamily {
+            works: mut devices,
+            lacks,
+        } = self.devices(cx, &config)?;
         check_lease(cx.config, &lease)?;
         for family in cx.config.families() {
             // What the lease publishes is what peers send to: the device must have just that.
@@ -176,15 +179,16 @@ impl Backend for VxlanBackend {
         notes.extend(mtu::note(config.mtu, cx.external));
         let (gateways, note) = Gateways::new(cx, !self.without_nexthops);
         notes.extend(note);
-        let accept_ra = cx.features.ipv6 && cx.features.sysctls;
+        let may_set = cx.features.ipv6 && cx.features.sysctls;
         Ok(Arc::new(VxlanNetwork {
             overlay: cx.overlay.clone(),
             config,
-            external: cx.external.dev,
+            external: cx.external.others.is_empty().then_some(cx.external.dev),
             underlay: Arc::clone(cx.underlay),
             devices,
             checksums,
-            accept_ra,
+            lacks,
+            may_set,
             gateways,
             notes,
             lease,

@@ -1,5 +1,6 @@
 //! The backend's own keys of the network config.
 
+use flannel_core::backend::Result;
 use flannel_core::config::{Error, NetworkConfig};
 use flannel_core::{Family, IfName, mtu};
 
@@ -74,8 +75,8 @@ impl VxlanConfig {
     /// never more than the interface carries, whatever the config says.
     ///
     /// # Errors
-    /// [`Error::Key`] if what remains is less than the family needs.
-    pub fn device_mtu(&self, family: Family, external: u32) -> Result<u32, Error> {
+    /// As [`mtu::inner`].
+    pub fn device_mtu(&self, family: Family, external: u32) -> Result<u32> {
         mtu::inner(self.mtu, external, family, mtu::vxlan_overhead(family))
     }
 }

@@ -27,11 +27,14 @@ pub(crate) struct Device {
 pub(crate) struct VxlanNetwork {
     pub(crate) overlay: OverlayName,
     pub(crate) config: VxlanConfig,
-    pub(crate) external: IfName,
+    /// The device that outer packets leave through; `None`: any of several.
+    pub(crate) external: Option<IfName>,
     pub(crate) underlay: Arc<Underlay>,
     pub(crate) devices: DualStack<Device>,
     pub(crate) checksums: Option<bool>,
-    pub(crate) accept_ra: bool,
+    pub(crate) lacks: DualStack<String>,
+    /// Whether IPv6 settings of a device can be set.
+    pub(crate) may_set: bool,
     pub(crate) gateways: Gateways,
     pub(crate) notes: Vec<Note>,
     pub(crate) lease: Lease,
@@ -119,7 +122,7 @@ impl Network for VxlanNetwork {
                 kind: LinkKind::Vxlan(Vxlan {
                     vni: self.config.vni,
                     port: self.config.port,
-                    underlay: Some(self.external),
+                    underlay: self.external,
                     local: Some(device.local),
                     learning: self.config.learning,
                     gbp: self.config.gbp,
@@ -129,8 +132,11 @@ impl Network for VxlanNetwork {
                 up: true,
                 alias: Some(self.overlay.link_alias()),
             }));
-            if self.accept_ra {
+            if self.may_set {
                 objects.push(Object::Sysctl(Sysctl::no_router_advertisements(dev)));
+                if family == Family::V6 {
+                    objects.push(Object::Sysctl(Sysctl::with_ipv6(dev)));
+                }
             }
             if let Some(on) = self.checksums {
                 let feature = "tx-checksum-ip-generic".to_owned();
@@ -153,5 +159,9 @@ impl Network for VxlanNetwork {
 
     fn notes(&self) -> Vec<Note> {
         self.notes.clone()
+    }
+
+    fn lacks(&self) -> DualStack<String> {
+        self.lacks.clone()
     }
 }

@@ -9,8 +9,8 @@ use flannel_core::{
     AddressInfo, Backend, BackendData, BackendType, DualStack, Family, Features, IfName, Interface,
     Lease, LeaseAttrs, LeaseKey, Link, LinkInfo, LinkKind, MAIN_TABLE, MacAddr, Network,
     NetworkConfig, NodeContext, NodeId, Object, Observed, OverlayName, PoolMode, PublicIp,
-    Rejection, Revision, Route, RouteProtocol, RouteTarget, Subnet, Underlay, UnderlayOptions,
-    Vxlan,
+    Rejection, Revision, Route, RoutePath, RouteProtocol, RouteTarget, Subnet, Underlay,
+    UnderlayOptions, Vxlan,
 };
 use flannel_testkit::conformance::backend::{Input, all};
 use proptest::prelude::*;
@@ -91,6 +91,7 @@ impl Fixture {
                     route("192.0.2.0/24", RouteTarget::Device(dev("eth0"))),
                     route("2001:db8::/64", RouteTarget::Device(dev("eth0"))),
                 ],
+                ..Underlay::default()
             }),
             features: Features::all(),
             observed: Observed::default(),
@@ -297,6 +298,7 @@ fn the_node_itself_gets_flannels_devices() {
                 mac(Family::V6)
             ),
             "sysctl flannel-v6.1 IPv6 accept_ra = 0".to_owned(),
+            "sysctl flannel-v6.1 IPv6 disable_ipv6 = 0".to_owned(),
             "address fd00:5:0:1::/128 dev flannel-v6.1".to_owned(),
         ]
     );
@@ -510,13 +512,73 @@ fn config_errors_name_key_value_and_rule() {
             std::error::Error::source(&error).map_or_else(String::new, ToString::to_string);
         assert!(source.contains(expected), "{source}");
     }
+}
+
+#[test]
+fn a_family_that_does_not_work_here_costs_the_other_nothing() {
     let mut fixture = Fixture::new(DUAL);
     fixture.mtu = 1300;
-    let error = fixture
-        .with(|cx| VxlanBackend::new().attrs(cx))
-        .expect_err("IPv6 needs 1280");
-    let source = std::error::Error::source(&error).map_or_else(String::new, ToString::to_string);
-    assert!(source.contains("1350"), "{source}");
+    let network = fixture.network();
+    let why = network.lacks().v6.expect("IPv6 needs 1280 bytes");
+    assert!(why.contains("1350"), "{why}");
+    let local = network.local();
+    let links = local
+        .iter()
+        .filter(|object| matches!(object, Object::Link(_)));
+    assert_eq!(
+        links.filter_map(Object::dev).collect::<Vec<_>>(),
+        [dev("flannel.1")]
+    );
+    assert_eq!(network.mtu(), 1250);
+    let data = fixture.attrs().backend_data;
+    assert!(
+        data.has(Family::V6),
+        "Go flannel passes over records without"
+    );
+
+    let mut fixture = Fixture::new(DUAL);
+    fixture.features.ipv6 = false;
+    let why = fixture.network().lacks().v6.expect("it is switched off");
+    assert!(why.contains("disable_ipv6"), "{why}");
+
+    let mut fixture = Fixture::new(V4);
+    fixture.mtu = 600;
+    let error = fixture.with(|cx| VxlanBackend::new().attrs(cx));
+    let error = error.expect_err("no family works").to_string();
+    assert!(error.contains("626"), "{error}");
+}
+
+#[test]
+fn a_tunnel_over_several_interfaces_is_bound_to_its_address_alone() {
+    let mut fixture = Fixture::new(V4);
+    let Some(underlay) = Arc::get_mut(&mut fixture.underlay) else {
+        panic!("nobody else has it");
+    };
+    let eth0 = underlay.links[0].clone();
+    underlay.links.push(LinkInfo {
+        name: dev("eth1"),
+        index: 3,
+        mtu: 1400,
+        ..eth0
+    });
+    let path = |last, to| RoutePath {
+        gateway: Some(ip(&format!("192.0.2.{last}"))),
+        dev: dev(to),
+    };
+    let paths = vec![path(254, "eth0"), path(253, "eth1")];
+    underlay.routes[0].target = RouteTarget::Paths(paths);
+    let families = [Family::V4];
+    let external = underlay.choose(&fixture.options, &families).expect("both");
+    assert_eq!((external.others, external.mtu), (vec![dev("eth1")], 1400));
+    let local = fixture.network().local();
+    let Some(Object::Link(Link {
+        kind: LinkKind::Vxlan(vxlan),
+        ..
+    })) = local.first()
+    else {
+        panic!("the first is the device: {local:?}");
+    };
+    assert_eq!((vxlan.underlay, vxlan.local), (None, Some(ip("192.0.2.1"))));
 }
 
 #[test]

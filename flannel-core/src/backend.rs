@@ -204,8 +204,14 @@ impl NodeContext<'_> {
     /// The address of the external interface from which outer packets of a family are sent.
     ///
     /// # Errors
-    /// [`Error::Underlay`] if the interface has none.
+    /// [`Error::Underlay`] if the interface has none, [`Error::Unsupported`] if this host does not
+    /// have the family.
     pub fn source(&self, family: Family) -> Result<IpAddr> {
+        if family == Family::V6 && !self.features.ipv6 {
+            return Err(Error::Unsupported {
+                what: "IPv6: it is switched off (net.ipv6.conf.all.disable_ipv6)".to_owned(),
+            });
+        }
         let External { dev, local, .. } = self.external;
         local.ip(family).ok_or_else(|| Error::Underlay {
             reason: format!(
@@ -213,6 +219,40 @@ impl NodeContext<'_> {
                  needs"
             ),
         })
+    }
+}
+
+/// A part of a network for each family of the config that works on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PerFamily<T> {
+    /// The parts.
+    pub works: DualStack<T>,
+    /// Why the other families do not work here.
+    pub lacks: DualStack<String>,
+}
+
+impl<T> PerFamily<T> {
+    /// Makes the part of each family. One that does not work on this host costs the others nothing.
+    ///
+    /// # Errors
+    /// What `make` answers, if no family works, or if it is not this host that is in the way.
+    pub fn make(config: &NetworkConfig, mut make: impl FnMut(Family) -> Result<T>) -> Result<Self> {
+        let (mut works, mut lacks) = (DualStack::default(), DualStack::default());
+        let mut first = None;
+        for family in config.families() {
+            match make(family) {
+                Ok(part) => works.set(family, Some(part)),
+                Err(error @ (Error::Underlay { .. } | Error::Unsupported { .. })) => {
+                    lacks.set(family, Some(error.to_string()));
+                    first.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match first {
+            Some(error) if works.iter().next().is_none() => Err(error),
+            _ => Ok(Self { works, lacks }),
+        }
     }
 }
 
@@ -323,6 +363,12 @@ pub trait Network: Debug + Send + Sync + 'static {
     /// What is worth telling about how the network is built.
     fn notes(&self) -> Vec<Note> {
         Vec::new()
+    }
+
+    /// The families of the config that the network does without, and why each does not work on this
+    /// host.
+    fn lacks(&self) -> DualStack<String> {
+        DualStack::default()
     }
 
     /// Runs a userspace data path for as long as it is polled. Kernel backends have none and never

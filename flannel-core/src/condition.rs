@@ -14,6 +14,7 @@ use crate::clock::Moment;
 /// | `Store` | – | false: the last known peers stay in force |
 /// | `Config` | – | false: the last good config stays in force. Where there is none, nothing is built and `Kernel` is unknown |
 /// | `Underlay` | false | – |
+/// | `Families` | – | false: of a network of both families one does not work on this host, and the other does |
 /// | `Lease` | false, whatever the reason; `Unknown` | `Unknown` with reason `Unconfirmed`, while the store is down |
 /// | `Peers` | – | false: some peers are rejected, unreadable, or missing and not believed to be gone. At the start no snapshot may be held |
 /// | `Kernel` | false or unknown. An object of the node itself that is blocked by somebody else's makes it false (`Blocked`) | – |
@@ -28,6 +29,8 @@ pub enum ConditionType {
     Config,
     /// An external interface is chosen.
     Underlay,
+    /// Each family of the network works on this host.
+    Families,
     /// Our lease is held.
     Lease,
     /// Every peer that the store knows is accepted, and none was withdrawn unconfirmed.
@@ -42,10 +45,11 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// All of them, in the order in which they come about.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Store,
         Self::Config,
         Self::Underlay,
+        Self::Families,
         Self::Lease,
         Self::Peers,
         Self::Kernel,
@@ -103,6 +107,7 @@ impl Condition {
             ConditionType::Underlay | ConditionType::Lease | ConditionType::Kernel => true,
             ConditionType::Store
             | ConditionType::Config
+            | ConditionType::Families
             | ConditionType::Peers
             | ConditionType::Foreign
             | ConditionType::DataPath => false,

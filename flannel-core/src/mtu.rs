@@ -1,6 +1,6 @@
 //! How much of a packet an encapsulation takes, and how small a network may get.
 
-use crate::backend::Note;
+use crate::backend::{self, Note};
 use crate::config;
 use crate::family::Family;
 use crate::underlay::External;
@@ -44,32 +44,39 @@ pub const fn udp_overhead(underlay: Family) -> u32 {
 /// packets that are never larger than the external interface carries, whatever `Backend.MTU` says.
 ///
 /// # Errors
-/// [`config::Error::Key`] if what remains is less than the family needs.
+/// If what remains is less than the family needs: [`backend::Error::Config`] where that is so on every
+/// host, [`backend::Error::Underlay`] where it is this host's external interface.
 pub fn inner(
     configured: Option<u32>,
     external: u32,
     family: Family,
     overhead: u32,
-) -> Result<u32, config::Error> {
-    let outer = configured.map_or(external, |mtu| mtu.min(external));
-    let inner = outer.saturating_sub(overhead);
-    if inner >= min(family) {
-        return Ok(inner);
+) -> backend::Result<u32> {
+    let needed = min(family) + overhead;
+    if let Some(mtu) = configured.filter(|mtu| *mtu < needed) {
+        return Err(config::Error::key(
+            "Backend.MTU",
+            mtu.to_string(),
+            format!(
+                "leaves {} bytes for {family} packets, which need {}: an outer MTU of at least \
+                 {needed} is needed",
+                mtu.saturating_sub(overhead),
+                min(family),
+            ),
+        )
+        .into());
     }
-    let value = configured.map_or_else(
-        || format!("missing (the external interface has {external})"),
-        |mtu| mtu.to_string(),
-    );
-    Err(config::Error::key(
-        "Backend.MTU",
-        value,
-        format!(
-            "leaves {inner} bytes for {family} packets, which need {}: an outer MTU of at least {} \
-             is needed",
-            min(family),
-            min(family) + overhead
-        ),
-    ))
+    if external < needed {
+        return Err(backend::Error::Underlay {
+            reason: format!(
+                "the external interface carries packets of {external} bytes, which leaves {} for \
+                 {family} packets, which need {}: an MTU of at least {needed} is needed",
+                external.saturating_sub(overhead),
+                min(family),
+            ),
+        });
+    }
+    Ok(configured.map_or(external, |mtu| mtu.min(external)) - overhead)
 }
 
 /// What is worth telling of a `Backend.MTU` that is larger than the external interface carries.

@@ -333,6 +333,16 @@ impl Sysctl {
             value: "0".to_owned(),
         }
     }
+
+    /// The device has IPv6, whatever new devices have by default.
+    pub fn with_ipv6(dev: IfName) -> Self {
+        Self {
+            dev,
+            family: Family::V6,
+            name: "disable_ipv6".to_owned(),
+            value: "0".to_owned(),
+        }
+    }
 }
 
 impl Address {

@@ -20,7 +20,7 @@ use crate::reconcile::engine::{Command, Engine};
 use crate::reconcile::plan::Plan;
 use crate::state::StateStore;
 use crate::status::{OverlayEvent, Status};
-use crate::underlay::UnderlayOptions;
+use crate::underlay::{self, UnderlayOptions};
 
 /// Why an overlay cannot be started, or did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,9 @@ pub enum Error {
     /// The store refused.
     #[error("the store refused")]
     Manager(#[from] manager::Error),
+    /// No interface of the host is the one that was asked for; the one in use stays.
+    #[error("the interface in use stays")]
+    Interface(#[from] underlay::Error),
     /// Some objects could not be removed.
     #[error("{} objects could not be removed, the first: {}", .failed.len(), .failed.first().map_or("", String::as_str))]
     Teardown {
@@ -621,6 +624,21 @@ impl Overlay {
     /// Cancel safe: it is done all the same.
     pub async fn resync(&self) -> Result<(), Error> {
         self.ask(Command::Resync).await
+    }
+
+    /// Chooses the external interface by these options from now on, at once: the new one is used
+    /// before the former one is left. Without it, the interface in use is kept as long as it can carry
+    /// the overlay, whatever looks better.
+    ///
+    /// # Errors
+    /// [`Error::Interface`] if nothing of the host fits: then all stays as it was. [`Error::Stopped`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it is done all the same.
+    pub async fn use_interface(&self, options: UnderlayOptions) -> Result<(), Error> {
+        Ok(self
+            .ask(|reply| Command::Interface(options, reply))
+            .await??)
     }
 
     /// Asks for a lease again after it was lost under [`LossPolicy::Hold`].

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::lease::Lease;
 use crate::node::InstanceId;
 use crate::subnet::Subnet;
+use crate::underlay::SavedInterface;
 
 /// The memory of a node: its last lease and config, and which machine it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -24,6 +25,9 @@ pub struct SavedState {
     /// are known as ours.
     #[serde(default)]
     pub networks: Vec<Subnet>,
+    /// The external interface that was in use: it is kept over a restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<SavedInterface>,
     /// The machine: made once, and what a restart is known by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,

@@ -200,6 +200,15 @@ pub enum OverlayEvent {
     },
     /// A condition's status or reason changed.
     Condition(Condition),
+    /// The overlay is carried by another external interface, or from another address.
+    InterfaceChanged {
+        /// The interface as it was.
+        from: External,
+        /// The interface as it is.
+        to: External,
+        /// The reason, in words.
+        why: String,
+    },
     /// The network config changed and was applied.
     ConfigApplied,
     /// The store withdrew too many peers at once, or has lost its config: that is not believed yet.

@@ -1,13 +1,20 @@
 //! What we know of the host's own network, and which part of it carries the overlay.
 
+mod choose;
+pub(crate) mod in_use;
+mod way;
+
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::family::{Family, PublicIp};
 use crate::kernel::Observed;
-use crate::object::{IfName, MacAddr, Object, ObjectKey, Route, RouteTarget};
+use crate::object::{IfName, MacAddr, Object, ObjectKey, Route, RoutePath, RouteTarget};
 use crate::subnet::Subnet;
+
+pub use in_use::SavedInterface;
 
 /// A link of the host with what an [`Object::Link`] does not say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,16 +75,27 @@ pub struct Underlay {
     pub addresses: Vec<AddressInfo>,
     /// The routes of the main table.
     pub routes: Vec<Route>,
+    /// The networks of the overlay. An address in one of them is a container's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<Subnet>,
+    /// The links that lead to containers: they carry an address of the overlay's networks or a route
+    /// to a single one, or are a port of a bridge that does.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub inward: BTreeSet<IfName>,
 }
 
 /// The external interface: what carries the overlay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct External {
-    /// The device.
+    /// The device; where the default route has several, the first of them.
     pub dev: IfName,
     /// Its index.
     pub index: u32,
-    /// Its MTU in bytes.
+    /// The other devices of the default route: packets may leave through any of them, so that a
+    /// tunnel is bound to the address alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<IfName>,
+    /// The least MTU of these devices, in bytes.
     pub mtu: u32,
     /// The device's own addresses: what outer packets are sent from.
     pub local: PublicIp,
@@ -86,6 +104,24 @@ pub struct External {
     /// Why this one was chosen, in words.
     pub reason: String,
 }
+
+impl std::fmt::Display for External {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.dev)?;
+        for other in &self.others {
+            write!(f, "+{other}")?;
+        }
+        let mut ips = self.local.ips().peekable();
+        if ips.peek().is_some() {
+            let ips: Vec<String> = ips.map(|ip| ip.to_string()).collect();
+            write!(f, " ({})", ips.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+/// The result of a choice.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why no external interface can be chosen.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -96,6 +132,56 @@ pub enum Error {
     NoDefaultRoute {
         /// The family without one.
         family: Family,
+    },
+    /// The default route is none that leads to a device that we can tell.
+    #[error(
+        "the {family} default route ({route}) does not say which interface it leads through: name \
+         the interface or its address"
+    )]
+    UnclearDefaultRoute {
+        /// The family.
+        family: Family,
+        /// The route, in words.
+        route: String,
+    },
+    /// The default route leads to containers.
+    #[error(
+        "the {family} default route leads through {dev}, which is a link of containers: {why}; name \
+         the interface if it is the one"
+    )]
+    Inward {
+        /// The family.
+        family: Family,
+        /// The device.
+        dev: IfName,
+        /// How it is known, in words.
+        why: String,
+    },
+    /// The interface has addresses of the family, and none that other nodes may be told.
+    #[error(
+        "interface {dev} has no {family} address for other nodes, only {ip}, which is {what}; name \
+         that address if it is the one"
+    )]
+    Unsuitable {
+        /// The interface.
+        dev: IfName,
+        /// The family.
+        family: Family,
+        /// The address.
+        ip: IpAddr,
+        /// Why it is not used, in words.
+        what: String,
+    },
+    /// The address of the interface cannot be used yet.
+    #[error(
+        "the address {ip} of interface {dev} is tentative: duplicate detection has not passed, or has \
+         found another host with it"
+    )]
+    Tentative {
+        /// The interface.
+        dev: IfName,
+        /// The address.
+        ip: IpAddr,
     },
     /// The named interface does not exist.
     #[error("there is no interface {name}")]
@@ -171,6 +257,10 @@ impl Error {
             Self::Pattern { .. } => false,
             Self::NoneOf { tried } => tried.iter().any(Self::can_pass),
             Self::NoDefaultRoute { .. }
+            | Self::UnclearDefaultRoute { .. }
+            | Self::Inward { .. }
+            | Self::Unsuitable { .. }
+            | Self::Tentative { .. }
             | Self::NoSuchInterface { .. }
             | Self::NoSuchAddress { .. }
             | Self::NoMatch { .. }
@@ -196,6 +286,17 @@ pub enum Interface {
     Reaching(IpAddr),
 }
 
+impl std::fmt::Display for Interface {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Name(name) => write!(f, "the one named {name}"),
+            Self::Address(ip) => write!(f, "the one with the address {ip}"),
+            Self::Matching(pattern) => write!(f, "the one that matches {pattern:?}"),
+            Self::Reaching(ip) => write!(f, "the one that reaches {ip}"),
+        }
+    }
+}
+
 /// What decides the choice of the external interface. By default: the default route.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UnderlayOptions {
@@ -204,6 +305,19 @@ pub struct UnderlayOptions {
     pub interfaces: Vec<Interface>,
     /// The addresses that peers are told instead of the interface's own.
     pub public_ip: PublicIp,
+}
+
+impl std::fmt::Display for UnderlayOptions {
+    /// What was asked for, in words: the same for the same options.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let interfaces = self.interfaces.iter().map(ToString::to_string);
+        let told = self.public_ip.ips().map(|ip| format!("told as {ip}"));
+        let all: Vec<String> = interfaces.chain(told).collect();
+        match all.as_slice() {
+            [] => f.write_str("the one of the default route"),
+            all => f.write_str(&all.join(", ")),
+        }
+    }
 }
 
 /// How a destination is reached.
@@ -219,18 +333,21 @@ pub enum Reach {
 
 impl Underlay {
     /// The host's own network out of what was observed: without the overlay's devices (`own_dev`),
-    /// what is on them, and without routes to destinations in the overlay's networks.
+    /// what is on them, and without routes to destinations in the overlay's networks, those of now
+    /// and those that it had before (`former`).
     pub fn from_observed(
         observed: &Observed,
         networks: &[Subnet],
+        former: &[Subnet],
         own_dev: impl Fn(IfName) -> bool,
     ) -> Self {
         let routes = observed.objects.values().filter_map(|object| match object {
             Object::Route(route) => Some(route),
             _ => None,
         });
-        let routes = routes
-            .filter(|route| !networks.iter().any(|network| network.contains(&route.dst)))
+        let outward = routes
+            .clone()
+            .filter(|route| !is_inside(networks, &route.dst) && !is_inside(former, &route.dst))
             .filter_map(|route| {
                 let mut route = route.clone();
                 if let RouteTarget::Nexthop(id) = route.target
@@ -243,10 +360,10 @@ impl Underlay {
                         onlink: nexthop.onlink,
                     };
                 }
-                let dev = Object::Route(route.clone()).dev();
-                (!dev.is_some_and(&own_dev)).then_some(route)
+                let is_ours = devices(&route.target).any(&own_dev);
+                (!is_ours).then_some(route)
             });
-        Self {
+        let mut this = Self {
             links: observed
                 .links
                 .iter()
@@ -259,8 +376,36 @@ impl Underlay {
                 .filter(|a| !own_dev(a.dev))
                 .cloned()
                 .collect(),
-            routes: routes.collect(),
-        }
+            routes: outward.collect(),
+            networks: networks.to_vec(),
+            inward: BTreeSet::new(),
+        };
+        let to_one = routes.filter_map(|route| match route.target {
+            RouteTarget::Device(dev)
+                if route.dst.len() == route.dst.family().bits()
+                    && is_inside(networks, &route.dst)
+                    && !own_dev(dev) =>
+            {
+                Some(dev)
+            }
+            _ => None,
+        });
+        let addresses = this.addresses.iter();
+        let with_address = addresses
+            .filter(|a| this.is_of_containers(a.ip))
+            .map(|a| a.dev);
+        let mut inward: BTreeSet<IfName> = to_one.chain(with_address).collect();
+        let ports = this.links.iter();
+        let ports = ports.filter(|link| link.master.is_some_and(|of| inward.contains(&of)));
+        let ports: Vec<IfName> = ports.map(|link| link.name).collect();
+        inward.extend(ports);
+        this.inward = inward;
+        this
+    }
+
+    /// Tells if an address is in one of the overlay's networks.
+    fn is_of_containers(&self, ip: IpAddr) -> bool {
+        self.networks.iter().any(|network| network.contains_ip(ip))
     }
 
     /// The route a packet to this address takes: the longest prefix, then the lowest metric.
@@ -276,7 +421,16 @@ impl Underlay {
         match self.route_to(ip).map(|route| &route.target) {
             Some(RouteTarget::Device(dev)) => Reach::OnLink(*dev),
             Some(RouteTarget::Gateway { gateway, .. }) => Reach::Router(*gateway),
-            _ => Reach::None,
+            Some(RouteTarget::Paths(paths)) => match paths.first() {
+                Some(RoutePath {
+                    gateway: Some(gateway),
+                    ..
+                }) => Reach::Router(*gateway),
+                Some(RoutePath { gateway: None, dev }) => Reach::OnLink(*dev),
+                None => Reach::None,
+            },
+            Some(RouteTarget::Nexthop(_) | RouteTarget::Blackhole | RouteTarget::Other(_))
+            | None => Reach::None,
         }
     }
 
@@ -284,210 +438,20 @@ impl Underlay {
     pub fn link(&self, name: IfName) -> Option<&LinkInfo> {
         self.links.iter().find(|link| link.name == name)
     }
+}
 
-    fn has_address(&self, dev: IfName, ip: IpAddr) -> bool {
-        self.addresses
-            .iter()
-            .any(|address| address.dev == dev && address.ip == ip)
-    }
+fn is_inside(networks: &[Subnet], dst: &Subnet) -> bool {
+    networks.iter().any(|network| network.contains(dst))
+}
 
-    fn dev_of_address(&self, ip: IpAddr) -> Option<IfName> {
-        self.addresses
-            .iter()
-            .find(|address| address.ip == ip)
-            .map(|address| address.dev)
-    }
-
-    /// The best usable address of a device: global before link-local, lasting before passing, in
-    /// the kernel's order.
-    fn best_address(&self, dev: IfName, family: Family) -> Option<IpAddr> {
-        self.addresses
-            .iter()
-            .filter(|address| address.dev == dev && Family::of(&address.ip) == family)
-            .filter(|address| !address.deprecated && !address.tentative && usable(address.ip))
-            .min_by_key(|address| {
-                (
-                    is_link_local(address.ip),
-                    !address.permanent,
-                    address.temporary,
-                )
-            })
-            .map(|address| address.ip)
-    }
-
-    /// The device of the default route of a family, if a single one can be read from it.
-    fn default_dev(&self, family: Family) -> Option<IfName> {
-        self.routes
-            .iter()
-            .filter(|route| route.dst.len() == 0 && route.dst.family() == family)
-            .filter_map(|route| match route.target {
-                RouteTarget::Gateway { dev, .. } | RouteTarget::Device(dev) => {
-                    Some((route.metric, dev))
-                }
-                _ => None,
-            })
-            .min()
-            .map(|(_, dev)| dev)
-    }
-
-    /// Chooses the external interface as flannel does, with the reason.
-    ///
-    /// A pure function of what was observed. `families` are those of the overlay: each needs an
-    /// address on the interface, or a public address set.
-    ///
-    /// # Errors
-    /// [`Error`] says what was looked for and not found.
-    pub fn choose(
-        &self,
-        options: &UnderlayOptions,
-        families: &[Family],
-    ) -> Result<External, Error> {
-        if !options.interfaces.is_empty() {
-            let mut tried = Vec::new();
-            for interface in &options.interfaces {
-                match self.find(interface, options, families) {
-                    Ok(external) => return Ok(external),
-                    Err(error) => tried.push(error),
-                }
-            }
-            return Err(match <[Error; 1]>::try_from(tried) {
-                Ok([only]) => only,
-                Err(tried) => Error::NoneOf { tried },
-            });
-        }
-        if let Some(ip) = options.public_ip.ips().next() {
-            return self.find(&Interface::Address(ip), options, families);
-        }
-        let devs: Vec<_> = families
-            .iter()
-            .filter_map(|family| self.default_dev(*family).map(|dev| (*family, dev)))
-            .collect();
-        match devs[..] {
-            [] => Err(Error::NoDefaultRoute {
-                family: families.first().copied().unwrap_or(Family::V4),
-            }),
-            [(_, v4), (_, v6)] if v4 != v6 => Err(Error::Disagree { v4, v6 }),
-            [(family, dev), ..] => {
-                let reason = format!("it has the {family} default route");
-                self.external(dev, PublicIp::default(), options, families, reason)
-            }
-        }
-    }
-
-    fn find(
-        &self,
-        interface: &Interface,
-        options: &UnderlayOptions,
-        families: &[Family],
-    ) -> Result<External, Error> {
-        let mut local = PublicIp::default();
-        let (dev, reason) = match interface {
-            Interface::Name(name) => {
-                self.link(*name)
-                    .ok_or(Error::NoSuchInterface { name: *name })?;
-                (*name, "it is the one named".to_owned())
-            }
-            Interface::Address(ip) => {
-                let dev = self
-                    .dev_of_address(*ip)
-                    .ok_or(Error::NoSuchAddress { ip: *ip })?;
-                local.set_ip(*ip);
-                (dev, format!("it has the address {ip}"))
-            }
-            Interface::Matching(pattern) => self.find_matching(pattern, families, &mut local)?,
-            Interface::Reaching(ip) => {
-                let route = self.route_to(*ip).ok_or(Error::Unreachable { ip: *ip })?;
-                let dev = Object::Route(route.clone()).dev();
-                (
-                    dev.ok_or(Error::Unreachable { ip: *ip })?,
-                    format!("{ip} is reached through it"),
-                )
-            }
-        };
-        self.external(dev, local, options, families, reason)
-    }
-
-    fn find_matching(
-        &self,
-        pattern: &str,
-        families: &[Family],
-        local: &mut PublicIp,
-    ) -> Result<(IfName, String), Error> {
-        let regex = regex_lite::Regex::new(pattern).map_err(|error| Error::Pattern {
-            pattern: pattern.to_owned(),
-            reason: error.to_string(),
-        })?;
-        for link in &self.links {
-            let matching: PublicIp = families
-                .iter()
-                .filter_map(|family| {
-                    let mut addresses = self.addresses.iter().filter(|address| {
-                        address.dev == link.name
-                            && Family::of(&address.ip) == *family
-                            && usable(address.ip)
-                    });
-                    addresses.find(|address| regex.is_match(&address.ip.to_string()))
-                })
-                .fold(PublicIp::default(), |mut all, address| {
-                    all.set_ip(address.ip);
-                    all
-                });
-            if !families.is_empty() && families.iter().all(|family| matching.has(*family)) {
-                *local = matching;
-                return Ok((link.name, format!("its address matches {pattern:?}")));
-            }
-        }
-        self.links
-            .iter()
-            .find(|link| regex.is_match(link.name.as_str()))
-            .map(|link| (link.name, format!("its name matches {pattern:?}")))
-            .ok_or_else(|| Error::NoMatch {
-                pattern: pattern.to_owned(),
-            })
-    }
-
-    fn external(
-        &self,
-        dev: IfName,
-        fixed: PublicIp,
-        options: &UnderlayOptions,
-        families: &[Family],
-        reason: String,
-    ) -> Result<External, Error> {
-        let link = self.link(dev).ok_or(Error::NoSuchInterface { name: dev })?;
-        if link.mtu == 0 {
-            return Err(Error::NoMtu { dev });
-        }
-        let (mut local, mut public) = (PublicIp::default(), PublicIp::default());
-        for family in families {
-            // A public address that the interface has is also the one to send from.
-            let told = options.public_ip.ip(*family);
-            let own = fixed
-                .ip(*family)
-                .or_else(|| told.filter(|ip| self.has_address(dev, *ip)))
-                .or_else(|| self.best_address(dev, *family));
-            if let Some(ip) = own {
-                local.set_ip(ip);
-            }
-            match told.or(own) {
-                Some(ip) => public.set_ip(ip),
-                None => {
-                    return Err(Error::NoAddress {
-                        dev,
-                        family: *family,
-                    });
-                }
-            }
-        }
-        Ok(External {
-            dev,
-            index: link.index,
-            mtu: link.mtu,
-            local,
-            public,
-            reason,
-        })
-    }
+/// The devices that packets of a route leave through, as far as it says so.
+fn devices(target: &RouteTarget) -> impl Iterator<Item = IfName> + '_ {
+    let (one, several) = match target {
+        RouteTarget::Gateway { dev, .. } | RouteTarget::Device(dev) => (Some(*dev), &[][..]),
+        RouteTarget::Paths(paths) => (None, paths.as_slice()),
+        RouteTarget::Nexthop(_) | RouteTarget::Blackhole | RouteTarget::Other(_) => (None, &[][..]),
+    };
+    one.into_iter().chain(several.iter().map(|path| path.dev))
 }
 
 /// Whether other nodes may be told this address: unicast, of more than this host.

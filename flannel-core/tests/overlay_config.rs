@@ -282,25 +282,25 @@ async fn a_config_that_the_host_does_not_fit_is_applied_once_it_does() {
     let overlay = world.ready().await;
     world.set_config(DUAL);
     settle(&overlay).await;
-    let condition = config_condition(&overlay);
-    assert_eq!(condition.reason, "InvalidConfig", "{condition:?}");
-    let stays = "the last good config stays in force";
-    assert!(condition.message.contains(stays), "{condition:?}");
-    assert!(overlay.status().is_true(ConditionType::Kernel));
+    let status = overlay.status();
+    let families = status.condition(ConditionType::Families).expect("told");
+    assert_eq!(families.status, ConditionStatus::False);
+    assert!(families.message.contains("1350"), "{families:?}");
+    assert!(status.working && status.is_true(ConditionType::Config));
+    let v6 = ObjectKey::Link(dev("flannel-v6.1"));
+    assert_eq!(world.kernel.get(&v6), None);
     set_mtu(1500);
     until(Duration::from_secs(120), "both families", || {
-        let status = overlay.status();
-        let lease = status.lease.as_ref();
-        lease.is_some_and(|lease| lease.subnet.has(Family::V6))
+        overlay.status().is_true(ConditionType::Families)
     })
     .await;
     settle(&overlay).await;
-    assert!(overlay.status().is_true(ConditionType::Config));
+    assert!(world.kernel.get(&v6).is_some());
 }
 
-/// Where what is wrong is with the host alone, the new config is in force and says so.
+/// A family that the host cannot carry costs the other nothing, and is told.
 #[tokio::test(start_paused = true)]
-async fn a_host_without_an_address_of_a_new_family_keeps_what_was_built() {
+async fn a_host_without_an_address_of_a_new_family_keeps_the_other() {
     let world = World {
         kernel: FakeKernel::empty()
             .with_link("eth0", 1500, &[([192, 0, 2, 1].into(), 24)])
@@ -314,14 +314,16 @@ async fn a_host_without_an_address_of_a_new_family_keeps_what_was_built() {
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert_eq!(world.kernel.objects(), before);
     let status = overlay.status();
-    let underlay = status
-        .condition(ConditionType::Underlay)
-        .expect("it is there");
-    let config = config_condition(&overlay);
-    assert_eq!(underlay.status, ConditionStatus::False, "{underlay:?}");
-    let message = &config.message;
+    assert!(status.working, "{status:?}");
+    let families = status.condition(ConditionType::Families).expect("told");
+    assert_eq!(families.status, ConditionStatus::False);
     assert!(
-        message.contains("what was built last stays") && message.contains("a restart would build"),
-        "{config:?} {underlay:?}"
+        families.message.contains("no usable IPv6 address"),
+        "{families:?}"
+    );
+    let lease = status.lease.as_ref().expect("it is held");
+    assert!(
+        lease.subnet.has(Family::V6) && !lease.public_ip.has(Family::V6),
+        "{lease:?}"
     );
 }

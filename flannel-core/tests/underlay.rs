@@ -81,6 +81,7 @@ fn node() -> Underlay {
             route("198.51.100.0/24", via("192.0.2.1", "eth1"), 0),
             route("2001:db8::/64", RouteTarget::Device(name("eth1")), 256),
         ],
+        ..Underlay::default()
     }
 }
 

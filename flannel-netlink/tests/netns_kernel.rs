@@ -14,7 +14,7 @@ use common::*;
 use flannel_core::kernel::Error;
 use flannel_core::{
     Address, Family, Fdb, Kernel, Link, LinkKind, MacAddr, Nexthop, Object, ObjectKey, Offload, Op,
-    Route, RouteProtocol, RouteTarget, Sysctl, Tun,
+    Route, RoutePath, RouteProtocol, RouteTarget, Sysctl, Tun,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
@@ -355,6 +355,10 @@ fn what_other_programs_made_is_seen() {
             "ip nexthop add id 8 via 192.0.2.9 dev u0",
             "ip nexthop add id 9 group 8",
             "ip route add 10.9.0.0/16 nhid 9",
+            "ip nexthop add id 10 via 192.0.2.8 dev u0",
+            "ip nexthop add id 11 group 8/10",
+            "ip route add 10.11.0.0/16 nhid 11",
+            "ip route add 10.12.0.0/16 via 192.0.2.9 dev u0 src 192.0.2.1",
             "ip neigh add 192.0.2.66 lladdr 0e:00:00:00:00:66 dev u0 nud permanent",
             "ip neigh add 192.0.2.67 lladdr 0e:00:00:00:00:67 dev u0 nud stale",
             "ip neigh add proxy 192.0.2.68 dev u0",
@@ -388,13 +392,36 @@ fn what_other_programs_made_is_seen() {
                 onlink: false
             })
         );
-        for (dst, metric) in [("10.7.0.0/16", 0), ("fd06::/64", 1024), ("10.8.0.0/16", 9)] {
-            let target = target(dst, metric);
-            assert!(
-                matches!(target, Some(RouteTarget::Other(_))),
-                "{dst}: {target:?}"
-            );
-        }
+        let paths = |gateways: [&str; 2]| {
+            let path = |gateway| RoutePath {
+                gateway: Some(ip(gateway)),
+                dev: u0,
+            };
+            Some(RouteTarget::Paths(gateways.map(path).to_vec()))
+        };
+        let v4 = ["192.0.2.8", "192.0.2.9"];
+        assert_eq!(target("10.7.0.0/16", 0), paths(v4));
+        let v6 = ["2001:db8::8", "2001:db8::9"];
+        assert_eq!(target("fd06::/64", 1024), paths(v6));
+        let of_group = target("10.11.0.0/16", 0);
+        let [b, a] = v4;
+        assert!(
+            of_group == paths(v4) || of_group == paths([a, b]),
+            "{of_group:?}"
+        );
+        let unreachable = target("10.8.0.0/16", 9);
+        assert!(
+            matches!(unreachable, Some(RouteTarget::Other(_))),
+            "{unreachable:?}"
+        );
+        let source = |dst| {
+            observed.objects.values().find_map(|object| match object {
+                Object::Route(route) if route.dst == common::net(dst) => route.source,
+                _ => None,
+            })
+        };
+        assert_eq!(source("10.12.0.0/16"), Some(ip("192.0.2.1")));
+        assert_eq!(source("10.6.0.0/16"), None);
         assert_eq!(target("10.9.0.0/16", 0), Some(RouteTarget::Nexthop(9)));
         let has = |key: ObjectKey| observed.objects.contains_key(&key);
         assert!(has(ObjectKey::Nexthop(8)));

@@ -64,6 +64,7 @@ impl NodeFixture {
         let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into());
         let ips = DualStack::both(v4, v6);
         let external = External {
+            others: Vec::new(),
             dev,
             index: 2,
             mtu: 1500,
@@ -201,6 +202,7 @@ fn underlay(external: &External, number: u8) -> Underlay {
         ],
         addresses,
         routes,
+        ..Underlay::default()
     }
 }
 

@@ -474,7 +474,7 @@ fn connected(address: &Address) -> Option<Route> {
         metric,
         target: RouteTarget::Device(address.dev),
         protocol: RouteProtocol::KERNEL,
-        source: None,
+        source: address.ip.is_ipv4().then_some(address.ip),
     })
 }
 

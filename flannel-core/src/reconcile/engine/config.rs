@@ -149,8 +149,7 @@ impl Engine {
     fn try_config(&self, config: &NetworkConfig, backend: &dyn Backend) -> backend::Result<()> {
         let families: Vec<Family> = config.families().collect();
         let (Ok(external), Some(features), Some(observed), true) = (
-            self.underlay
-                .choose(&self.parts.options.underlay, &families),
+            self.in_use.preview(&self.underlay, &families),
             &self.features,
             self.reconciler.observed(),
             self.network.is_some(),

@@ -1,7 +1,6 @@
 //! The engine's view of its own host: kernel, underlay, backend, network.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
@@ -15,12 +14,12 @@ use crate::error_chain::error_chain;
 use crate::family::{DualStack, Family};
 use crate::kernel;
 use crate::lease::{BackendType, Lease};
-use crate::lease_set::{HostAddresses, LeaseDelta};
+use crate::lease_set::LeaseDelta;
 use crate::node::OverlayName;
-use crate::object::{IfName, LinkKind, Object, ObjectKey};
+use crate::object::{IfName, Object};
 use crate::reconcile::ownership::{Owner, Ownership};
 use crate::subnet::Subnet;
-use crate::underlay::{External, Interface, Underlay};
+use crate::underlay::{External, Underlay};
 
 /// What a network was made from: when any of it changes, it is made anew.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,50 +38,6 @@ pub(super) async fn ended_of(task: &mut Option<JoinHandle<backend::Result<()>>>)
             Err(error) => error.to_string(),
         },
         None => std::future::pending().await,
-    }
-}
-
-pub(super) fn link_ids(underlay: &Underlay) -> BTreeSet<(IfName, u32, bool, bool)> {
-    let links = underlay.links.iter();
-    links
-        .map(|link| (link.name, link.index, link.up, link.running))
-        .collect()
-}
-
-/// The addresses that are used beyond their link: those of IPv6 that every device has come and go
-/// with the links of containers.
-fn addresses(underlay: &Underlay) -> BTreeSet<(IfName, IpAddr, u8)> {
-    let addresses = underlay.addresses.iter();
-    addresses
-        .filter(|a| !matches!(a.ip, IpAddr::V6(ip) if ip.is_unicast_link_local()))
-        .map(|address| (address.dev, address.ip, address.prefix_len))
-        .collect()
-}
-
-/// The addresses that no peer may have, and the LANs around them.
-fn host_addresses(underlay: &Underlay, observed: &kernel::Observed) -> HostAddresses {
-    let is_flannels = |dev| match observed.objects.get(&ObjectKey::Link(dev)) {
-        Some(Object::Link(link)) => is_flannels_name(dev.as_str(), &link.kind),
-        _ => false,
-    };
-    let addresses = underlay.addresses.iter();
-    addresses
-        .filter(|address| !address.link_scope && !is_flannels(address.dev))
-        .map(|address| (address.ip, address.prefix_len))
-        .collect()
-}
-
-/// Whether Go flannel gives its devices of a kind such a name.
-fn is_flannels_name(name: &str, kind: &LinkKind) -> bool {
-    let is_numbered = |start: &str| {
-        let number = name.strip_prefix(start);
-        number
-            .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
-    };
-    match kind {
-        LinkKind::Vxlan(_) => is_numbered("flannel.") || is_numbered("flannel-v6."),
-        LinkKind::Tun(_) => is_numbered("flannel"),
-        _ => matches!(name, "flannel-wg" | "flannel-wg-v6" | "flannel.ipip"),
     }
 }
 
@@ -178,88 +133,6 @@ impl Engine {
             self.former.insert(backend.clone(), now + LINGER);
         }
         self.former.keys().cloned().collect()
-    }
-
-    /// Follows the host's own network where that matters to us.
-    ///
-    /// On a busy router routes change all the time. Those count that decide which interface is the
-    /// external one, or how a peer is reached.
-    pub(super) fn follow_host(&mut self) {
-        let Self {
-            leases,
-            networks,
-            parts,
-            ..
-        } = self;
-        let interfaces = &parts.options.underlay.interfaces;
-        let matters = |dst: &Subnet| {
-            let is_inside = networks.iter().any(|network| network.contains(dst));
-            let is_sought = |interface: &Interface| matches!(interface, Interface::Reaching(ip) if dst.contains_ip(*ip));
-            let leads_to_peer = || {
-                let mut peers = leases.peers().values();
-                peers.any(|peer| {
-                    let mut ips = peer.lease.attrs.public_ip.ips();
-                    ips.any(|ip| dst.contains_ip(ip))
-                })
-            };
-            !is_inside && (dst.len() == 0 || interfaces.iter().any(is_sought) || leads_to_peer())
-        };
-        if self.reconciler.host_changed(matters) {
-            self.look_at_underlay();
-        }
-    }
-
-    fn look_at_underlay(&mut self) {
-        self.reconciler.host_seen();
-        let (Some(observed), Some(config)) = (self.reconciler.observed(), &self.config) else {
-            return;
-        };
-        let ours: BTreeSet<IfName> = self
-            .compiler
-            .desired()
-            .objects
-            .values()
-            .map_while(|wanted| match &wanted.object {
-                Object::Link(link) => Some(link.name),
-                _ => None,
-            })
-            .chain(own_links(observed, &self.parts.name))
-            .collect();
-        let underlay = Underlay::from_observed(observed, &self.networks, |dev| ours.contains(&dev));
-        let host = host_addresses(&underlay, observed);
-        let families: Vec<Family> = config.families().collect();
-        match underlay.choose(&self.parts.options.underlay, &families) {
-            Ok(external) => {
-                let message = format!("{}: {}", external.dev, external.reason);
-                self.holds(ConditionType::Underlay, "Chosen", message);
-                let links_changed = link_ids(&underlay) != link_ids(&self.underlay);
-                let external_changed = self.external.as_ref() != Some(&external);
-                if links_changed || external_changed {
-                    self.reconciler.retry_now();
-                }
-                // Links of containers come and go: only what a network depends on makes it new.
-                let network_changed = underlay.routes != self.underlay.routes
-                    || addresses(&underlay) != addresses(&self.underlay);
-                if external_changed || network_changed {
-                    self.underlay = Arc::new(underlay);
-                } else if links_changed {
-                    Arc::make_mut(&mut self.underlay).links = underlay.links;
-                }
-                self.external = Some(external);
-            }
-            // The last one stays in force: it may only be gone for a moment. And where there was none
-            // yet, a host that boots gets its addresses and routes later.
-            Err(error) => {
-                self.fails(
-                    ConditionType::Underlay,
-                    "NoInterface",
-                    error.to_string(),
-                    !error.can_pass(),
-                );
-            }
-        }
-        let delta = self.leases.set_host(host);
-        self.peers_differ(&delta);
     }
 
     /// Finds out what we are to publish.

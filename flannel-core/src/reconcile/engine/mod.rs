@@ -6,6 +6,7 @@
 
 mod burst;
 mod config;
+mod interface;
 mod local;
 mod report;
 mod store;
@@ -29,6 +30,7 @@ use crate::backoff::Backoff;
 use crate::clock::{Moment, Rng};
 use crate::condition::{Condition, ConditionStatus, ConditionType, Conditions};
 use crate::config::NetworkConfig;
+use crate::family::Family;
 use crate::keeper::Wish;
 use crate::kernel::{self, ChangeStream, Features};
 use crate::lease::{BackendType, LeaseAttrs};
@@ -42,7 +44,8 @@ use crate::reconcile::reconciler::Reconciler;
 use crate::state::SavedState;
 use crate::status::{OverlayEvent, Status};
 use crate::subnet::Subnet;
-use crate::underlay::{External, Underlay};
+use crate::underlay::in_use::InUse;
+use crate::underlay::{self, External, Underlay, UnderlayOptions};
 
 /// How many rounds of read, plan and apply may follow one another before other things get a turn.
 const ROUNDS: usize = 8;
@@ -73,6 +76,7 @@ pub(crate) enum Command {
     Plan(oneshot::Sender<Result<Plan, Error>>),
     TeardownPlan(oneshot::Sender<Result<Plan, Error>>),
     Resync(oneshot::Sender<()>),
+    Interface(UnderlayOptions, oneshot::Sender<underlay::Result<()>>),
     Reacquire(oneshot::Sender<()>),
     Release(oneshot::Sender<manager::Result<()>>),
     Stop(oneshot::Sender<()>),
@@ -105,6 +109,11 @@ pub(crate) struct Engine {
     untried: Option<NetworkConfig>,
     networks: Vec<Subnet>,
     external: Option<External>,
+    in_use: InUse,
+    /// The interface that was in use before, and why it is no more, in words.
+    moved: String,
+    /// The families without an address on the interface, and why.
+    lacking: Vec<(Family, underlay::Error)>,
     underlay: Arc<Underlay>,
     backend: Option<Arc<dyn Backend>>,
     attrs: Option<LeaseAttrs>,
@@ -195,6 +204,9 @@ impl Engine {
             untried: None,
             networks: Vec::new(),
             external: None,
+            in_use: InUse::new(options.underlay),
+            moved: String::new(),
+            lacking: Vec::new(),
             underlay: Arc::default(),
             backend: None,
             attrs: None,
@@ -343,6 +355,9 @@ impl Engine {
             let desired = self.compiler.desired();
             self.reconciler.read_if_due(desired, &ownership).await;
             self.follow_host();
+            if self.in_use.to_save() != self.saved.interface {
+                self.save().await;
+            }
             self.find_attrs();
             self.register().await;
             ownership = self.ownership();
@@ -402,6 +417,7 @@ impl Engine {
             features,
             self.confirm_at,
             self.burst.due(),
+            self.in_use.look_at(),
             self.config_poll_at.filter(|_| self.call.is_none()),
             self.data_path_at,
             self.former.values().min().copied(),
@@ -434,6 +450,9 @@ impl Engine {
                 self.reconciler.read_now();
                 self.reconciler.retry_now();
                 self.resyncs.push(reply);
+            }
+            Command::Interface(options, reply) => {
+                reply.send(self.ask_for_interface(options)).ok();
             }
             Command::Reacquire(reply) => {
                 self.acquire = true;

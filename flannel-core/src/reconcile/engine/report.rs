@@ -133,6 +133,26 @@ impl Engine {
         }
     }
 
+    /// Tells which families of the config do not work here.
+    fn conclude_families(&mut self) {
+        let Some(network) = &self.network else {
+            return;
+        };
+        let by_interface = self.lacking.iter();
+        let by_interface = by_interface.map(|(family, why)| (*family, why.to_string()));
+        let by_backend = network.lacks();
+        let by_backend = by_backend.iter().map(|(family, why)| (family, why.clone()));
+        let mut all: Vec<_> = by_interface.chain(by_backend).collect();
+        all.dedup_by_key(|(family, _)| *family);
+        match all.first() {
+            None => self.holds(ConditionType::Families, "All", ""),
+            Some((family, why)) => {
+                let message = format!("{family} does not work on this host: {why}");
+                self.fails(ConditionType::Families, "Lacking", message, false);
+            }
+        }
+    }
+
     /// Counts rejected peers and unreadable records, and gives the reasons of the first of each.
     fn what_is_refused(&self, rejected: usize, unreadable: usize) -> String {
         let mut message =
@@ -209,6 +229,7 @@ impl Engine {
                 }
             }
         }
+        self.conclude_families();
         if let Some(held) = self.leases.held() {
             let Held {
                 withdrawn, known, ..

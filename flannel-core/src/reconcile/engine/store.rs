@@ -95,6 +95,9 @@ impl Engine {
                 self.networks = saved.networks.iter().copied().take(NETWORKS).collect();
                 let given = self.parts.instance.or(saved.instance);
                 self.instance = given.unwrap_or(self.instance);
+                if let Some(interface) = &saved.interface {
+                    self.in_use.remember(interface);
+                }
                 self.saved = saved;
             }
             Ok(None) => {}
@@ -120,6 +123,7 @@ impl Engine {
                 None => self.saved.config.clone(),
             },
             networks: self.networks.clone(),
+            interface: self.in_use.to_save(),
             instance: Some(self.instance),
         };
         if saved != self.saved {

@@ -223,7 +223,8 @@ fn connected(network: &str, dev: IfName) -> Route {
         metric: if dst.family() == Family::V6 { 256 } else { 0 },
         target: RouteTarget::Device(dev),
         protocol: RouteProtocol::KERNEL,
-        source: None,
+        // The address is the first of its network in this suite.
+        source: dst.nth(1).filter(IpAddr::is_ipv4),
     }
 }
 

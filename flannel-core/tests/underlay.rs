@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use flannel_core::underlay::{AddressInfo, Error, Interface, LinkInfo, UnderlayOptions};
 use flannel_core::{
-    Family, IfName, MAIN_TABLE, PublicIp, Reach, Route, RouteProtocol, RouteTarget, Underlay,
+    Family, IfName, MAIN_TABLE, Object, Observed, PublicIp, Reach, Route, RoutePath, RouteProtocol,
+    RouteTarget, Underlay,
 };
 
 fn name(text: &str) -> IfName {
@@ -197,37 +198,229 @@ fn a_dual_stack_pattern_never_mixes_two_interfaces() {
 }
 
 #[test]
-fn unusable_addresses_are_passed_over() {
+fn addresses_that_cannot_be_used_are_passed_over() {
     let mut node = node();
-    for (text, spoil) in [("192.0.2.7", 0), ("192.0.2.8", 1)] {
-        let found = node
-            .addresses
-            .iter_mut()
-            .find(|a| a.ip == ip(text))
-            .expect("it is there");
-        match spoil {
-            0 => found.deprecated = true,
-            _ => found.tentative = true,
-        }
+    for address in node.addresses.iter_mut().filter(|a| a.dev == name("eth1")) {
+        address.deprecated = true;
     }
-    let error = node.choose(&by(Interface::Name(name("eth1"))), &[Family::V4]);
-    assert_eq!(
-        error,
-        Err(Error::NoAddress {
-            dev: name("eth1"),
-            family: Family::V4
-        })
-    );
+    let choose = |node: &Underlay| node.choose(&by(Interface::Name(name("eth1"))), &[Family::V4]);
+    let (dev, family) = (name("eth1"), Family::V4);
+    assert_eq!(choose(&node), Err(Error::NoAddress { dev, family }));
+    // One that has not passed duplicate detection is waited for, unless there is another.
+    let second = ip("192.0.2.8");
+    let found = node.addresses.iter_mut().find(|a| a.ip == second);
+    let found = found.expect("it is there");
+    (found.deprecated, found.tentative) = (false, true);
+    assert_eq!(choose(&node), Err(Error::Tentative { dev, ip: second }));
+    node.addresses.push(address("eth1", "192.0.2.9/24"));
+    let external = choose(&node).expect("the third");
+    assert_eq!(external.local.ip(family), Some(ip("192.0.2.9")));
+}
+
+/// A node whose only interface has these addresses, and a default route from `source`.
+fn with_addresses(addresses: &[AddressInfo], source: Option<&str>) -> Underlay {
+    let mut default = route("0.0.0.0/0", via("192.0.2.254", "eth0"), 100);
+    default.source = source.map(ip);
+    Underlay {
+        links: vec![link("lo", 1), link("eth0", 2)],
+        addresses: addresses.to_vec(),
+        routes: vec![default],
+        ..Underlay::default()
+    }
+}
+
+fn local(underlay: &Underlay) -> Result<String, Error> {
+    let external = underlay.choose(&UnderlayOptions::default(), &[Family::V4])?;
+    let ip = external.local.ip(Family::V4).expect("it has one");
+    Ok(ip.to_string())
 }
 
 #[test]
-fn lasting_addresses_come_before_passing_ones() {
+fn a_virtual_address_is_no_better_than_the_hosts_own() {
+    let of_dhcp = AddressInfo {
+        permanent: false,
+        ..address("eth0", "192.0.2.1/24")
+    };
+    let vip = address("eth0", "192.0.2.100/32");
+    let second = AddressInfo {
+        temporary: true,
+        ..address("eth0", "192.0.2.101/24")
+    };
+    let other = address("eth0", "198.51.100.1/24");
+    for virtual_one in [vip, second, other] {
+        for addresses in [
+            [of_dhcp.clone(), virtual_one.clone()],
+            [virtual_one.clone(), of_dhcp.clone()],
+        ] {
+            let found = local(&with_addresses(&addresses, None));
+            assert_eq!(found.as_deref(), Ok("192.0.2.1"), "beside {virtual_one:?}");
+        }
+    }
+}
+
+#[test]
+fn the_source_of_the_default_route_is_the_address() {
+    let addresses = [
+        address("eth0", "192.0.2.1/24"),
+        address("eth0", "192.0.2.2/24"),
+        address("lo", "203.0.113.9/32"),
+    ];
+    for source in ["192.0.2.1", "192.0.2.2", "203.0.113.9"] {
+        let found = local(&with_addresses(&addresses, Some(source)));
+        assert_eq!(found.as_deref(), Ok(source));
+    }
+    // One that the host does not have cannot be it.
+    let found = local(&with_addresses(&addresses, Some("192.0.2.77")));
+    assert_eq!(found.as_deref(), Ok("192.0.2.1"));
+}
+
+#[test]
+fn a_default_route_with_several_paths_is_one() {
+    let path = |gateway, dev| RoutePath {
+        gateway: Some(ip(gateway)),
+        dev: name(dev),
+    };
+    let choose = |paths: Vec<RoutePath>| {
+        let mut node = node();
+        node.links[2].mtu = 1400;
+        node.routes[0].target = RouteTarget::Paths(paths);
+        node.choose(&UnderlayOptions::default(), &[Family::V4])
+    };
+    let one = choose(vec![path("10.0.2.2", "eth0"), path("10.0.2.3", "eth0")]);
+    let one = one.expect("both lead through eth0");
+    assert_eq!(
+        (one.dev, one.others, one.mtu),
+        (name("eth0"), Vec::new(), 1500)
+    );
+    let two = choose(vec![path("10.0.2.2", "eth0"), path("192.0.2.1", "eth1")]);
+    let two = two.expect("over both");
+    let others = vec![name("eth1")];
+    assert_eq!((two.dev, two.others, two.mtu), (name("eth0"), others, 1400));
+    assert_eq!(two.local.ip(Family::V4), Some(ip("10.0.2.15")));
+}
+
+#[test]
+fn a_default_route_that_leads_nowhere_is_none_and_one_that_is_unclear_is_named() {
     let mut node = node();
-    node.addresses[3].permanent = false;
-    let external = node
-        .choose(&by(Interface::Name(name("eth1"))), &[Family::V4])
-        .expect("eth1");
-    assert_eq!(external.local.ip(Family::V4), Some(ip("192.0.2.8")));
+    node.routes[0].target = RouteTarget::Other("unreachable".to_owned());
+    let family = Family::V4;
+    let choose = |node: &Underlay| node.choose(&UnderlayOptions::default(), &[family]);
+    assert_eq!(choose(&node), Err(Error::NoDefaultRoute { family }));
+    node.routes[0].target = RouteTarget::Nexthop(7);
+    let error = choose(&node).expect_err("a group that does not tell its paths");
+    assert!(error.to_string().contains("nhid 7"), "{error}");
+}
+
+/// What the host of `node` shows, with more on it.
+fn observed(node: Underlay, more: Vec<Object>) -> Underlay {
+    let routes = node.routes.into_iter().map(Object::Route);
+    let observed = Observed {
+        objects: routes.chain(more).map(|o| (o.key(), o)).collect(),
+        links: node.links,
+        addresses: node.addresses,
+    };
+    let networks = ["10.5.0.0/16".parse().expect("a subnet")];
+    Underlay::from_observed(&observed, &networks, &[], |_| false)
+}
+
+#[test]
+fn a_link_of_containers_is_chosen_only_if_it_is_named() {
+    let to_v0 = Object::Route(route("0.0.0.0/0", RouteTarget::Device(name("v0")), 5));
+    let to_one = Object::Route(route("10.5.1.7/32", RouteTarget::Device(name("v0")), 0));
+    let of_docker = (
+        "172.17.0.1/16",
+        vec![to_v0.clone()],
+        "no container of ours is there",
+    );
+    let cases = [
+        (
+            "10.5.1.1/24",
+            vec![to_v0.clone()],
+            "its address is a container's",
+        ),
+        (
+            "172.17.0.1/16",
+            vec![to_v0.clone(), to_one],
+            "a route to a container leads to it",
+        ),
+    ];
+    let with = |text: &str, more| {
+        let mut node = node();
+        node.links.push(link("v0", 9));
+        node.addresses.push(address("v0", text));
+        observed(node, more)
+    };
+    for (text, more, why) in cases {
+        let underlay = with(text, more);
+        let chosen = underlay.choose(&UnderlayOptions::default(), &[Family::V4]);
+        assert_eq!(chosen.expect(why).dev, name("eth0"), "{why}");
+        let named = underlay.choose(&by(Interface::Name(name("v0"))), &[Family::V4]);
+        assert_eq!(named.expect(why).dev, name("v0"), "{why}");
+        let alone = Underlay {
+            routes: underlay
+                .routes
+                .iter()
+                .filter(|r| r.metric == 5)
+                .cloned()
+                .collect(),
+            ..underlay
+        };
+        let error = alone.choose(&UnderlayOptions::default(), &[Family::V4]);
+        let error = error.expect_err(why);
+        assert!(
+            matches!(error, Error::Inward { dev, .. } if dev == name("v0")),
+            "{error}"
+        );
+        assert!(error.can_pass());
+    }
+    // A veth as such may be the uplink of a node that is itself a container.
+    let (text, more, why) = of_docker;
+    let chosen = with(text, more).choose(&UnderlayOptions::default(), &[Family::V4]);
+    assert_eq!(chosen.expect(why).dev, name("v0"));
+}
+
+#[test]
+fn a_port_of_a_containers_bridge_is_a_link_of_containers() {
+    let mut node = node();
+    node.links.extend([link("cni0", 8), link("v0", 9)]);
+    node.links[4].master = Some(name("cni0"));
+    node.addresses.push(address("cni0", "10.5.1.1/24"));
+    node.addresses.push(address("v0", "198.18.0.1/24"));
+    let to_v0 = Object::Route(route("0.0.0.0/0", RouteTarget::Device(name("v0")), 5));
+    let underlay = observed(node, vec![to_v0]);
+    let chosen = underlay.choose(&UnderlayOptions::default(), &[Family::V4]);
+    assert_eq!(chosen.expect("the other default route").dev, name("eth0"));
+}
+
+#[test]
+fn an_address_that_means_nothing_elsewhere_is_chosen_only_if_it_is_named() {
+    for text in ["169.254.17.3/16", "10.5.7.7/24"] {
+        let mut node = node();
+        node.addresses.retain(|a| a.dev != name("eth0"));
+        node.addresses.push(address("eth0", text));
+        node.routes
+            .push(route("0.0.0.0/0", via("192.0.2.1", "eth1"), 500));
+        let underlay = observed(node, Vec::new());
+        let chosen = underlay.choose(&UnderlayOptions::default(), &[Family::V4]);
+        assert_eq!(
+            chosen.expect("the other default route").dev,
+            name("eth1"),
+            "{text}"
+        );
+        let named = underlay.choose(&by(Interface::Name(name("eth0"))), &[Family::V4]);
+        let (ip_text, _) = text.split_once('/').expect("address/length");
+        assert_eq!(
+            named.expect("it was named").local.ip(Family::V4),
+            Some(ip(ip_text))
+        );
+    }
+    // Where there is nothing else, the reason is told.
+    let found = local(&with_addresses(&[address("eth0", "169.254.17.3/16")], None));
+    let error = found.expect_err("it is link-local");
+    assert!(
+        error.to_string().contains("link-local") && error.can_pass(),
+        "{error}"
+    );
 }
 
 #[test]

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::way::Way;
 use super::{Error, External, Underlay, UnderlayOptions, devices};
 use crate::clock::Moment;
 use crate::family::{Family, PublicIp};
@@ -35,6 +34,9 @@ pub struct SavedInterface {
     pub dev: IfName,
     /// Its index, which another device may have after a boot.
     pub index: u32,
+    /// The other devices of the default route that it was chosen by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<IfName>,
     /// The addresses that outer packets are sent from.
     pub local: PublicIp,
     /// What the interface was chosen by, in words.
@@ -127,7 +129,7 @@ impl InUse {
             self.external = Some(External {
                 dev: saved.dev,
                 index: saved.index,
-                others: Vec::new(),
+                others: saved.others.clone(),
                 mtu: 0,
                 local: saved.local,
                 public: PublicIp::default(),
@@ -142,6 +144,7 @@ impl InUse {
         Some(SavedInterface {
             dev: external.dev,
             index: external.index,
+            others: external.others.clone(),
             local: external.local,
             asked: self.options.to_string(),
         })
@@ -207,7 +210,12 @@ impl InUse {
             },
         };
         let since = *self.lost_since.get_or_insert(now);
-        let chosen = underlay.choose_some(&self.options, families);
+        let mut chosen = underlay.choose_some(&self.options, families);
+        if let (Err(_), Some(old)) = (&chosen, &self.external)
+            && let Ok(again) = underlay.again(old, &self.options, families)
+        {
+            chosen = Ok((again, Vec::new()));
+        }
         let Some(lost) = lost else {
             return self.first(chosen, since, now);
         };
@@ -357,7 +365,8 @@ impl Underlay {
             return Err(Lost::Address { dev, ip });
         }
         let mut devs = vec![dev];
-        devs.extend(self.beside(dev, &works));
+        let others = old.others.iter().copied();
+        devs.extend(others.filter(|other| *other != dev && self.link(*other).is_some()));
         let reason = old.reason.clone();
         let external = self.external(&devs, local, options, &works, reason);
         let external = external.map_err(|error| Lost::Unfit {
@@ -374,6 +383,22 @@ impl Underlay {
             lacking,
             why,
         })
+    }
+
+    /// The interface in use with whatever addresses it has now: the routes through it come back after
+    /// its address.
+    fn again(
+        &self,
+        old: &External,
+        options: &UnderlayOptions,
+        families: &[Family],
+    ) -> Result<External, Error> {
+        let gone = Error::NoSuchInterface { name: old.dev };
+        let mut links = self.links.iter();
+        let link = links.find(|link| link.index == old.index && link.up);
+        let dev = link.ok_or(gone)?.name;
+        let reason = old.reason.clone();
+        self.external(&[dev], PublicIp::default(), options, families, reason)
     }
 
     /// The device that the interface in use is now: it, under whatever name, as long as it has the
@@ -433,16 +458,6 @@ impl Underlay {
             }
         }
         elsewhere.filter(|to| !self.inward.contains(to))
-    }
-
-    /// The devices beside one in the default route of one of these families.
-    fn beside(&self, dev: IfName, families: &[Family]) -> Vec<IfName> {
-        let mut ways = families
-            .iter()
-            .flat_map(|family| Way::all(&self.routes, *family));
-        let way = ways.find(|way| way.devs.contains(&dev));
-        let devs = way.map(|way| way.devs).unwrap_or_default();
-        devs.into_iter().filter(|other| *other != dev).collect()
     }
 
     /// Tells if the host has an address and may use it: for something new, or if it is all that there

@@ -10,8 +10,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use flannel_core::kernel::{Error, Result};
 use flannel_core::reconcile::plan::difference;
 use flannel_core::{
-    Address, Change, Family, IfName, Link, LinkInfo, MAIN_TABLE, Object, ObjectKey, Objects,
-    Offload, Op, Route, RouteProtocol, RouteTarget, Subnet, Sysctl,
+    Address, AddressInfo, Change, Family, IfName, Link, LinkInfo, MAIN_TABLE, Object, ObjectKey,
+    Objects, Offload, Op, Route, RouteProtocol, RouteTarget, Subnet, Sysctl,
 };
 
 /// The setting by which a device gives itself a link-local address, and that it gives itself none.
@@ -43,12 +43,16 @@ const AFTER_NEXTHOPS: ObjectKey = ObjectKey::Nexthop(u32::MAX);
 /// The objects of a namespace. Of links all fields are known.
 #[derive(Debug, Default)]
 pub(super) struct Host {
-    objects: Objects,
-    indices: BTreeMap<IfName, u32>,
+    pub(super) objects: Objects,
+    pub(super) indices: BTreeMap<IfName, u32>,
     made: u32,
     /// Devices that were made to have no IPv6 link-local address unless told otherwise.
     without_own_address: BTreeSet<IfName>,
-    told: Vec<Change>,
+    /// The device that a port belongs to.
+    pub(super) masters: BTreeMap<IfName, IfName>,
+    /// What addresses are that are not plain ones.
+    pub(super) marks: BTreeMap<(IfName, IpAddr), AddressInfo>,
+    pub(super) told: Vec<Change>,
 }
 
 impl Host {
@@ -72,7 +76,11 @@ impl Host {
         let mut infos: Vec<_> = self
             .indices
             .iter()
-            .filter_map(|(dev, index)| Some(super::link_info(self.link(*dev)?, *index)))
+            .filter_map(|(dev, index)| {
+                let info = super::link_info(self.link(*dev)?, *index);
+                let master = self.masters.get(dev).copied();
+                Some(LinkInfo { master, ..info })
+            })
             .collect();
         infos.sort_by_key(|info| info.index);
         infos

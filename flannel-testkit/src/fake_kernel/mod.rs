@@ -16,6 +16,7 @@
 
 mod fault;
 mod host;
+mod moves;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -29,9 +30,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
-    AddressInfo, Change, ChangeStream, Features, IfName, Kernel, Link, LinkInfo, LinkKind,
-    MAIN_TABLE, Object, ObjectKey, Objects, Observed, Op, Route, RouteProtocol, RouteTarget, Scope,
-    Subnet,
+    Change, ChangeStream, Features, IfName, Kernel, Link, LinkInfo, LinkKind, MAIN_TABLE, Object,
+    ObjectKey, Objects, Observed, Op, Route, RouteProtocol, RouteTarget, Scope, Subnet,
 };
 use futures_core::Stream;
 use tokio::sync::mpsc;
@@ -542,22 +542,7 @@ impl State {
         }
         Ok(Observed {
             links: self.host.link_infos(),
-            addresses: objects
-                .values()
-                .filter_map(|object| match object {
-                    Object::Address(address) => Some(AddressInfo {
-                        dev: address.dev,
-                        ip: address.ip,
-                        prefix_len: address.prefix_len,
-                        link_scope: matches!(address.ip, IpAddr::V6(ip) if ip.is_unicast_link_local()),
-                        deprecated: false,
-                        permanent: true,
-                        temporary: false,
-                        tentative: false,
-                    }),
-                    _ => None,
-                })
-                .collect(),
+            addresses: self.host.address_infos(),
             objects,
         })
     }

@@ -67,13 +67,17 @@ fn link_difference(asked: &Link, found: &Link, fields: &mut Fields) {
         (LinkKind::Vxlan(asked), LinkKind::Vxlan(found)) => {
             fields.fixed("vni", &asked.vni, &found.vni);
             fields.fixed("port", &asked.port, &found.port);
-            fields.fixed(
+            if asked.underlay.is_none() {
+                // The kernel keeps a device that it was bound to.
+                fields.fixed("underlay", "none", &named(found.underlay.as_ref()));
+            }
+            fields.fixed("gbp", &asked.gbp, &found.gbp);
+            fields.fixed("family", &vxlan_family(asked), &vxlan_family(found));
+            fields.compare(
                 "underlay",
                 &named(asked.underlay.as_ref()),
                 &named(found.underlay.as_ref()),
             );
-            fields.fixed("gbp", &asked.gbp, &found.gbp);
-            fields.fixed("family", &vxlan_family(asked), &vxlan_family(found));
             fields.compare(
                 "local",
                 &named(asked.local.as_ref()),

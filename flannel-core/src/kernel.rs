@@ -53,6 +53,14 @@ pub enum Error {
         /// What the kernel said.
         message: String,
     },
+    /// Somebody else has what there is only once.
+    #[error("{what} is in use by {by}")]
+    InUse {
+        /// Such as `UDP port 8472`.
+        what: String,
+        /// Who has it, in words.
+        by: String,
+    },
     /// The kernel is busy or out of a resource; later it may work.
     #[error("busy: {message}")]
     Busy {
@@ -94,6 +102,7 @@ impl Error {
         matches!(
             self,
             Self::Busy { .. }
+                | Self::InUse { .. }
                 | Self::Interrupted
                 | Self::TimedOut
                 | Self::Skipped { .. }

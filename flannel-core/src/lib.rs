@@ -27,6 +27,7 @@ pub mod mtu;
 mod node;
 mod object;
 mod overlay;
+mod port_holder;
 pub mod reconcile;
 mod reserved;
 mod settle;
@@ -66,8 +67,11 @@ pub use object::{
     Tunnel, TunnelPeer, Vxlan,
 };
 pub use overlay::{Check, Error, Overlay, OverlayBuilder, Preflight};
+pub use port_holder::udp_port_holder;
 pub use state::{FileState, SavedState, StateStore};
 pub use status::{FailingObject, LeaseStatus, OverlayEvent, RejectedPeer, Status};
 pub use subnet::{Subnet, SubnetError};
 pub use traffic::{PeerTraffic, Traffic};
-pub use underlay::{AddressInfo, External, Interface, LinkInfo, Reach, Underlay, UnderlayOptions};
+pub use underlay::{
+    AddressInfo, External, Interface, LinkInfo, Reach, SavedInterface, Underlay, UnderlayOptions,
+};

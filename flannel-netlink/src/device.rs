@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{Link, LinkKind, Object, Tun};
+use flannel_core::{IfName, Link, LinkKind, Object, Tun, udp_port_holder};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use nix::errno::Errno;
 use rtnetlink::LinkUnspec;
@@ -11,7 +11,7 @@ use rtnetlink::LinkUnspec;
 use crate::connection::Connection;
 use crate::error::{Failure, no_device};
 use crate::link::{
-    Device, RTM_DELLINK, RTM_NEWLINK, RTM_SETLINK, alteration, creation, get, no_link_local,
+    Device, RTM_DELLINK, RTM_NEWLINK, RTM_SETLINK, alteration, creation, dump, get, no_link_local,
     underlay,
 };
 use crate::names::Names;
@@ -171,11 +171,34 @@ fn finish(connection: &mut Connection, device: &Device, link: &Link) -> Result<(
         if link.up {
             builder = builder.up();
         }
-        connection
-            .request(RTM_SETLINK, 0, &builder.build())
-            .map_err(failed)?;
+        set(connection, link, &builder.build())?;
     }
     verify(connection, link)
+}
+
+/// Sets what is set on a device that is there.
+fn set(connection: &mut Connection, link: &Link, message: &LinkMessage) -> Result<()> {
+    match (connection.request(RTM_SETLINK, 0, message), &link.kind) {
+        (Ok(()), _) => Ok(()),
+        (Err(failure), LinkKind::Vxlan(vxlan)) if failure.errno() == Some(Errno::EADDRINUSE) => {
+            Err(Error::InUse {
+                what: format!("UDP port {}", vxlan.port),
+                by: port_holder(connection, link.name, vxlan.port),
+            })
+        }
+        (Err(failure), _) => Err(failure.meaning(Some(link.name), || link.name.to_string())),
+    }
+}
+
+/// Who has the port that a VXLAN device needs, in words.
+fn port_holder(connection: &mut Connection, name: IfName, port: u16) -> String {
+    let devices = dump(connection).unwrap_or_default();
+    let mut devices = devices.iter().filter(|device| device.receives_on(port));
+    let other = devices.find_map(|device| device.name.filter(|other| *other != name));
+    match other {
+        Some(other) => format!("the VXLAN device {other}, which cannot share it"),
+        None => udp_port_holder(port).unwrap_or_else(|| "something that cannot be told".to_owned()),
+    }
 }
 
 /// Reads a device back: success of a request alone does not prove that it was carried out in full.
@@ -270,9 +293,7 @@ pub(crate) fn change(connection: &mut Connection, names: &Names, link: &Link) ->
         wanted = true;
     }
     if wanted {
-        connection
-            .request(RTM_SETLINK, 0, &builder.build())
-            .map_err(failed)?;
+        set(connection, link, &builder.build())?;
     }
     verify(connection, link)
 }

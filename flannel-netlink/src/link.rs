@@ -174,6 +174,11 @@ impl Device {
         self.link.is_some() || self.vxlan.link.is_some()
     }
 
+    /// Tells if it is a VXLAN device that receives on a UDP port.
+    pub(crate) fn receives_on(&self, port: u16) -> bool {
+        self.is_vxlan() && self.vxlan.port == port && self.flags & IFF_UP != 0
+    }
+
     /// Whether it is a VXLAN device.
     pub(crate) fn is_vxlan(&self) -> bool {
         self.kind == "vxlan"

@@ -149,16 +149,19 @@ impl Host {
             return Ok(());
         };
         let socket = |vxlan: &Vxlan| (vxlan.port, vxlan_family(vxlan));
-        let taken = self.links().any(|other| {
+        let taken = self.links().find(|other| {
             other.up
                 && other.name != name
                 && matches!(&other.kind, LinkKind::Vxlan(v)
                     if socket(v) == socket(vxlan) && v.gbp != vxlan.gbp)
         });
-        if taken {
-            return Err(rejected("Address already in use (EADDRINUSE)", name));
+        match taken {
+            None => Ok(()),
+            Some(other) => Err(Error::InUse {
+                what: format!("UDP port {}", vxlan.port),
+                by: format!("the VXLAN device {}", other.name),
+            }),
         }
-        Ok(())
     }
 
     pub(super) fn change_link(&mut self, link: &Link) -> Result<()> {

@@ -764,3 +764,33 @@ fn a_tun_device_belongs_to_the_user_of_the_process() {
         assert!(is_ours.iter().any(|owner| shown.contains(owner)), "{shown}");
     });
 }
+
+/// The port of a device is there once: who has it is named, and once it is free all is well.
+#[test]
+fn who_has_the_port_of_a_device_is_named() {
+    netns(async |net| {
+        net.with_underlay().await;
+        if run("ip link add other type vxlan external dstport 8472").is_none() {
+            return;
+        }
+        let refused_for = async |who: &str| {
+            match net.one(Op::Create(Object::Link(vxlan("flannel.1")))).await {
+                Err(Error::InUse { what, by }) => {
+                    assert_eq!(what, "UDP port 8472");
+                    assert!(by.contains(who), "{by}");
+                }
+                result => panic!("with {who}: {result:?}"),
+            }
+            let gone = ObjectKey::Link(dev("flannel.1"));
+            assert_eq!(net.find(&gone).await, None, "nothing stays behind");
+        };
+        run("ip link set other up").expect("it is there");
+        refused_for("the VXLAN device other").await;
+        run("ip link del other").expect("it is there");
+        // The socket is of this thread's namespace.
+        let socket = std::net::UdpSocket::bind("0.0.0.0:8472").expect("it is free");
+        refused_for(&format!("process {} (", std::process::id())).await;
+        drop(socket);
+        net.ok(&[Op::Create(Object::Link(vxlan("flannel.1")))]).await;
+    });
+}

@@ -29,6 +29,7 @@ mod object;
 mod overlay;
 mod port_holder;
 pub mod reconcile;
+mod reconnect;
 mod reserved;
 mod settle;
 mod state;
@@ -68,6 +69,7 @@ pub use object::{
 };
 pub use overlay::{Check, Error, Overlay, OverlayBuilder, Preflight};
 pub use port_holder::udp_port_holder;
+pub use reconnect::{Dead, Reconnect};
 pub use state::{FileState, SavedState, StateStore};
 pub use status::{FailingObject, LeaseStatus, OverlayEvent, RejectedPeer, Status};
 pub use subnet::{Subnet, SubnetError};

@@ -335,4 +335,9 @@ pub trait Manager: Debug + Send + Sync + 'static {
     ///
     /// The stream does nothing until it is polled, and stops when it is dropped.
     fn watch_leases(&self) -> EventStream;
+
+    /// The host has lost an address that connections to the store may be bound to, so that nothing
+    /// would ever come on them. Drops them: what waits for an answer fails or is asked again, a watch
+    /// is opened anew. Does nothing where there are no connections.
+    fn reconnect(&self) {}
 }

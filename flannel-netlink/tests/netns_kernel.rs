@@ -791,6 +791,7 @@ fn who_has_the_port_of_a_device_is_named() {
         let socket = std::net::UdpSocket::bind("0.0.0.0:8472").expect("it is free");
         refused_for(&format!("process {} (", std::process::id())).await;
         drop(socket);
-        net.ok(&[Op::Create(Object::Link(vxlan("flannel.1")))]).await;
+        net.ok(&[Op::Create(Object::Link(vxlan("flannel.1")))])
+            .await;
     });
 }

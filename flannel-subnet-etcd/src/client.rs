@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{Client, ConnectOptions, WatchOptions};
-use flannel_core::{Backoff, Rng};
+use flannel_core::{Backoff, Reconnect, Rng};
 use flannel_subnet_kv::{
     KeyRange, KeyValue, Layout, LeaseId, Page, PageAnswer, Store, StoreError, StoreResult, Txn,
     TxnAnswer,
@@ -87,11 +87,14 @@ struct Shared {
     files: Vec<PathBuf>,
     rotation: SyncMutex<Rotation>,
     connections: Vec<Mutex<Option<Connection>>>,
+    reconnect: Reconnect,
 }
 
 struct Connection {
     client: Client,
     stamp: Stamp,
+    /// Which connections are dead: those of an earlier one.
+    generation: u64,
 }
 
 /// Whether a call can be made twice.
@@ -120,6 +123,7 @@ impl EtcdStore {
                 files: options.watched_files(),
                 rotation: SyncMutex::new(Rotation::new(first)),
                 connections: (0..count).map(|_| Mutex::new(None)).collect(),
+                reconnect: Reconnect::default(),
                 name,
                 options,
             }),
@@ -190,6 +194,8 @@ impl EtcdStore {
         let shared = &self.shared;
         let stamp = Stamp::of(&shared.files).await;
         let mut connection = shared.connections[endpoint].lock().await;
+        let generation = shared.reconnect.generation();
+        connection.take_if(|made| made.generation != generation);
         if let Some(made) = &*connection
             && made.stamp == stamp
         {
@@ -214,6 +220,7 @@ impl EtcdStore {
         *connection = Some(Connection {
             client: client.clone(),
             stamp,
+            generation,
         });
         Ok(client)
     }
@@ -275,15 +282,22 @@ impl EtcdStore {
                 tokio::time::sleep(backoff.after(round, &mut rng)).await;
             }
             let endpoint = self.endpoint();
-            let fault = match self.client(endpoint).await {
-                Ok(client) => {
-                    counter(&self.counters).fetch_add(1, Ordering::Relaxed);
-                    match timeout(limit, act(client)).await {
-                        Ok(Ok(answer)) => return Ok(answer),
-                        Ok(Err(error)) => fault(&error, lease),
-                        Err(_) => Fault::Unknown(format!("nothing came within {limit:?}")),
-                    }
+            let mut dead = self.shared.reconnect.listen();
+            let asking = async {
+                let client = self.client(endpoint).await?;
+                counter(&self.counters).fetch_add(1, Ordering::Relaxed);
+                match timeout(limit, act(client)).await {
+                    Ok(answer) => answer.map_err(|error| fault(&error, lease)),
+                    Err(_) => Err(Fault::Unknown(format!("nothing came within {limit:?}"))),
                 }
+            };
+            let answer = tokio::select! {
+                biased;
+                answer = asking => answer,
+                () = dead.told() => Err(Fault::Dead),
+            };
+            let fault = match answer {
+                Ok(answer) => return Ok(answer),
                 Err(fault) => fault,
             };
             let url = &self.shared.options.endpoints[endpoint];
@@ -296,6 +310,10 @@ impl EtcdStore {
                 Fault::NotDone(reason) => {
                     self.leave(endpoint, &reason);
                     (reason, true)
+                }
+                Fault::Dead => {
+                    let reason = "the connection was bound to an address that is gone".to_owned();
+                    (reason, repeat == Repeat::Freely)
                 }
                 Fault::Unknown(reason) => {
                     self.leave(endpoint, &reason);
@@ -329,6 +347,10 @@ impl Store for EtcdStore {
 
     fn name(&self) -> &str {
         &self.shared.name
+    }
+
+    fn reconnect(&self) {
+        self.shared.reconnect.tell();
     }
 
     async fn page(&self, page: Page) -> StoreResult<PageAnswer> {
@@ -440,6 +462,7 @@ impl Store for EtcdStore {
 
     async fn watch(&self, range: KeyRange) -> StoreResult<EtcdWatch> {
         let (from, end) = codec::bounds(&range);
+        let dead = self.shared.reconnect.listen();
         let stream = self.call(
             |counters| &counters.watches,
             Repeat::Freely,
@@ -458,7 +481,7 @@ impl Store for EtcdStore {
         );
         let stream = stream.await?;
         let limit = self.shared.options.call_timeout;
-        match timeout(limit, EtcdWatch::begin(stream)).await {
+        match timeout(limit, EtcdWatch::begin(stream, dead)).await {
             Ok(watch) => watch,
             Err(_) => {
                 let endpoint = self.endpoint();

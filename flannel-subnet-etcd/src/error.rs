@@ -17,6 +17,9 @@ pub(crate) enum Fault {
     Unknown(String),
     /// The connection is no longer known to the store: it has to be made anew.
     Stranger(String),
+    /// The connection is bound to an address that the host has no more: nobody knows whether the call
+    /// was done.
+    Dead,
 }
 
 // gRPC's status codes.

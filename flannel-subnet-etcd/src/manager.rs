@@ -71,4 +71,8 @@ impl Manager for EtcdManager {
     fn watch_leases(&self) -> EventStream {
         self.0.watch_leases()
     }
+
+    fn reconnect(&self) {
+        self.0.reconnect();
+    }
 }

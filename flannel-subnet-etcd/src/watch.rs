@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use etcd_client::{WatchResponse, WatchStream};
-use flannel_core::Revision;
+use flannel_core::{Dead, Revision};
 use flannel_subnet_kv::{LeaseId, StoreError, StoreResult, StoreWatch, WatchAnswer};
 
 use crate::codec;
@@ -12,12 +12,13 @@ use crate::error::{Fault, fault};
 #[derive(Debug)]
 pub struct EtcdWatch {
     stream: WatchStream,
+    dead: Dead,
 }
 
 impl EtcdWatch {
     /// Waits until the server says that it watches: from then on nothing is missed.
-    pub(crate) async fn begin(stream: WatchStream) -> StoreResult<Self> {
-        let mut watch = Self { stream };
+    pub(crate) async fn begin(stream: WatchStream, dead: Dead) -> StoreResult<Self> {
+        let mut watch = Self { stream, dead };
         let first = watch.message().await?;
         if first.canceled() {
             return Err(canceled(&first));
@@ -31,7 +32,15 @@ impl EtcdWatch {
     }
 
     async fn message(&mut self) -> StoreResult<WatchResponse> {
-        match self.stream.message().await {
+        let message = tokio::select! {
+            biased;
+            message = self.stream.message() => message,
+            () = self.dead.told() => {
+                let reason = "the watch was bound to an address that is gone";
+                return Err(StoreError::unavailable(reason));
+            }
+        };
+        match message {
             Ok(Some(message)) => Ok(message),
             Ok(None) => Err(StoreError::unavailable("the watch ended")),
             Err(error) => Err(broken(&error)),
@@ -46,6 +55,7 @@ fn broken(error: &etcd_client::Error) -> StoreError {
         Fault::NotDone(reason) | Fault::Unknown(reason) | Fault::Stranger(reason) => {
             StoreError::unavailable(format!("the watch broke: {reason}"))
         }
+        Fault::Dead => StoreError::unavailable("the watch broke"),
     }
 }
 

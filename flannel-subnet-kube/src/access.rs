@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use flannel_core::{Dead, Reconnect};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::json;
@@ -142,6 +143,7 @@ pub(crate) struct Connection {
     access: Access,
     connect_timeout: Duration,
     current: Mutex<Option<Current>>,
+    reconnect: Reconnect,
 }
 
 struct Current {
@@ -170,17 +172,30 @@ impl Fingerprint {
 }
 
 impl Connection {
-    pub(crate) const fn new(access: Access, connect_timeout: Duration) -> Self {
+    pub(crate) fn new(access: Access, connect_timeout: Duration) -> Self {
         Self {
             access,
             connect_timeout,
             current: Mutex::new(None),
+            reconnect: Reconnect::default(),
         }
     }
 
     /// Forgets what was read: the server does not know us by it.
     pub(crate) fn forget(&self) {
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Drops what is connected: the host has lost an address that it may be bound to. A client that
+    /// the host program has made is its own affair.
+    pub(crate) fn reconnect(&self) {
+        self.forget();
+        self.reconnect.tell();
+    }
+
+    /// Hears that what is connected is dead.
+    pub(crate) fn listen(&self) -> Dead {
+        self.reconnect.listen()
     }
 
     /// The client, made anew if a file has changed since.

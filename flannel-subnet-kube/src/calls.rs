@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use flannel_core::Dead;
 use http::{Method, Request, StatusCode, header};
 use http_body::Body as _;
 use kube::client::Body;
@@ -128,6 +129,11 @@ impl Calls {
         NodeView::from_json(json, &self.prefix).map_err(|error| Failure::Strange(error.to_string()))
     }
 
+    /// Drops what is connected.
+    pub(crate) fn reconnect(&self) {
+        self.connection.reconnect();
+    }
+
     fn found(&self, answer: Answer) -> Result<Found, Failure> {
         Ok(Found {
             node: self.decode(&answer.body)?,
@@ -150,18 +156,25 @@ impl Calls {
 
     async fn parts(&self, path: &str, splitter: Splitter) -> Result<Parts, Failure> {
         let request = request(Method::GET, path, None, Vec::new());
+        let dead = self.connection.listen();
         let answer = timeout(self.limit, self.send(request)).await;
         let answer = answer.unwrap_or_else(|_| Err(Failure::silent(self.limit)))?;
         Ok(Parts {
             body: answer.into_body(),
             splitter,
+            dead,
         })
     }
 
     /// Sends a request; an answer is one of success.
     async fn send(&self, request: Request<Body>) -> Result<http::Response<Body>, Failure> {
+        let mut dead = self.connection.listen();
         let client = self.connection.client().await?;
-        let answer = client.send(request).await;
+        let answer = tokio::select! {
+            biased;
+            answer = client.send(request) => answer,
+            () = dead.told() => return Err(Failure::dead()),
+        };
         let answer = answer.map_err(|error| Failure::NoAnswer(shown(&error)))?;
         let status = answer.status();
         if status.is_success() {
@@ -201,9 +214,26 @@ fn request(method: Method, path: &str, kind: Option<&str>, body: Vec<u8>) -> Req
 pub(crate) struct Parts {
     body: Body,
     splitter: Splitter,
+    dead: Dead,
 }
 
 impl Parts {
+    /// Waits as [`next`](Self::next), but not for what is connected no more.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: what was taken is answered.
+    pub(crate) async fn next_alive(
+        &mut self,
+        most: usize,
+    ) -> Result<Option<Vec<Vec<u8>>>, Failure> {
+        let mut dead = self.dead.clone();
+        tokio::select! {
+            biased;
+            next = self.next(most) => next,
+            () = dead.told() => Err(Failure::dead()),
+        }
+    }
+
     /// Waits for the next bytes, takes whatever else is there already, up to so many objects, and
     /// answers the objects that are whole. `None` at the end.
     ///

@@ -91,6 +91,10 @@ impl Failure {
         Self::NoAnswer(format!("nothing came within {limit:?}"))
     }
 
+    pub(crate) fn dead() -> Self {
+        Self::NoAnswer("the connection was bound to an address that is gone".to_owned())
+    }
+
     /// The HTTP status of a refusal; 0 for everything else.
     pub(crate) const fn code(&self) -> u16 {
         match self {

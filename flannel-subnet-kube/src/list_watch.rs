@@ -205,7 +205,7 @@ impl Steps {
         let mut known = BTreeMap::new();
         let limit = shared.options.call_timeout;
         loop {
-            let next = timeout(limit, parts.next(BATCH)).await;
+            let next = timeout(limit, parts.next_alive(BATCH)).await;
             let Some(objects) = next.unwrap_or_else(|_| Err(Failure::silent(limit)))? else {
                 break;
             };
@@ -245,7 +245,7 @@ impl Steps {
         let wake = wake.into_iter().flatten().min().unwrap_or(silent_at);
         let said = tokio::select! {
             biased;
-            said = open.parts.next(BATCH) => Some(said?),
+            said = open.parts.next_alive(BATCH) => Some(said?),
             () = sleep_until(wake) => None,
         };
         let now = Instant::now();

@@ -205,6 +205,10 @@ impl Manager for KubeManager {
         Capabilities::NONE.with_watches_config(true)
     }
 
+    fn reconnect(&self) {
+        self.0.calls.reconnect();
+    }
+
     async fn network_config(&self) -> Result<NetworkConfig> {
         self.0.config().await
     }

@@ -568,6 +568,10 @@ impl<S: Store> Manager for KvManager<S> {
         Capabilities::ALL
     }
 
+    fn reconnect(&self) {
+        self.store.reconnect();
+    }
+
     async fn network_config(&self) -> Result<NetworkConfig> {
         self.view().await?.config()
     }

@@ -82,6 +82,10 @@ pub trait Store: Debug + Clone + Send + Sync + 'static {
     /// A short name of the kind of store, for status and logs: `etcd`.
     fn kind(&self) -> &'static str;
 
+    /// Drops all connections: the host has lost an address that they may be bound to. By default
+    /// there are none.
+    fn reconnect(&self) {}
+
     /// What tells this client from others of the store: the seed of its jitter.
     fn name(&self) -> &str;
 

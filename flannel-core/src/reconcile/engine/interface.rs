@@ -98,11 +98,24 @@ impl Engine {
         let Some((underlay, host)) = self.host() else {
             return;
         };
+        self.follow_addresses(&underlay);
         let (families, sample, now) = (self.families(), self.sample(), self.now());
         let found = self.in_use.look(&underlay, &families, &sample, now);
         self.found_interface(found, underlay);
         let delta = self.leases.set_host(host);
         self.peers_differ(&delta);
+    }
+
+    /// Has connections to the store made anew when an address that they may be bound to is gone.
+    fn follow_addresses(&mut self, underlay: &Underlay) {
+        let addresses = underlay.addresses.iter();
+        let addresses = addresses.filter(|a| !a.link_scope && !underlay.inward.contains(&a.dev));
+        let addresses: BTreeSet<IpAddr> = addresses.map(|address| address.ip).collect();
+        let former = std::mem::replace(&mut self.addresses, addresses);
+        if let Some(gone) = former.difference(&self.addresses).next() {
+            tracing::info!(%gone, "an address is gone: the store is connected to anew");
+            self.parts.manager.reconnect();
+        }
     }
 
     /// Goes over to the interface that the host program asks for now.

@@ -12,8 +12,9 @@ mod report;
 mod store;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -110,6 +111,8 @@ pub(crate) struct Engine {
     networks: Vec<Subnet>,
     external: Option<External>,
     in_use: InUse,
+    /// The addresses of the host that connections to the store may be bound to.
+    addresses: BTreeSet<IpAddr>,
     /// The interface that was in use before, and why it is no more, in words.
     moved: String,
     /// The families without an address on the interface, and why.
@@ -204,6 +207,7 @@ impl Engine {
             untried: None,
             networks: Vec::new(),
             external: None,
+            addresses: BTreeSet::new(),
             in_use: InUse::new(options.underlay),
             moved: String::new(),
             lacking: Vec::new(),

@@ -28,6 +28,7 @@ common::on_each_etcd! {
     a_store_that_is_full_says_so_and_keeps_the_leases_it_has
     a_user_without_rights_is_told_and_one_with_the_readmes_rights_can_do_everything
     a_lease_that_ran_out_while_we_were_frozen_is_not_revived
+    connections_of_an_address_that_is_gone_are_left_at_once
 }
 
 /// What a record of Go flannel says.
@@ -389,4 +390,28 @@ async fn a_lease_that_ran_out_while_we_were_frozen_is_not_revived(version: EtcdV
     let again = acquire(&ours, &request("a", 1)).await;
     assert_eq!(again.node, NodeId::new("a").expect("a name"));
     assert!(again.created > lease.created);
+}
+
+async fn connections_of_an_address_that_is_gone_are_left_at_once(version: EtcdVersion) {
+    let (etcd, mut client) = server(version, CONFIG).await;
+    let switch = TcpSwitch::new(etcd.address()).await.expect("a port");
+    // Nothing else would notice within the time of this test.
+    let long = Duration::from_secs(60);
+    let options = options(format!("http://{}", switch.address()));
+    let ours = manager(options.call_timeout(long).progress_every(long));
+    let lease = acquire(&ours, &request("a", 1)).await;
+    let mut watch = begun(&ours).await;
+    switch.strand();
+    let (asking, of) = (ours.clone(), lease.clone());
+    let hangs = tokio::spawn(async move { asking.renew_lease(&of).await });
+    put(&mut client, &key(9), &theirs(9)).await;
+    tokio::task::yield_now().await;
+    ours.reconnect();
+    sees(&mut watch, &key(9)).await;
+    let answer = timeout(SOON, hangs).await.expect("it waits no longer");
+    let answer = answer.expect("it does not panic");
+    let answered = answer.is_ok_and(|renewed| renewed.key == lease.key);
+    if !answered {
+        until_answered(|| ours.renew_lease(&lease)).await;
+    }
 }

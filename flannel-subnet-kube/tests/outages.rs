@@ -404,3 +404,33 @@ async fn a_kubeconfig_says_where_and_who() {
     let node = stored(&server, "a");
     assert_eq!(node["metadata"]["annotations"], Value::Null);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_an_address_that_is_gone_are_left_at_once() {
+    let Some(server) = server("kube address gone") else {
+        return;
+    };
+    for (name, subnet) in [("a", "10.5.1.0/24"), ("b", "10.5.2.0/24")] {
+        server.add_node(name, &[subnet]).expect("made");
+    }
+    let switch = TcpSwitch::new(server.address()).await.expect("a port");
+    // Nothing else would notice within the time of this test.
+    let long = Duration::from_secs(60);
+    let url = format!("https://{}", switch.address());
+    let config = ConfigSource::Text(common::CONFIG.to_owned());
+    let options = admin(&server, &url, config);
+    let options = options.call_timeout(long).probe_every(long);
+    let ours = KubeManager::new(options).expect("sound settings");
+    let lease = acquire(&ours, &request("a", 1)).await;
+    let mut watch = begun(&ours).await;
+    switch.strand();
+    let asking = ours.renew_lease(&lease);
+    let told = async {
+        tokio::task::yield_now().await;
+        ours.reconnect();
+    };
+    let (answer, ()) = tokio::join!(asking, told);
+    assert!(answer.is_ok() || answer.is_err_and(|error| error.is_transient()));
+    acquire(&manager(&server), &request("b", 2)).await;
+    put(&mut watch, "b", |lease| lease.attrs == attrs(2)).await;
+}

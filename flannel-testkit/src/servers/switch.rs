@@ -30,6 +30,8 @@ struct State {
     frozen: bool,
     /// Connections of an earlier generation are closed.
     generation: u64,
+    /// On connections that were made before this time nothing comes any more.
+    strandings: u64,
 }
 
 impl TcpSwitch {
@@ -44,6 +46,7 @@ impl TcpSwitch {
             target: Some(target),
             frozen: false,
             generation: 0,
+            strandings: 0,
         });
         let accepted = Arc::new(Mutex::new(0));
         let count = Arc::clone(&accepted);
@@ -89,6 +92,12 @@ impl TcpSwitch {
         });
     }
 
+    /// Lets nothing come any more on the connections that there are, as when the address that they are
+    /// bound to is gone: neither end hears of it. New ones lead where they did.
+    pub fn strand(&self) {
+        self.state.send_modify(|state| state.strandings += 1);
+    }
+
     /// Holds all bytes up, both ways, or lets them go on.
     pub fn freeze(&self, yes: bool) {
         self.state.send_modify(|state| state.frozen = yes);
@@ -112,8 +121,8 @@ async fn connect(client: TcpStream, mut states: watch::Receiver<State>) {
     server.set_nodelay(true).ok();
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    let there = copy(from_client, to_server, states.clone());
-    let back = copy(from_server, to_client, states.clone());
+    let there = copy(from_client, to_server, states.clone(), begun);
+    let back = copy(from_server, to_client, states.clone(), begun);
     // A switch that is gone has closed everything, too.
     let closed = states.wait_for(|state| state.generation != begun.generation);
     tokio::select! {
@@ -123,13 +132,21 @@ async fn connect(client: TcpStream, mut states: watch::Receiver<State>) {
     }
 }
 
-async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut states: watch::Receiver<State>) {
+async fn copy(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut states: watch::Receiver<State>,
+    begun: State,
+) {
     let mut buffer = vec![0; 1 << 16];
     loop {
         let Ok(len @ 1..) = from.read(&mut buffer).await else {
             return;
         };
-        let thawed = states.wait_for(|state| !state.frozen).await.is_ok();
+        let thawed = states
+            .wait_for(|state| !state.frozen && state.strandings == begun.strandings)
+            .await
+            .is_ok();
         let Some(bytes) = buffer.get(..len).filter(|_| thawed) else {
             return;
         };

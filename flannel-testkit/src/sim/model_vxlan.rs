@@ -104,15 +104,21 @@ impl Model for VxlanModel {
                     alias: Some(alias()),
                 }),
             );
-            add(
-                &mut objects,
-                Object::Sysctl(Sysctl {
-                    dev,
-                    family: Family::V6,
-                    name: "accept_ra".to_owned(),
-                    value: "0".to_owned(),
-                }),
-            );
+            let settings = match family {
+                Family::V4 => &["accept_ra"][..],
+                Family::V6 => &["accept_ra", "disable_ipv6"],
+            };
+            for name in settings {
+                add(
+                    &mut objects,
+                    Object::Sysctl(Sysctl {
+                        dev,
+                        family: Family::V6,
+                        name: (*name).to_owned(),
+                        value: "0".to_owned(),
+                    }),
+                );
+            }
             if let Some(subnet) = me.lease.subnet.get(family) {
                 let ip = subnet.address();
                 let prefix_len = family.bits();

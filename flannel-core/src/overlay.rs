@@ -8,6 +8,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::backend::Backend;
+use crate::claim::Claimant;
 use crate::clock::{Clock, Rng, TokioClock};
 use crate::condition::{Condition, ConditionStatus, ConditionType};
 use crate::keeper::{KeeperOptions, LossPolicy};
@@ -16,7 +17,7 @@ use crate::lease_set::WithdrawalGuard;
 use crate::manager::{self, Manager};
 use crate::node::{InstanceId, NodeId, OverlayName};
 use crate::object::RouteProtocol;
-use crate::reconcile::engine::{Command, Engine};
+use crate::reconcile::engine::{Command, Ended, Engine};
 use crate::reconcile::plan::Plan;
 use crate::state::StateStore;
 use crate::status::{OverlayEvent, Status};
@@ -47,6 +48,12 @@ pub enum Error {
     Stopped {
         /// Why.
         reason: String,
+    },
+    /// Another process has asked for the overlay and is it now.
+    #[error("the overlay was handed over to {to}")]
+    HandedOver {
+        /// The one that asked.
+        to: Claimant,
     },
     /// The kernel refused.
     #[error("the kernel refused")]
@@ -92,6 +99,7 @@ pub(crate) struct Options {
     pub(crate) withdrawal_grace: Duration,
     pub(crate) resync: Option<Duration>,
     pub(crate) take_over: bool,
+    pub(crate) replace_running: bool,
     pub(crate) call_timeout: Duration,
 }
 
@@ -132,6 +140,7 @@ impl OverlayBuilder {
                 withdrawal_grace: Duration::from_secs(10),
                 resync: None,
                 take_over: false,
+                replace_running: false,
                 call_timeout: Duration::from_secs(30),
             },
         }
@@ -276,6 +285,17 @@ impl OverlayBuilder {
         self
     }
 
+    /// Replaces the process that runs this overlay in this network namespace: it is asked to stop, and
+    /// this one goes on with all that is in the kernel, untouched; default no: then
+    /// [`Overlay::ready`] fails and names that one. Give both the same node id and route protocol.
+    /// A packet path in user space is handed over by itself, before; else its packets wait until this
+    /// one has made another.
+    #[must_use]
+    pub const fn replace_running(mut self, yes: bool) -> Self {
+        self.options.replace_running = yes;
+        self
+    }
+
     /// What is missing for an overlay to work here, without starting one: rights, kinds of devices,
     /// forwarding.
     ///
@@ -352,8 +372,8 @@ impl OverlayBuilder {
             async move {
                 // Told before the engine, and with it the status channel, is dropped.
                 let mut engine = engine;
-                let reason = engine.run(command_rx).await;
-                ended.set(reason).ok();
+                let end = engine.run(command_rx).await;
+                ended.set(end).ok();
             }
         });
         Ok(Overlay {
@@ -459,6 +479,9 @@ impl Preflight {
 }
 
 /// A running overlay. Dropping it stops its task and touches nothing: packets keep flowing.
+///
+/// Of each name, one overlay runs in a network namespace at a time ([`Kernel::claim`]). Another one waits,
+/// says whom for, and goes on when that one has ended or hands over.
 #[derive(Debug)]
 pub struct Overlay {
     node: NodeId,
@@ -467,7 +490,7 @@ pub struct Overlay {
     status: watch::Receiver<Arc<Status>>,
     events: broadcast::Sender<OverlayEvent>,
     /// Why the task ended, once it has.
-    ended: Arc<OnceLock<String>>,
+    ended: Arc<OnceLock<Ended>>,
     task: JoinHandle<()>,
 }
 
@@ -643,7 +666,7 @@ impl Overlay {
     /// # Cancel safety
     /// The lease may or may not be released.
     pub async fn release(&self) -> Result<(), Error> {
-        Ok(self.ask(Command::Release).await??)
+        self.ask(Command::Release).await?
     }
 
     /// Leaves the overlay in good order: gives the lease up, waits `grace` while peers drop this
@@ -677,8 +700,8 @@ impl Overlay {
         self.ask(Command::Teardown).await?
     }
 
-    /// Waits until the overlay stops by itself, which it does under [`LossPolicy::Stop`] only;
-    /// returns the reason.
+    /// Waits until the overlay stops by itself, which it does under [`LossPolicy::Stop`] and when
+    /// another process replaces it ([`OverlayBuilder::replace_running`]); returns the reason.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -689,12 +712,14 @@ impl Overlay {
     }
 
     fn why_stopped(&self) -> Error {
-        let reason = self
-            .ended
-            .get()
-            .map_or("its task has ended", String::as_str);
-        Error::Stopped {
-            reason: reason.to_owned(),
+        match self.ended.get() {
+            Some(Ended { to: Some(to), .. }) => Error::HandedOver { to: *to },
+            Some(Ended { reason, .. }) => Error::Stopped {
+                reason: reason.clone(),
+            },
+            None => Error::Stopped {
+                reason: "its task has ended".to_owned(),
+            },
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Engine;
 use super::store::LeaseState;
 use crate::backend::{Note, Rejection};
+use crate::claim::Claim;
 use crate::condition::{Condition, ConditionStatus, ConditionType};
 use crate::holder::Holder;
 use crate::lease::LeaseKey;
@@ -73,6 +74,7 @@ impl Engine {
         let network = self.network.as_ref();
         let mut notes = network.map(|network| network.notes()).unwrap_or_default();
         notes.extend(self.parts.kernel.notes());
+        notes.extend(self.claim.iter().flat_map(Claim::notes).cloned());
         for (backend, keys) in self.leases.of_other_backends() {
             let text = format!(
                 "{} peers are of {backend}, among them {}: they are reached without a tunnel, and \

@@ -1,5 +1,7 @@
 //! Typed health: [`Condition`]s with a reason and since when they hold.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Moment;
@@ -121,9 +123,13 @@ impl std::fmt::Display for Condition {
     }
 }
 
-/// The conditions of one overlay.
+/// The conditions of one overlay, and what they were.
 #[derive(Debug, Clone)]
-pub(crate) struct Conditions(Vec<Condition>);
+pub(crate) struct Conditions {
+    list: Vec<Condition>,
+    /// Copied when one changes, shared by all that is told in between.
+    history: Arc<[Condition]>,
+}
 
 impl Conditions {
     pub(crate) fn new(now: Moment) -> Self {
@@ -135,16 +141,24 @@ impl Conditions {
             permanent: false,
             since: now,
         };
-        Self(ConditionType::ALL.into_iter().map(unknown).collect())
+        Self {
+            list: ConditionType::ALL.into_iter().map(unknown).collect(),
+            history: Arc::default(),
+        }
     }
 
     pub(crate) fn list(&self) -> &[Condition] {
-        &self.0
+        &self.list
+    }
+
+    /// The last changes.
+    pub(crate) const fn history(&self) -> &Arc<[Condition]> {
+        &self.history
     }
 
     /// The condition of a type.
     pub(crate) fn get(&self, kind: ConditionType) -> Option<&Condition> {
-        self.0.iter().find(|condition| condition.kind == kind)
+        self.list.iter().find(|condition| condition.kind == kind)
     }
 
     /// The reason of a condition.
@@ -155,13 +169,24 @@ impl Conditions {
 
     /// Sets a condition; answers it if its status or reason is another than before.
     pub(crate) fn set(&mut self, mut condition: Condition) -> Option<&Condition> {
-        let slot = self.0.iter_mut().find(|old| old.kind == condition.kind)?;
+        /// How many changes are remembered.
+        const CHANGES: usize = 32;
+        let slot = self
+            .list
+            .iter_mut()
+            .find(|old| old.kind == condition.kind)?;
         let news = slot.status != condition.status || slot.reason != condition.reason;
         if !news {
             condition.since = slot.since;
         }
         *slot = condition;
-        news.then_some(slot)
+        if !news {
+            return None;
+        }
+        let too_many = (self.history.len() + 1).saturating_sub(CHANGES);
+        let history = self.history.iter().skip(too_many).chain([&*slot]);
+        self.history = history.cloned().collect();
+        Some(slot)
     }
 }
 

@@ -14,6 +14,7 @@ pub mod config;
 mod error_chain;
 mod event;
 mod family;
+mod farewell;
 mod gateway;
 mod gojson;
 mod holder;

@@ -11,13 +11,14 @@ use crate::backend::Backend;
 use crate::claim::Claimant;
 use crate::clock::{Clock, Rng, TokioClock};
 use crate::condition::{Condition, ConditionStatus, ConditionType};
+use crate::farewell::{Ended, Farewell};
 use crate::keeper::{KeeperOptions, LossPolicy};
 use crate::kernel::{self, Features, Kernel};
 use crate::lease_set::WithdrawalGuard;
 use crate::manager::{self, Manager};
 use crate::node::{InstanceId, NodeId, OverlayName};
 use crate::object::RouteProtocol;
-use crate::reconcile::engine::{Command, Ended, Engine};
+use crate::reconcile::engine::{Command, Engine};
 use crate::reconcile::plan::Plan;
 use crate::state::StateStore;
 use crate::status::{OverlayEvent, Status};
@@ -365,16 +366,14 @@ impl OverlayBuilder {
             }),
             options: self.options,
         };
-        let engine = Engine::new(parts, status, events.clone());
         let ended = Arc::new(OnceLock::new());
-        let task = tokio::spawn({
-            let ended = Arc::clone(&ended);
-            async move {
-                // Told before the engine, and with it the status channel, is dropped.
-                let mut engine = engine;
-                let end = engine.run(command_rx).await;
-                ended.set(end).ok();
-            }
+        let farewell = Farewell::new(status.clone(), Arc::clone(&ended));
+        let mut engine = Engine::new(parts, status, events.clone());
+        let task = tokio::spawn(async move {
+            // Dropped with the task, whatever becomes of that.
+            let farewell = farewell;
+            let end = engine.run(command_rx).await;
+            farewell.end(end);
         });
         Ok(Overlay {
             node: self.node,
@@ -505,7 +504,7 @@ impl Overlay {
         &self.node
     }
 
-    /// How the overlay is now.
+    /// How the overlay is now; that it has stopped ([`Status::stopped`]) also after its runtime has ended.
     pub fn status(&self) -> Arc<Status> {
         let status = Arc::clone(&self.status.borrow());
         let traffic = self.kernel.traffic();

@@ -32,6 +32,7 @@ use crate::claim::{Claim, Claimant};
 use crate::clock::{Moment, Rng};
 use crate::condition::{Condition, ConditionStatus, ConditionType, Conditions};
 use crate::config::NetworkConfig;
+use crate::farewell::Ended;
 use crate::keeper::Wish;
 use crate::kernel::{self, ChangeStream, Features};
 use crate::lease::{BackendType, LeaseAttrs};
@@ -79,14 +80,6 @@ pub(crate) enum Command {
     Release(oneshot::Sender<Result<(), Error>>),
     Stop(oneshot::Sender<()>),
     Teardown(oneshot::Sender<Result<(), Error>>),
-}
-
-/// The end of an engine.
-#[derive(Debug)]
-pub(crate) struct Ended {
-    pub(crate) reason: String,
-    /// Who is the overlay now, if it was asked for.
-    pub(crate) to: Option<Claimant>,
 }
 
 /// One overlay's state.

@@ -39,8 +39,10 @@ impl Engine {
         });
         let status = Status {
             conditions: self.conditions.list().to_vec(),
+            history: Arc::clone(self.conditions.history()),
             ready: self.ready,
             working: self.working,
+            stopped: None,
             lease,
             backend: self.backend.as_ref().map(|backend| backend.backend_type()),
             external: self.external.clone(),

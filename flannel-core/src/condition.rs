@@ -18,8 +18,8 @@ use crate::clock::Moment;
 /// | `Underlay` | false | – |
 /// | `Lease` | false, whatever the reason; `Unknown` | `Unknown` with reason `Unconfirmed`, while the store is down |
 /// | `Peers` | – | false: some peers are rejected, unreadable, or missing and not believed to be gone. At the start no snapshot may be held |
-/// | `Kernel` | false or unknown. An object of the node itself that is blocked by somebody else's makes it false (`Blocked`) | – |
-/// | `Foreign` | – | false: what is blocked serves single peers |
+/// | `Kernel` | false or unknown. An object of the node itself that is blocked by somebody else's makes it false (`Blocked`), and one that is undone again and again, until it is left alone (`Contended`) | – |
+/// | `Foreign` | – | false: what is blocked (`InTheWay`), or undone again and again (`Contended`), serves single peers |
 /// | `DataPath` | – | false: it is started anew, and what it carries waits for that |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -36,7 +36,7 @@ pub enum ConditionType {
     Peers,
     /// The kernel has what it should have.
     Kernel,
-    /// Nobody else's objects stand in the way of ours.
+    /// Nobody else's objects stand in the way of ours, and nobody undoes them again and again.
     Foreign,
     /// The userspace data path runs, where the backend has one.
     DataPath,

@@ -183,6 +183,9 @@ impl Engine {
             } else if let [first, rest @ ..] = own.as_slice() {
                 let message = format!("{first}: remove or rename that{}", more(rest.len()));
                 self.fails(ConditionType::Kernel, "Blocked", message, false);
+            } else if let Some(entry) = self.reconciler.contended_own() {
+                let message = entry.to_string();
+                self.fails(ConditionType::Kernel, "Contended", message, false);
             } else if let Some(error) = self.reconciler.permanent_failure() {
                 self.fails(ConditionType::Kernel, "Refused", error, true);
             } else if self.reconciler.converged() {
@@ -205,10 +208,18 @@ impl Engine {
                 };
                 self.fails(ConditionType::Kernel, reason, message, false);
             }
+            let fought_for = match self.reconciler.contended().as_slice() {
+                [] => String::new(),
+                [first, rest @ ..] => format!("{first}{}", more(rest.len())),
+            };
             match self.reconciler.blocked() {
-                [] => self.holds(ConditionType::Foreign, "Clear", ""),
+                [] if fought_for.is_empty() => self.holds(ConditionType::Foreign, "Clear", ""),
+                [] => self.fails(ConditionType::Foreign, "Contended", fought_for, false),
                 [first, rest @ ..] => {
-                    let message = format!("{first}{}", more(rest.len()));
+                    let mut message = format!("{first}{}", more(rest.len()));
+                    if !fought_for.is_empty() {
+                        message += &format!("; and {fought_for}");
+                    }
                     self.fails(ConditionType::Foreign, "InTheWay", message, false);
                 }
             }

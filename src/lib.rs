@@ -129,7 +129,8 @@ pub use flannel_core::{
 
 // The seams.
 pub use flannel_core::{
-    Backend, Clock, FileState, Kernel, Manager, MemoryManager, Network, SavedState, StateStore,
+    Backend, Claim, Claimant, Clock, FileState, Kernel, Manager, MemoryManager, Network,
+    SavedState, StateStore,
 };
 
 // Leases and their store.

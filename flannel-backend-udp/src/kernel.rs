@@ -11,8 +11,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use flannel_core::kernel::Result;
 use flannel_core::{
-    ChangeStream, Clock, Features, IfName, Kernel, Note, Object, ObjectKey, Objects, Observed, Op,
-    Scope, Subnet, Traffic, Tunnel, TunnelPeer,
+    ChangeStream, Claim, Clock, Features, IfName, Kernel, Note, Object, ObjectKey, Objects,
+    Observed, Op, OverlayName, Scope, Subnet, Traffic, Tunnel, TunnelPeer,
 };
 use tokio::sync::Mutex;
 
@@ -216,6 +216,10 @@ impl<K: Kernel> Kernel for WithTunnels<K> {
 
     fn changes(&self) -> ChangeStream {
         Box::pin(Both::new(self.inner.changes(), self.path.hints()))
+    }
+
+    async fn claim(&self, name: &OverlayName, replace: bool) -> Result<Claim> {
+        self.inner.claim(name, replace).await
     }
 
     fn traffic(&self) -> Vec<Traffic> {

@@ -1,5 +1,7 @@
 //! Typed health: [`Condition`]s with a reason and since when they hold.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Moment;
@@ -17,8 +19,8 @@ use crate::clock::Moment;
 /// | `Families` | – | false: of a network of both families one does not work on this host, and the other does |
 /// | `Lease` | false, whatever the reason; `Unknown` | `Unknown` with reason `Unconfirmed`, while the store is down |
 /// | `Peers` | – | false: some peers are rejected, unreadable, or missing and not believed to be gone. At the start no snapshot may be held |
-/// | `Kernel` | false or unknown. An object of the node itself that is blocked by somebody else's makes it false (`Blocked`) | – |
-/// | `Foreign` | – | false: what is blocked serves single peers |
+/// | `Kernel` | false or unknown. An object of the node itself that is blocked by somebody else's makes it false (`Blocked`), and one that is undone again and again, until it is left alone (`Contended`) | – |
+/// | `Foreign` | – | false: what is blocked (`InTheWay`), or undone again and again (`Contended`), serves single peers |
 /// | `DataPath` | – | false: it is started anew, and what it carries waits for that |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -37,7 +39,7 @@ pub enum ConditionType {
     Peers,
     /// The kernel has what it should have.
     Kernel,
-    /// Nobody else's objects stand in the way of ours.
+    /// Nobody else's objects stand in the way of ours, and nobody undoes them again and again.
     Foreign,
     /// The userspace data path runs, where the backend has one.
     DataPath,
@@ -126,9 +128,13 @@ impl std::fmt::Display for Condition {
     }
 }
 
-/// The conditions of one overlay.
+/// The conditions of one overlay, and what they were.
 #[derive(Debug, Clone)]
-pub(crate) struct Conditions(Vec<Condition>);
+pub(crate) struct Conditions {
+    list: Vec<Condition>,
+    /// Copied when one changes, shared by all that is told in between.
+    history: Arc<[Condition]>,
+}
 
 impl Conditions {
     pub(crate) fn new(now: Moment) -> Self {
@@ -140,16 +146,24 @@ impl Conditions {
             permanent: false,
             since: now,
         };
-        Self(ConditionType::ALL.into_iter().map(unknown).collect())
+        Self {
+            list: ConditionType::ALL.into_iter().map(unknown).collect(),
+            history: Arc::default(),
+        }
     }
 
     pub(crate) fn list(&self) -> &[Condition] {
-        &self.0
+        &self.list
+    }
+
+    /// The last changes.
+    pub(crate) const fn history(&self) -> &Arc<[Condition]> {
+        &self.history
     }
 
     /// The condition of a type.
     pub(crate) fn get(&self, kind: ConditionType) -> Option<&Condition> {
-        self.0.iter().find(|condition| condition.kind == kind)
+        self.list.iter().find(|condition| condition.kind == kind)
     }
 
     /// The reason of a condition.
@@ -160,13 +174,24 @@ impl Conditions {
 
     /// Sets a condition; answers it if its status or reason is another than before.
     pub(crate) fn set(&mut self, mut condition: Condition) -> Option<&Condition> {
-        let slot = self.0.iter_mut().find(|old| old.kind == condition.kind)?;
+        /// How many changes are remembered.
+        const CHANGES: usize = 32;
+        let slot = self
+            .list
+            .iter_mut()
+            .find(|old| old.kind == condition.kind)?;
         let news = slot.status != condition.status || slot.reason != condition.reason;
         if !news {
             condition.since = slot.since;
         }
         *slot = condition;
-        news.then_some(slot)
+        if !news {
+            return None;
+        }
+        let too_many = (self.history.len() + 1).saturating_sub(CHANGES);
+        let history = self.history.iter().skip(too_many).chain([&*slot]);
+        self.history = history.cloned().collect();
+        Some(slot)
     }
 }
 

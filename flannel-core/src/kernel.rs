@@ -10,8 +10,10 @@ use futures_core::Stream;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Note;
+use crate::claim::{Claim, Claimant};
 use crate::clock::Clock;
 use crate::manager::BoxError;
+use crate::node::OverlayName;
 use crate::object::{IfName, Object, ObjectKey, Objects};
 use crate::traffic::Traffic;
 use crate::underlay::{AddressInfo, LinkInfo};
@@ -85,6 +87,12 @@ pub enum Error {
         /// What failed.
         key: ObjectKey,
     },
+    /// Somebody else runs the overlay in this network namespace.
+    #[error("{by} runs this overlay in this network namespace")]
+    Held {
+        /// Who does.
+        by: Claimant,
+    },
     /// The connection to the kernel broke; it is opened anew for the next call.
     #[error("the connection to the kernel broke: {reason}")]
     Connection {
@@ -108,6 +116,7 @@ impl Error {
                 | Self::Skipped { .. }
                 | Self::Connection { .. }
                 | Self::NoSuchDevice { .. }
+                | Self::Held { .. }
         )
     }
 }
@@ -297,6 +306,8 @@ impl Features {
 /// - Setting a device down drops its routes and permanent neighbours and keeps its forwarding
 ///   entries; deleting a device drops all on it (`link_down_drops_routes_and_neighbours`,
 ///   `deleting_a_link_drops_what_is_on_it`).
+/// - A [`claim`](Self::claim) is granted to one at a time until it is dropped, and whoever asks for it
+///   is told of (`an_overlay_is_claimed_by_one_at_a_time`, `a_claim_is_handed_over_on_request`).
 #[async_trait]
 pub trait Kernel: Debug + Send + Sync + 'static {
     /// Probes what is allowed and present. Changes nothing.
@@ -380,6 +391,25 @@ pub trait Kernel: Debug + Send + Sync + 'static {
 
     /// Tells of changes from the call on, our own included. The first item is [`Change::All`].
     fn changes(&self) -> ChangeStream;
+
+    /// Claims an overlay in this kernel's network namespace: of all processes there, one at a time is
+    /// the overlay of a name, and nothing is changed for an overlay that is not claimed. A claim is
+    /// held until it is dropped or its process ends. Whoever has no rights over the namespace keeps
+    /// nobody out.
+    ///
+    /// With `replace` whoever has it is asked for it and waited for, a while.
+    ///
+    /// A kernel that cannot keep others out grants every claim.
+    ///
+    /// # Errors
+    /// [`Error::Held`] names who has it; [`Error::Connection`], [`Error::TimedOut`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe: what was granted is released.
+    async fn claim(&self, name: &OverlayName, replace: bool) -> Result<Claim> {
+        let _ = (name, replace);
+        Ok(Claim::free())
+    }
 
     /// What packet paths in user space have counted; empty where there are none.
     fn traffic(&self) -> Vec<Traffic> {

@@ -8,8 +8,10 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::backend::Backend;
+use crate::claim::Claimant;
 use crate::clock::{Clock, Rng, TokioClock};
 use crate::condition::{Condition, ConditionStatus, ConditionType};
+use crate::farewell::{Ended, Farewell};
 use crate::keeper::{KeeperOptions, LossPolicy};
 use crate::kernel::{self, Features, Kernel};
 use crate::lease_set::WithdrawalGuard;
@@ -47,6 +49,12 @@ pub enum Error {
     Stopped {
         /// Why.
         reason: String,
+    },
+    /// Another process has asked for the overlay and is it now.
+    #[error("the overlay was handed over to {to}")]
+    HandedOver {
+        /// The one that asked.
+        to: Claimant,
     },
     /// The kernel refused.
     #[error("the kernel refused")]
@@ -95,6 +103,7 @@ pub(crate) struct Options {
     pub(crate) withdrawal_grace: Duration,
     pub(crate) resync: Option<Duration>,
     pub(crate) take_over: bool,
+    pub(crate) replace_running: bool,
     pub(crate) call_timeout: Duration,
 }
 
@@ -135,6 +144,7 @@ impl OverlayBuilder {
                 withdrawal_grace: Duration::from_secs(10),
                 resync: None,
                 take_over: false,
+                replace_running: false,
                 call_timeout: Duration::from_secs(30),
             },
         }
@@ -279,6 +289,17 @@ impl OverlayBuilder {
         self
     }
 
+    /// Replaces the process that runs this overlay in this network namespace: it is asked to stop, and
+    /// this one goes on with all that is in the kernel, untouched; default no: then
+    /// [`Overlay::ready`] fails and names that one. Give both the same node id and route protocol.
+    /// A packet path in user space is handed over by itself, before; else its packets wait until this
+    /// one has made another.
+    #[must_use]
+    pub const fn replace_running(mut self, yes: bool) -> Self {
+        self.options.replace_running = yes;
+        self
+    }
+
     /// What is missing for an overlay to work here, without starting one: rights, kinds of devices,
     /// forwarding.
     ///
@@ -348,16 +369,14 @@ impl OverlayBuilder {
             }),
             options: self.options,
         };
-        let engine = Engine::new(parts, status, events.clone());
         let ended = Arc::new(OnceLock::new());
-        let task = tokio::spawn({
-            let ended = Arc::clone(&ended);
-            async move {
-                // Told before the engine, and with it the status channel, is dropped.
-                let mut engine = engine;
-                let reason = engine.run(command_rx).await;
-                ended.set(reason).ok();
-            }
+        let farewell = Farewell::new(status.clone(), Arc::clone(&ended));
+        let mut engine = Engine::new(parts, status, events.clone());
+        let task = tokio::spawn(async move {
+            // Dropped with the task, whatever becomes of that.
+            let farewell = farewell;
+            let end = engine.run(command_rx).await;
+            farewell.end(end);
         });
         Ok(Overlay {
             node: self.node,
@@ -462,6 +481,9 @@ impl Preflight {
 }
 
 /// A running overlay. Dropping it stops its task and touches nothing: packets keep flowing.
+///
+/// Of each name, one overlay runs in a network namespace at a time ([`Kernel::claim`]). Another one waits,
+/// says whom for, and goes on when that one has ended or hands over.
 #[derive(Debug)]
 pub struct Overlay {
     node: NodeId,
@@ -470,7 +492,7 @@ pub struct Overlay {
     status: watch::Receiver<Arc<Status>>,
     events: broadcast::Sender<OverlayEvent>,
     /// Why the task ended, once it has.
-    ended: Arc<OnceLock<String>>,
+    ended: Arc<OnceLock<Ended>>,
     task: JoinHandle<()>,
 }
 
@@ -485,7 +507,7 @@ impl Overlay {
         &self.node
     }
 
-    /// How the overlay is now.
+    /// How the overlay is now; that it has stopped ([`Status::stopped`]) also after its runtime has ended.
     pub fn status(&self) -> Arc<Status> {
         let status = Arc::clone(&self.status.borrow());
         let traffic = self.kernel.traffic();
@@ -661,7 +683,7 @@ impl Overlay {
     /// # Cancel safety
     /// The lease may or may not be released.
     pub async fn release(&self) -> Result<(), Error> {
-        Ok(self.ask(Command::Release).await??)
+        self.ask(Command::Release).await?
     }
 
     /// Leaves the overlay in good order: gives the lease up, waits `grace` while peers drop this
@@ -695,8 +717,8 @@ impl Overlay {
         self.ask(Command::Teardown).await?
     }
 
-    /// Waits until the overlay stops by itself, which it does under [`LossPolicy::Stop`] only;
-    /// returns the reason.
+    /// Waits until the overlay stops by itself, which it does under [`LossPolicy::Stop`] and when
+    /// another process replaces it ([`OverlayBuilder::replace_running`]); returns the reason.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -707,12 +729,14 @@ impl Overlay {
     }
 
     fn why_stopped(&self) -> Error {
-        let reason = self
-            .ended
-            .get()
-            .map_or("its task has ended", String::as_str);
-        Error::Stopped {
-            reason: reason.to_owned(),
+        match self.ended.get() {
+            Some(Ended { to: Some(to), .. }) => Error::HandedOver { to: *to },
+            Some(Ended { reason, .. }) => Error::Stopped {
+                reason: reason.clone(),
+            },
+            None => Error::Stopped {
+                reason: "its task has ended".to_owned(),
+            },
         }
     }
 }

@@ -1,6 +1,7 @@
 //! [`Status`] and [`OverlayEvent`]: what an overlay tells about itself.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,9 @@ use crate::underlay::External;
 pub struct Status {
     /// One of each [`ConditionType`].
     pub conditions: Vec<Condition>,
+    /// What conditions became at their last 32 changes of status or reason, the latest last.
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    pub history: Arc<[Condition]>,
     /// The latch that start-up waits for: this node has worked at least once.
     pub ready: bool,
     /// The truth of now: this node works, as far as it can tell: the lease is held (or remembered, while the
@@ -32,6 +36,10 @@ pub struct Status {
     /// make it false.
     #[serde(default)]
     pub working: bool,
+    /// Why the overlay has stopped, once it has, however it did: it does nothing any more. The rest is
+    /// what was true before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
     /// Our lease.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<LeaseStatus>,

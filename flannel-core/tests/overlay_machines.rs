@@ -110,7 +110,7 @@ async fn a_machine_is_known_again_by_its_state_or_by_its_mac() {
     // Where it was before, without the state, while an earlier run seems to live.
     let back = with(&kernel, &state).await.expect("all parts are there");
     ready_within(MINUTE, &back).await;
-    let forgetful = with(&kernel, &Memory::default())
+    let forgetful = with(&kernel.without_lock(), &Memory::default())
         .await
         .expect("all parts are there");
     ready_within(MINUTE, &forgetful).await;
@@ -265,7 +265,7 @@ async fn two_runs_of_one_machine_take_nothing_from_each_other() {
     let manager = MemoryManager::new(config(DUAL)).with_ttl(10 * MINUTE);
     let kernel = FakeKernel::node(1);
     let old = start("a", &manager, &kernel).await;
-    let new = builder("a", &manager, &kernel);
+    let new = builder("a", &manager, &kernel.without_lock());
     let new = new.start().await.expect("all parts are there");
     ready_within(MINUTE, &new).await;
     let mut events = [old.events(), new.events()];
@@ -363,7 +363,7 @@ async fn two_runs_of_one_machine_under_two_names_come_to_rest() {
         .await
         .expect("all parts are there");
     ready_within(MINUTE, &old).await;
-    let new = builder("a.example.org", &manager, &kernel).state(state.clone());
+    let new = builder("a.example.org", &manager, &kernel.without_lock()).state(state.clone());
     let new = new.start().await.expect("all parts are there");
     ready_within(MINUTE, &new).await;
     tokio::time::sleep(5 * MINUTE).await;

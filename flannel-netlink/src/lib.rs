@@ -71,6 +71,7 @@
 
 mod address;
 mod apply;
+mod claim;
 mod clock;
 #[doc(hidden)]
 pub mod codec;
@@ -103,7 +104,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
-    ChangeStream, Clock, Features, Kernel, ObjectKey, Objects, Observed, Op, Scope,
+    ChangeStream, Claim, Clock, Features, Kernel, ObjectKey, Objects, Observed, Op, OverlayName,
+    Scope,
 };
 
 pub use clock::BootClock;
@@ -293,6 +295,10 @@ impl Kernel for NetlinkKernel {
 
     fn changes(&self) -> ChangeStream {
         watch::watch(&self.worker)
+    }
+
+    async fn claim(&self, name: &OverlayName, replace: bool) -> Result<Claim> {
+        claim::claim(&self.worker, name, replace).await
     }
 
     fn clock(&self) -> Option<Arc<dyn Clock>> {

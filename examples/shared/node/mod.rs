@@ -94,7 +94,8 @@ pub(crate) struct Common {
     /// Where a packet path in user space (the UDP backend's) is handed over without losing a packet:
     /// a node that is started takes it over, one that stops leaves it to a process that keeps it.
     /// Only we may write to its folder [default: /run/flannel/NODE.sock, in a lab
-    /// /run/flannel/LAB-NODE.sock]
+    /// /run/flannel/LAB-NODE.sock]. Given, a node listens there with every backend, and one that is
+    /// started with the same socket replaces it; any other one in this network namespace is refused
     #[arg(long, value_name = "SOCKET")]
     handover: Option<PathBuf>,
     /// Keep the packet path of a node that has stopped

@@ -30,6 +30,9 @@ pub(crate) struct Paths {
     pub(crate) forwarders: Forwarders,
     /// Whether they came from another process.
     pub(crate) are_taken: bool,
+    /// Whether the process that listened there is to be replaced: the operator named the socket.
+    pub(crate) replaces: bool,
+    is_named: bool,
     socket: PathBuf,
     listener: Option<UnixListener>,
     /// What a keeper is told of the node.
@@ -42,6 +45,8 @@ impl Paths {
         let mut this = Self {
             forwarders: Forwarders::default(),
             are_taken: false,
+            replaces: false,
+            is_named: flags.handover.is_some(),
             socket: socket(flags, node),
             listener: None,
             node: vec!["--node".into(), node.to_string().into()],
@@ -53,6 +58,7 @@ impl Paths {
         let Ok(stream) = UnixStream::connect(&this.socket) else {
             return Ok(this);
         };
+        this.replaces = this.is_named;
         if let Some(name) = namespace(flags, node) {
             let namespace = File::open(&name)
                 .map_err(|error| End::failed(format!("{}: {error}", name.display())))?;
@@ -81,9 +87,9 @@ impl Paths {
         !self.forwarders.running().is_empty()
     }
 
-    /// Listens for a process that is to take over, once there is something.
+    /// Listens for a process that is to take over, once there is something, or if it was asked for.
     pub(crate) fn listen(&mut self) -> io::Result<Option<tokio::net::UnixListener>> {
-        if self.listener.is_some() || !self.are_needed() {
+        if self.listener.is_some() || !(self.is_named || self.are_needed()) {
             return Ok(None);
         }
         if let Some(folder) = self.socket.parent() {
@@ -126,6 +132,13 @@ impl Paths {
             .spawn()?;
         self.hand_over(&ours)?;
         Ok(())
+    }
+
+    /// Nobody listens any more, unless a keeper does.
+    pub(crate) fn leave(&mut self) {
+        if !self.are_needed() {
+            self.forget();
+        }
     }
 
     /// Nothing is kept.

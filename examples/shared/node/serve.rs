@@ -28,6 +28,8 @@ enum Over {
     Asked { was_ready: bool },
     /// Another process is to be the node.
     Another(UnixStream),
+    /// Another process is the node.
+    Replaced,
 }
 
 /// Runs the node until it is to stop.
@@ -52,6 +54,7 @@ pub(crate) async fn serve<M: Manager + Clone>(
             .underlay(underlay.clone())
             .on_lease_lost(flags.loss_policy())
             .take_over(flags.take_over)
+            .replace_running(place.paths.replaces)
             .start()
             .await
             .map_err(|error| failed(error.into()))?;
@@ -66,6 +69,12 @@ pub(crate) async fn serve<M: Manager + Clone>(
                     }
                     Err(error) => eprintln!("not handed over: {}", error_chain(&error)),
                 }
+            }
+            Ok(Over::Replaced) => {
+                // Nobody keeps a packet path of ours: that process makes its own.
+                place.let_go();
+                eprintln!("stopped; another process is the node now");
+                return Ok(());
             }
             Ok(Over::Asked { was_ready }) => {
                 if !was_ready && stop.time_is_up() {
@@ -102,6 +111,7 @@ fn leave(place: &mut Place) {
         );
         return;
     }
+    place.paths.leave();
     eprintln!("stopped; packets keep flowing");
 }
 
@@ -139,8 +149,16 @@ async fn run(
         tokio::select! {
             biased;
             () = &mut asked => return Ok(Over::Asked { was_ready: is_ready }),
-            why = &mut stopped => return Err(End::failed(error_chain(&why))),
-            stream = accept(listener.as_ref()) => return Ok(Over::Another(stream)),
+            why = &mut stopped => return match why {
+                flannel::Error::HandedOver { .. } => Ok(Over::Replaced),
+                why => Err(End::failed(error_chain(&why))),
+            },
+            stream = accept(listener.as_ref()) => {
+                // Where there is no packet path, the next process asks our overlay.
+                if place.paths.are_needed() {
+                    return Ok(Over::Another(stream));
+                }
+            }
             event = events.recv() => {
                 // One that was missed is not told.
                 let Ok(event) = event else { continue };

@@ -1,6 +1,7 @@
 //! Desired state against the kernel's: what is wanted, what is there, and the way from one to the
 //! other.
 
+mod contention;
 mod copy;
 pub mod desired;
 pub(crate) mod engine;

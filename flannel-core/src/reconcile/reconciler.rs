@@ -5,6 +5,7 @@
 
 mod basis;
 mod reading;
+mod repairs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use tokio::sync::broadcast;
 use self::basis::Basis;
 pub(crate) use self::reading::Aside;
 use self::reading::{DEBOUNCE, JustRead};
+use self::repairs::Repairs;
 use crate::backoff::Backoff;
 use crate::clock::{Clock, Moment, Rng};
 use crate::kernel::{self, Kernel, Observed, Op, Scope};
@@ -89,6 +91,7 @@ pub(crate) struct Reconciler {
     failures: BTreeMap<ObjectKey, Failure>,
     blocked: Vec<Blocked>,
     repairs: u64,
+    repairs_of: Repairs,
     /// What was read since the engine woke.
     just_read: JustRead,
     /// Everything was found right, and nothing failed since.
@@ -141,6 +144,7 @@ impl Reconciler {
             failures: BTreeMap::new(),
             blocked: Vec::new(),
             repairs: 0,
+            repairs_of: Repairs::default(),
             just_read: JustRead::default(),
             converged: false,
             host_changed: false,
@@ -230,6 +234,7 @@ impl Reconciler {
             self.noticed_at,
             self.copy.deadline(),
             self.next_retry(),
+            self.repairs_of.wake(self.clock.now()),
             settings,
         ]
         .into_iter()
@@ -252,6 +257,7 @@ impl Reconciler {
     /// Has what failed planned again where that is due, and what waited for it, after a look at what
     /// they need.
     fn take_retries(&mut self, now: Moment) {
+        self.dirty.extend(self.repairs_of.due(now).cloned());
         if self.next_retry().is_none_or(|at| at > now) {
             return;
         }
@@ -348,6 +354,8 @@ impl Reconciler {
         let dirty = std::mem::take(&mut self.dirty);
         self.replan = false;
         let steps: BTreeSet<ObjectKey> = plan.steps.iter().map(|step| step.op.key()).collect();
+        let planned = (!whole).then_some(&dirty);
+        self.repairs_of.planned(&plan, &steps, planned, now);
         if whole {
             self.basis = Some(Basis::of(desired, ownership));
             self.open.clear();
@@ -394,7 +402,7 @@ impl Reconciler {
 
     /// Nothing is to be done now: draws the conclusion.
     fn rest(&mut self) {
-        if !self.failures.is_empty() {
+        if !self.failures.is_empty() || self.contended_own().is_some() {
             self.converged = false;
         } else if self.read_failures == 0
             && self.read_at.is_none()
@@ -428,10 +436,15 @@ impl Reconciler {
     ///
     /// What waits for another step has no try of its own, though it may have failed by itself before.
     fn due(&mut self, steps: Vec<Step>) -> Vec<Step> {
-        if self.failures.is_empty() {
+        let now = self.clock.now();
+        let yielded: BTreeSet<ObjectKey> = steps
+            .iter()
+            .filter(|step| self.must_wait(step, now))
+            .map(|step| step.op.key())
+            .collect();
+        if self.failures.is_empty() && yielded.is_empty() {
             return steps;
         }
-        let now = self.clock.now();
         let (mut waiting, mut held) = (BTreeSet::new(), BTreeSet::new());
         for step in &steps {
             let key = step.op.key();
@@ -449,13 +462,14 @@ impl Reconciler {
             if waits {
                 waiting.insert(key.clone());
             }
-            if waits || depends {
+            if waits || depends || yielded.contains(&key) {
                 held.insert(key);
             }
         }
         let (held_back, due): (Vec<_>, Vec<_>) = steps.into_iter().partition(|step| {
             let serves = match &step.why {
                 Why::Stopgap { of } => held.contains(of),
+                Why::InTheWay { of } => yielded.contains(of),
                 _ => false,
             };
             serves || held.contains(&step.op.key())
@@ -465,7 +479,12 @@ impl Reconciler {
             if !waiting.contains(&key) {
                 self.failures.remove(&key);
             }
-            self.open.insert(key);
+            if !self.failures.is_empty() {
+                self.open.insert(key.clone());
+            }
+            if !yielded.is_empty() {
+                self.repairs_of.leave(key);
+            }
         }
         due
     }
@@ -476,7 +495,8 @@ impl Reconciler {
         let (mut orphans, makes): (Vec<_>, Vec<_>) =
             steps.into_iter().partition(|step| step.why == Why::Orphan);
         let mut doubt = self.carry_out(makes).await;
-        if !self.failures.is_empty() && !orphans.is_empty() {
+        let is_whole = self.failures.is_empty() && !self.repairs_of.yield_some();
+        if !is_whole && !orphans.is_empty() {
             let used = self.used(desired);
             let kept: BTreeSet<ObjectKey> = orphans
                 .iter()
@@ -485,7 +505,14 @@ impl Reconciler {
                 .collect();
             self.failures.retain(|key, _| !kept.contains(key));
             orphans.retain(|step| !kept.contains(&step.op.key()));
-            self.open.extend(kept);
+            if self.repairs_of.yield_some() {
+                kept.iter()
+                    .cloned()
+                    .for_each(|key| self.repairs_of.leave(key));
+            }
+            if !self.failures.is_empty() {
+                self.open.extend(kept);
+            }
         }
         doubt |= self.carry_out(orphans).await;
         doubt
@@ -545,6 +572,7 @@ impl Reconciler {
             match result {
                 Ok(()) => {
                     doubt |= matches!(key, ObjectKey::Link(_));
+                    self.count_repair(&step, now);
                     if many {
                         self.copy.changed_among_many(&step.op);
                     } else {

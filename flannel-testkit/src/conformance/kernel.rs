@@ -5,6 +5,7 @@
 //! a function on a fresh [`KernelFixture`]; [`PROMISES`] lists them, [`all`] runs them and
 //! [`kernel_conformance!`](crate::kernel_conformance!) makes a test of each.
 
+mod claims;
 mod contract;
 mod devices;
 mod disturbed;
@@ -16,6 +17,7 @@ mod tunnels;
 
 use std::pin::Pin;
 
+pub use claims::*;
 pub use contract::*;
 pub use devices::*;
 pub use disturbed::*;
@@ -105,6 +107,8 @@ macro_rules! kernel_conformance {
             peers_go_with_their_packet_path
             what_no_packet_path_can_be_is_rejected
             what_needs_a_failed_packet_path_is_skipped
+            an_overlay_is_claimed_by_one_at_a_time
+            a_claim_is_handed_over_on_request
         }
     };
     (@as tests $run:path; $($name:ident)*) => {

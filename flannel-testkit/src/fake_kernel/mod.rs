@@ -14,6 +14,7 @@
 //! It is simpler than Linux in what no overlay does: it has no secondary addresses, no carrier, and
 //! no settings with consequences but `addr_gen_mode`.
 
+mod claims;
 mod fault;
 mod host;
 mod moves;
@@ -30,13 +31,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
-    Change, ChangeStream, Features, IfName, Kernel, Link, LinkInfo, LinkKind, MAIN_TABLE, Object,
-    ObjectKey, Objects, Observed, Op, Route, RouteProtocol, RouteTarget, Scope, Subnet,
+    Change, ChangeStream, Claim, Features, IfName, Kernel, Link, LinkInfo, LinkKind, MAIN_TABLE,
+    Object, ObjectKey, Objects, Observed, Op, OverlayName, Route, RouteProtocol, RouteTarget,
+    Scope, Subnet,
 };
 use futures_core::Stream;
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
+use claims::Claims;
 pub use fault::{Failure, FaultKind};
 use host::Host;
 
@@ -48,6 +51,9 @@ use host::Host;
 #[derive(Debug, Clone)]
 pub struct FakeKernel {
     state: Arc<Mutex<State>>,
+    claims: Claims,
+    /// The process that has this handle.
+    pid: u32,
 }
 
 /// One op that was applied or refused.
@@ -134,6 +140,8 @@ impl FakeKernel {
                 held: Vec::new(),
                 witness: Witness::default(),
             })),
+            claims: Claims::default(),
+            pid: 1,
         };
         kernel.with_hardware("lo", LinkKind::Loopback, 65_536)
     }
@@ -178,6 +186,26 @@ impl FakeKernel {
             }));
         }
         self
+    }
+
+    /// The same namespace as another process has it: of those that claim an overlay, one at a time has
+    /// it. All handles are of process 1 unless told otherwise.
+    #[must_use]
+    pub fn as_process(&self, pid: u32) -> Self {
+        Self {
+            pid,
+            ..self.clone()
+        }
+    }
+
+    /// The same namespace as a program has it that knows nothing of claims: it keeps nobody out, and
+    /// nobody keeps it out.
+    #[must_use]
+    pub fn without_lock(&self) -> Self {
+        Self {
+            claims: Claims::default(),
+            ..self.clone()
+        }
     }
 
     fn with_hardware(self, name: &str, kind: LinkKind, mtu: u32) -> Self {
@@ -579,6 +607,11 @@ impl Kernel for FakeKernel {
     async fn apply(&self, ops: &[Op]) -> Vec<Result<()>> {
         self.wait().await;
         self.state().apply(ops)
+    }
+
+    async fn claim(&self, name: &OverlayName, replace: bool) -> Result<Claim> {
+        self.wait().await;
+        self.claims.claim(name, replace, self.pid).await
     }
 
     fn changes(&self) -> ChangeStream {

@@ -9,8 +9,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use flannel_core::kernel::Result;
 use flannel_core::{
-    ChangeStream, Clock, DualStack, Features, Kernel, Moment, NodeId, ObjectKey, Objects, Observed,
-    Op, Overlay, OverlayEvent, SavedState, Scope, StateStore, Subnet, TokioClock,
+    ChangeStream, Claim, Clock, DualStack, Features, Kernel, Moment, NodeId, ObjectKey, Objects,
+    Observed, Op, Overlay, OverlayEvent, OverlayName, SavedState, Scope, StateStore, Subnet,
+    TokioClock,
 };
 use tokio::sync::broadcast;
 
@@ -170,6 +171,10 @@ impl Kernel for NodeKernel {
         }
         self.io.after().await;
         answers
+    }
+
+    async fn claim(&self, name: &OverlayName, replace: bool) -> Result<Claim> {
+        self.fake.claim(name, replace).await
     }
 
     fn changes(&self) -> ChangeStream {

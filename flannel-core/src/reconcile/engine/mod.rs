@@ -5,6 +5,7 @@
 //! the kernel are short and have deadlines of their own.
 
 mod burst;
+mod claim;
 mod config;
 mod interface;
 mod local;
@@ -23,20 +24,22 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch as watch_channel};
 use tokio::task::JoinHandle;
 
 use self::burst::Burst;
+use self::claim::asked_of;
 use self::local::{Inputs, ended_of};
 use self::store::{Call, LeaseState, answer_of};
 use self::watch::Watch;
 use crate::backend::{self, Backend, Network};
 use crate::backoff::Backoff;
+use crate::claim::{Claim, Claimant};
 use crate::clock::{Moment, Rng};
 use crate::condition::{Condition, ConditionStatus, ConditionType, Conditions};
 use crate::config::NetworkConfig;
 use crate::family::Family;
+use crate::farewell::Ended;
 use crate::keeper::Wish;
 use crate::kernel::{self, ChangeStream, Features};
 use crate::lease::{BackendType, LeaseAttrs};
 use crate::lease_set::LeaseSet;
-use crate::manager;
 use crate::node::InstanceId;
 use crate::overlay::{Error, Parts};
 use crate::reconcile::desired::Compiler;
@@ -79,7 +82,7 @@ pub(crate) enum Command {
     Resync(oneshot::Sender<()>),
     Interface(UnderlayOptions, oneshot::Sender<underlay::Result<()>>),
     Reacquire(oneshot::Sender<()>),
-    Release(oneshot::Sender<manager::Result<()>>),
+    Release(oneshot::Sender<Result<(), Error>>),
     Stop(oneshot::Sender<()>),
     Teardown(oneshot::Sender<Result<(), Error>>),
 }
@@ -92,6 +95,10 @@ pub(crate) struct Engine {
     events: broadcast::Sender<OverlayEvent>,
     conditions: Conditions,
     retry: Backoff,
+    /// The right to be this overlay. Without it nothing is changed.
+    claim: Option<Claim>,
+    /// Whom it was handed over to.
+    handed_to: Option<Claimant>,
 
     saved: SavedState,
     /// Whether the saved lease and config may be used: the store has failed to answer.
@@ -143,7 +150,7 @@ pub(crate) struct Engine {
     call: Option<Call>,
     call_at: Moment,
     call_failures: u32,
-    release: Option<oneshot::Sender<manager::Result<()>>>,
+    release: Option<oneshot::Sender<Result<(), Error>>>,
     watch: Watch,
     watch_at: Moment,
     watch_failures: u32,
@@ -195,6 +202,8 @@ impl Engine {
             events,
             conditions: Conditions::new(now),
             retry: options.keeper.retry,
+            claim: None,
+            handed_to: None,
             saved: SavedState::default(),
             store_is_down: false,
             started: now,
@@ -255,8 +264,28 @@ impl Engine {
     }
 
     /// Runs until told to stop; answers why it stopped.
-    pub(crate) async fn run(&mut self, mut commands: mpsc::Receiver<Command>) -> String {
+    pub(crate) async fn run(&mut self, commands: mpsc::Receiver<Command>) -> Ended {
+        let reason = self.work(commands).await;
+        self.claim = None;
+        Ended {
+            reason,
+            to: self.handed_to,
+        }
+    }
+
+    async fn work(&mut self, mut commands: mpsc::Receiver<Command>) -> String {
         self.load().await;
+        let early = match self.claim(&mut commands).await {
+            Ok(early) => early,
+            Err(reason) => return reason,
+        };
+        // Which machine this is, is kept before anybody hears of it.
+        self.save().await;
+        for command in early {
+            if let Some(reason) = self.command(command).await {
+                return reason;
+            }
+        }
         let mut changes = self.parts.kernel.changes();
         let mut is_idle = false;
         loop {
@@ -279,6 +308,7 @@ impl Engine {
                         }
                     }
                 },
+                by = asked_of(&mut self.claim) => return self.hand_over(by),
                 answer = answer_of(&mut self.call) => self.answered(answer).await,
                 ended = ended_of(&mut self.data_path) => self.data_path_ended(ended),
                 batch = self.watch.next() => self.watched(batch).await,
@@ -475,6 +505,7 @@ impl Engine {
             }
             Command::Stop(reply) => {
                 self.stop_data_path();
+                self.claim = None;
                 reply.send(()).ok();
                 return Some("it was asked to".to_owned());
             }
@@ -489,6 +520,7 @@ impl Engine {
                     Ok(failed) => Err(Error::Teardown { failed }),
                     Err(error) => Err(Error::Kernel(error)),
                 };
+                self.claim = None;
                 reply.send(done).ok();
                 return Some("it was torn down".to_owned());
             }

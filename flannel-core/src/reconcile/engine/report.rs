@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Engine;
 use super::store::LeaseState;
 use crate::backend::{Note, Rejection};
+use crate::claim::Claim;
 use crate::condition::{Condition, ConditionStatus, ConditionType};
 use crate::holder::Holder;
 use crate::lease::LeaseKey;
@@ -38,8 +39,10 @@ impl Engine {
         });
         let status = Status {
             conditions: self.conditions.list().to_vec(),
+            history: Arc::clone(self.conditions.history()),
             ready: self.ready,
             working: self.working,
+            stopped: None,
             lease,
             backend: self.backend.as_ref().map(|backend| backend.backend_type()),
             external: self.external.clone(),
@@ -73,6 +76,7 @@ impl Engine {
         let network = self.network.as_ref();
         let mut notes = network.map(|network| network.notes()).unwrap_or_default();
         notes.extend(self.parts.kernel.notes());
+        notes.extend(self.claim.iter().flat_map(Claim::notes).cloned());
         for (backend, keys) in self.leases.of_other_backends() {
             let text = format!(
                 "{} peers are of {backend}, among them {}: they are reached without a tunnel, and \
@@ -199,6 +203,9 @@ impl Engine {
             } else if let [first, rest @ ..] = own.as_slice() {
                 let message = format!("{first}: remove or rename that{}", more(rest.len()));
                 self.fails(ConditionType::Kernel, "Blocked", message, false);
+            } else if let Some(entry) = self.reconciler.contended_own() {
+                let message = entry.to_string();
+                self.fails(ConditionType::Kernel, "Contended", message, false);
             } else if let Some(error) = self.reconciler.permanent_failure() {
                 self.fails(ConditionType::Kernel, "Refused", error, true);
             } else if self.reconciler.converged() {
@@ -221,10 +228,18 @@ impl Engine {
                 };
                 self.fails(ConditionType::Kernel, reason, message, false);
             }
+            let fought_for = match self.reconciler.contended().as_slice() {
+                [] => String::new(),
+                [first, rest @ ..] => format!("{first}{}", more(rest.len())),
+            };
             match self.reconciler.blocked() {
-                [] => self.holds(ConditionType::Foreign, "Clear", ""),
+                [] if fought_for.is_empty() => self.holds(ConditionType::Foreign, "Clear", ""),
+                [] => self.fails(ConditionType::Foreign, "Contended", fought_for, false),
                 [first, rest @ ..] => {
-                    let message = format!("{first}{}", more(rest.len()));
+                    let mut message = format!("{first}{}", more(rest.len()));
+                    if !fought_for.is_empty() {
+                        message += &format!("; and {fought_for}");
+                    }
                     self.fails(ConditionType::Foreign, "InTheWay", message, false);
                 }
             }

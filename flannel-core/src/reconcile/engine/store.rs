@@ -15,6 +15,7 @@ use crate::keeper::{Keeper, LossPolicy, Wish};
 use crate::lease::Lease;
 use crate::lease_set::Own;
 use crate::manager::{self, LeaseRequest};
+use crate::overlay::Error;
 use crate::state::SavedState;
 use crate::status::OverlayEvent;
 
@@ -103,8 +104,6 @@ impl Engine {
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "the saved state cannot be read"),
         }
-        // Kept before anybody hears of it.
-        self.save().await;
     }
 
     /// Remembers lease and config, if they are other than what is remembered.
@@ -364,7 +363,7 @@ impl Engine {
                     self.fails(ConditionType::Lease, "Released", message, false);
                 }
                 if let Some(reply) = self.release.take() {
-                    reply.send(result).ok();
+                    reply.send(result.map_err(Error::from)).ok();
                 }
             }
             Answer::Config(Ok(config)) => {

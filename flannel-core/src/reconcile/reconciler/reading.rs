@@ -1,6 +1,6 @@
 //! The reconciler's readings of the kernel: what is read when, and the keys to be planned after it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::{Reconciler, scope_of};
 use crate::clock::Moment;
 use crate::kernel::{self, Change, Observed, Scope};
-use crate::object::{LinkKind, Object, ObjectKey};
+use crate::object::{IfName, LinkKind, Object, ObjectKey};
 use crate::reconcile::copy::News;
 use crate::reconcile::desired::Desired;
 use crate::reconcile::ownership::{Owner, Ownership};
@@ -118,6 +118,7 @@ impl Reconciler {
         if touched.is_empty() {
             return touched;
         }
+        self.repairs_of.changed(touched.iter(), self.clock.now());
         let Some(observed) = self.copy.observed() else {
             return touched;
         };
@@ -244,6 +245,7 @@ impl Reconciler {
     /// The engine woke: what was read before may be old.
     pub(crate) fn wake(&mut self) {
         self.just_read = JustRead::default();
+        self.repairs_of.pass(self.clock.now());
     }
 
     /// Looks at the settings now and then: nobody tells of them.
@@ -308,6 +310,10 @@ impl Reconciler {
         let start = self.clock.now();
         let observed = self.kernel.observe(&scope).await?;
         let done = self.clock.now();
+        if let Some(before) = self.copy.observed() {
+            let moved = moved(before, &observed);
+            self.repairs_of.changed(moved.iter(), done);
+        }
         self.copy.read_all(observed, scope.devices.clone(), done);
         self.aside = Aside(None);
         self.scope = scope;
@@ -344,6 +350,29 @@ impl Reconciler {
         }
         Ok(())
     }
+}
+
+/// The links and addresses that are not what they were.
+fn moved(before: &Observed, after: &Observed) -> Vec<ObjectKey> {
+    let host = |observed: &Observed| {
+        let objects = observed.objects.range(..ObjectKey::Tunnel(IfName::FIRST));
+        let keys = objects.map(|(key, _)| key);
+        let keys = keys.filter(|key| matches!(key, ObjectKey::Link(_) | ObjectKey::Address { .. }));
+        keys.cloned().collect::<BTreeSet<_>>()
+    };
+    let index = |observed: &Observed| -> BTreeMap<IfName, u32> {
+        let links = observed.links.iter();
+        links.map(|link| (link.name, link.index)).collect()
+    };
+    let (was, is) = (index(before), index(after));
+    let is_another = |key: &ObjectKey| {
+        let link = matches!(key, ObjectKey::Link(dev) if was.get(dev) != is.get(dev));
+        link || before.objects.get(key) != after.objects.get(key)
+    };
+    let mut all = host(before);
+    all.append(&mut host(after));
+    all.retain(is_another);
+    all.into_iter().collect()
 }
 
 /// The least wait after a reading that took so long: reading takes a fifth of the time at most.

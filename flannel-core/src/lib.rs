@@ -16,6 +16,8 @@ mod family;
 mod gateway;
 mod gojson;
 mod holder;
+mod host_checks;
+mod host_facts;
 pub mod keeper;
 pub mod kernel;
 mod lease;
@@ -49,6 +51,10 @@ pub use event::{Event, EventStream, Snapshot, Unreadable};
 pub use family::{DualStack, Family, PublicIp};
 pub use gateway::{Gateways, Hop, no_public_ip};
 pub use holder::Holder;
+pub use host_facts::{
+    FilterChain, FilterFamily, Firewall, HostFacts, Lookup, PacketSettings, PolicyRule, Questions,
+    Refused, ReversePath, Routed,
+};
 pub use kernel::{Change, ChangeStream, Features, Kernel, Observed, Op, Scope};
 pub use lease::{
     BackendData, BackendDataError, BackendType, Lease, LeaseAttrs, LeaseKey, Revision, Seniority,

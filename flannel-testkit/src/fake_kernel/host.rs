@@ -2,6 +2,7 @@
 
 mod checks;
 mod links;
+mod packets;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,20 +15,25 @@ use flannel_core::{
     Offload, Op, Route, RouteProtocol, RouteTarget, Subnet, Sysctl,
 };
 
+pub(super) use packets::Policy;
+
 /// The setting by which a device gives itself a link-local address, and that it gives itself none.
 const ADDR_GEN_MODE: &str = "addr_gen_mode";
 const NO_ADDRESS: &str = "1";
 
+/// The setting by which packets that come in on a device are forwarded.
+const FORWARDING: &str = "forwarding";
+
 /// Settings that the fake has, with their value on a new device.
 const SYSCTLS: [(Family, &str, &str); 8] = [
-    (Family::V4, "forwarding", "1"),
+    (Family::V4, FORWARDING, "1"),
     (Family::V4, "rp_filter", "0"),
     (Family::V4, "proxy_arp", "0"),
     (Family::V4, "arp_ignore", "0"),
     (Family::V6, "accept_ra", "1"),
     (Family::V6, ADDR_GEN_MODE, "0"),
     (Family::V6, "disable_ipv6", "0"),
-    (Family::V6, "forwarding", "1"),
+    (Family::V6, FORWARDING, "1"),
 ];
 
 /// Offloads that the fake has; all are on on a new device.
@@ -49,6 +55,7 @@ pub(super) struct Host {
     /// Devices that were made to have no IPv6 link-local address unless told otherwise.
     without_own_address: BTreeSet<IfName>,
     told: Vec<Change>,
+    policy: Policy,
 }
 
 impl Host {
@@ -61,6 +68,10 @@ impl Host {
             .get(key)
             .cloned()
             .or_else(|| self.default_setting(key))
+    }
+
+    pub(super) const fn policy(&mut self) -> &mut Policy {
+        &mut self.policy
     }
 
     /// What the kernel tells of what was done, in that order.
@@ -138,6 +149,10 @@ impl Host {
                     && sysctl.value.parse::<i32>().is_err()
                 {
                     return Err(rejected("the setting is a number", &object));
+                }
+                if matches!(&object, Object::Sysctl(o) if matches!(&*o.name, FORWARDING | "rp_filter"))
+                {
+                    self.told.push(Change::Policy);
                 }
                 self.objects.insert(object.key(), object);
                 Ok(())
@@ -326,7 +341,7 @@ impl Host {
     /// Tells that an object is there now.
     fn tell_set(&mut self, object: &Object) {
         match object {
-            Object::Route(route) if route.table != MAIN_TABLE => {}
+            Object::Route(route) if route.table != MAIN_TABLE => self.told.push(Change::Policy),
             Object::Address(_)
             | Object::Fdb(_)
             | Object::Neighbour(_)
@@ -339,7 +354,7 @@ impl Host {
     /// Tells that an object is gone.
     fn tell_gone(&mut self, object: &Object) {
         match object {
-            Object::Route(route) if route.table != MAIN_TABLE => {}
+            Object::Route(route) if route.table != MAIN_TABLE => self.told.push(Change::Policy),
             Object::Fdb(_) | Object::Neighbour(_) | Object::Nexthop(_) | Object::Route(_) => {
                 self.told.push(Change::Gone(object.key()));
             }
@@ -421,6 +436,7 @@ impl Host {
                     .find(|(of, known, _)| of == family && known == name)?;
                 let value = match name.as_str() {
                     ADDR_GEN_MODE if self.without_own_address.contains(dev) => NO_ADDRESS,
+                    FORWARDING if !self.default_forwarding(*family) => "0",
                     _ => value,
                 };
                 Some(Object::Sysctl(Sysctl {

@@ -9,8 +9,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use flannel_core::kernel::Result;
 use flannel_core::{
-    ChangeStream, Clock, DualStack, Features, Kernel, Moment, NodeId, ObjectKey, Objects, Observed,
-    Op, Overlay, OverlayEvent, SavedState, Scope, StateStore, Subnet, TokioClock,
+    ChangeStream, Clock, DualStack, Features, HostFacts, Kernel, Moment, NodeId, ObjectKey,
+    Objects, Observed, Op, Overlay, OverlayEvent, Questions, SavedState, Scope, StateStore, Subnet,
+    TokioClock,
 };
 use tokio::sync::broadcast;
 
@@ -150,6 +151,14 @@ impl Kernel for NodeKernel {
         self.io.before().await;
         self.latency.pass().await;
         let answer = self.fake.links().await;
+        self.io.after().await;
+        answer
+    }
+
+    async fn host_facts(&self, questions: &Questions) -> Result<HostFacts> {
+        self.io.before().await;
+        self.latency.pass().await;
+        let answer = self.fake.host_facts(questions).await;
         self.io.after().await;
         answer
     }

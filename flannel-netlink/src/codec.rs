@@ -5,13 +5,18 @@
 use std::collections::BTreeMap;
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{Change, Family, IfName, Object, Offload, Op, RouteProtocol, RouteTarget};
+use flannel_core::{
+    Change, Family, FilterChain, IfName, Object, Offload, Op, PolicyRule, RouteProtocol,
+    RouteTarget, Routed,
+};
 
 use crate::error::Failure;
 use crate::names::{Named, Names};
 use crate::wire::Messages;
 pub use crate::wire::{Batch, Malformed};
-use crate::{CREATE, EXCL, REPLACE, address, link, neighbour, nexthop, offload, route, watch};
+use crate::{
+    CREATE, EXCL, REPLACE, address, filter, link, lookup, neighbour, nexthop, offload, route, watch,
+};
 
 /// Appends the request that carries out an op. `index` gives the index of a device; `flags`
 /// replace those that the verb of a making has.
@@ -161,6 +166,25 @@ pub fn encode_offload(offload: &Offload, batch: &mut Batch) {
 /// As [`decode`].
 pub fn decode_events(datagram: &[u8]) -> std::result::Result<Vec<Change>, Malformed> {
     watch::hints(datagram)
+}
+
+/// What is said of packets in the body of a message: the way of one, a rule, a chain of a filter.
+///
+/// # Errors
+/// [`Malformed`] if it is cut.
+pub fn decode_facts(
+    body: &[u8],
+    devices: &BTreeMap<u32, IfName>,
+) -> (
+    std::result::Result<Option<Routed>, Malformed>,
+    std::result::Result<Option<PolicyRule>, Malformed>,
+    std::result::Result<Option<FilterChain>, Malformed>,
+) {
+    (
+        lookup::answer(body, |index| devices.get(&index).copied()),
+        lookup::rule(body, Family::V4),
+        filter::decode(body),
+    )
 }
 
 /// Reads an acknowledgement: the kernel's number and text, if it is none.

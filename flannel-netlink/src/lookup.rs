@@ -53,10 +53,10 @@ pub(crate) fn ask(
         for ((place, answer), found) in places.into_iter().zip(answers).zip(found) {
             *place = match answer {
                 Ok(()) => found,
-                Err(failure) => match failure.errno() {
-                    Some(errno) => refused(errno).map(Routed::Refused),
-                    None => return Err(failure),
-                },
+                // With words it is about the question.
+                Err(Failure::Refused { text: Some(_), .. }) => None,
+                Err(Failure::Refused { errno, text: None }) => refused(errno).map(Routed::Refused),
+                Err(failure) => return Err(failure),
             };
         }
     }
@@ -72,14 +72,15 @@ pub(crate) fn question(lookup: &Lookup, input: Option<u32>) -> Body {
     const RTA_SRC: u16 = 2;
     const RTA_IIF: u16 = 3;
     let family = Family::of(&lookup.dst);
-    let number = match family {
-        Family::V4 => AF_INET,
-        Family::V6 => AF_INET6,
+    // IPv6 names the table by itself, and takes the flag for a mistake.
+    let (number, flags) = match family {
+        Family::V4 => (AF_INET, RTM_F_LOOKUP_TABLE),
+        Family::V6 => (AF_INET6, 0),
     };
     let bits = family.bits();
     let src = lookup.src.filter(|src| Family::of(src) == family);
     let src_len = src.map_or(0, |_| bits);
-    let [a, b, c, d] = RTM_F_LOOKUP_TABLE.to_ne_bytes();
+    let [a, b, c, d] = flags.to_ne_bytes();
     let mut body = Body::new(&[number, bits, src_len, 0, 0, 0, 0, 0, a, b, c, d]);
     body.ip(RTA_DST, lookup.dst);
     if let Some(src) = src {

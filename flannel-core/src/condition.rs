@@ -21,8 +21,8 @@ use crate::host_checks::{ALL_DROPPED, ALL_ELSEWHERE};
 /// | `Foreign` | – | false: what is blocked serves single peers |
 /// | `DataPath` | – | false: it is started anew, and what it carries waits for that |
 /// | `Forwarding` | false | `Unknown`: the kernel does not say, or a device of later containers is meant |
-/// | `Routes` | false with reason `Elsewhere`: the kernel's own answer is not ours for any peer of a family that it was asked about | false with another reason: single peers. `Unknown` |
-/// | `ReversePath` | false with reason `Drops`: the same of packets that come in | false with another reason: single peers. `Unknown` |
+/// | `Routes` | false with reason `RoutedElsewhere`: the kernel's own answer is not ours for any peer of a family that it was asked about | false with another reason: single peers. `Unknown` |
+/// | `ReversePath` | false with reason `ReversePathDrops`: the same of packets that come in | false with another reason: single peers. `Unknown` |
 /// | `Firewall` | – | `Unknown`: nobody can judge its rules from outside. It is never false |
 ///
 /// The last four are about the host around the overlay, which we do not change. Before a node is ready

@@ -15,9 +15,9 @@ use crate::object::{IfName, MAIN_TABLE, Object, ObjectKey, Objects, Route, Route
 use crate::subnet::Subnet;
 
 /// The reason of `Routes` where no peer asked about is reached as planned in one of the families.
-pub(crate) const ALL_ELSEWHERE: &str = "Elsewhere";
+pub(crate) const ALL_ELSEWHERE: &str = "RoutedElsewhere";
 /// The reason of `ReversePath` where packets of all peers asked about are dropped.
-pub(crate) const ALL_DROPPED: &str = "Drops";
+pub(crate) const ALL_DROPPED: &str = "ReversePathDrops";
 
 /// The most of a kind that a message names.
 const NAMED: usize = 3;
@@ -135,7 +135,7 @@ fn forwarding(plan: &HostPlan, facts: &HostFacts) -> Finding {
                 format!("{family} packets{on} are not forwarded: sysctl -w {what}=1")
             })
             .collect();
-        return finding(False, "Off").with(named(messages.into_iter()));
+        return finding(False, "ForwardingOff").with(named(messages.into_iter()));
     }
     let unknown: Vec<IfName> = answers
         .filter(|(.., on)| on.is_none())
@@ -150,7 +150,7 @@ fn forwarding(plan: &HostPlan, facts: &HostFacts) -> Finding {
     let is_v4 = plan.inputs.iter().any(|(family, _)| *family == Family::V4);
     if is_v4 && facts.setting(Family::V4, None).forwarding == Some(false) {
         let what = switch(Family::V4, None);
-        return finding(Unknown, "OffElsewhere").with(format!(
+        return finding(Unknown, "OffForLaterDevices").with(format!(
             "the devices at hand forward IPv4 packets, but {what} is off, and so will be those that \
              containers get: sysctl -w {what}=1"
         ));
@@ -253,7 +253,7 @@ fn routes(plan: &HostPlan, facts: &HostFacts, found: &Objects) -> Finding {
     }
     let reason = match judged.iter().any(|judged| judged.are_all) {
         true => ALL_ELSEWHERE,
-        false => "SomeElsewhere",
+        false => "SomeRoutedElsewhere",
     };
     finding(False, reason).with(named(messages))
 }
@@ -361,7 +361,7 @@ fn reverse_path(plan: &HostPlan, facts: &HostFacts) -> Finding {
     }
     let reason = match inner.are_all || outer.are_all {
         true => ALL_DROPPED,
-        false => "DropsSome",
+        false => "ReversePathDropsSome",
     };
     let messages = inner.off.iter().chain(&outer.off).filter_map(|(_, way)| {
         let (src, dev) = (way.lookup.src?, way.lookup.input?);

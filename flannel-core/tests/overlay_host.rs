@@ -191,7 +191,7 @@ async fn a_narrower_route_in_front_of_one_peer_of_many_is_found_and_named() {
     let routes = status
         .condition(ConditionType::Routes)
         .expect("it is there");
-    assert_eq!(routes.reason, "SomeElsewhere");
+    assert_eq!(routes.reason, "SomeRoutedElsewhere");
     let command = "ip route del blackhole 10.42.31.128/25";
     assert!(routes.message.contains(command), "{}", routes.message);
     // It stays told, whichever peers are asked about next.

@@ -109,7 +109,10 @@ fn only_what_concerns_every_peer_asked_about_stops_work() {
         ..HostFacts::default()
     };
     let found = find(&plan, &facts, ConditionType::Routes);
-    assert_eq!((found.is_off(), found.reason), (true, "SomeElsewhere"));
+    assert_eq!(
+        (found.is_off(), found.reason),
+        (true, "SomeRoutedElsewhere")
+    );
     assert!(found.message.contains("10.5.3.0-24") && !found.message.contains("10.5.2.0-24"));
     assert_eq!(suspects(&plan, &facts), [ip("10.5.3.1")].into());
     // Of whom nothing is known says nothing.

@@ -184,7 +184,7 @@ impl Draw {
         let fails = *self.one_of(&Fails::ALL);
         let kind = *self.one_of(&Kind::ALL);
         let n = self.byte(32);
-        match self.below(40) {
+        match self.below(41) {
             0..=5 => KernelAction::FailOp(kind, fails),
             6 | 7 => KernelAction::FailKey(n, fails),
             8..=10 => KernelAction::FailObserve(fails),
@@ -209,7 +209,13 @@ impl Draw {
                 KernelAction::UnderlayMtu(1500),
                 KernelAction::UnderlayMtu(9000),
             ]),
-            _ => KernelAction::UnderlayAddress(n),
+            39 => KernelAction::UnderlayAddress(n),
+            _ => *self.one_of(&[
+                KernelAction::ForwardingOff,
+                KernelAction::ForwardingOn,
+                KernelAction::RuleInFront,
+                KernelAction::RuleGone,
+            ]),
         }
     }
 

@@ -16,6 +16,7 @@ use flannel_core::{
 use tokio::sync::broadcast;
 
 use super::action::StateFault;
+use super::host_acts::HostState;
 use super::io::{Batch, Io};
 use super::judge::Judge;
 use super::link::Link;
@@ -41,6 +42,7 @@ pub(super) struct Node {
     pub(super) address: u8,
     /// The external interface is down.
     pub(super) unplugged: bool,
+    pub(super) host: HostState,
     /// Something went wrong with its saved state: it may not know its old networks.
     pub(super) forgetful: bool,
     /// The faults given to the kernel, with the kinds of their actions.

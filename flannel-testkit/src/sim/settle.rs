@@ -60,6 +60,7 @@ impl World {
             let took = self.judge.elapsed().saturating_sub(begun);
             if problems.is_empty() && self.rests().await? {
                 self.finish();
+                self.hosts_are_told_of().await?;
                 return Some(took);
             }
             if took > bound {
@@ -223,6 +224,9 @@ impl World {
             ConditionType::Config,
             ConditionType::Underlay,
             ConditionType::Kernel,
+            ConditionType::Forwarding,
+            ConditionType::Routes,
+            ConditionType::ReversePath,
         ] {
             if !status.is_true(kind) {
                 let condition = status.condition(kind).map(ToString::to_string);

@@ -47,8 +47,8 @@ pub(super) struct HostChecks {
     last: Option<Moment>,
     /// The host has been looked at: nobody waits for it any more.
     pub(super) done: bool,
-    /// The last look saw something off that the one before did not.
-    confirming: bool,
+    /// What the last look saw to be off that was not before.
+    doubted: BTreeSet<ConditionType>,
     /// Addresses to be asked about first.
     first: BTreeSet<IpAddr>,
     /// The peers' subnets that were asked about last.
@@ -63,7 +63,7 @@ impl HostChecks {
             at: Some(now),
             last: None,
             done: false,
-            confirming: false,
+            doubted: BTreeSet::new(),
             first: BTreeSet::new(),
             cursors: BTreeMap::new(),
             pods: BTreeSet::new(),
@@ -174,15 +174,20 @@ impl Engine {
             );
             finding.is_off() && may_pass && !was_off
         };
-        let is_doubted = self.host_checks.done && !self.host_checks.confirming;
+        // Nobody believes in anything yet at the start.
+        let is_first = !self.host_checks.done;
+        let is_doubted = |finding: &&Finding| {
+            let is_second = self.host_checks.doubted.contains(&finding.kind);
+            is_news(finding) && !is_first && !is_second
+        };
         let doubted: BTreeSet<ConditionType> = findings
             .iter()
-            .filter(|finding| is_doubted && is_news(finding))
+            .filter(is_doubted)
             .map(|finding| finding.kind)
             .collect();
-        self.host_checks.confirming = !doubted.is_empty();
+        self.host_checks.doubted.clone_from(&doubted);
         self.host_checks.done = true;
-        if self.host_checks.confirming {
+        if !doubted.is_empty() {
             self.host_checks.at = Some(now + CONFIRM);
         } else if findings.iter().any(Finding::is_off) {
             self.host_checks.at = Some(now + OFF);

@@ -6,11 +6,12 @@
     reason = "tests; how long it took is printed"
 )]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flannel_core::{ConditionStatus, ConditionType, Error, Family, Status};
 use flannel_e2e::{Cluster, DUAL, LIMIT, Node, Setup, V4, V4_GW, V4_UDP, run_in, within};
 use flannel_testkit::require_tool;
+use tokio::time::Instant;
 
 /// A look takes place at most once a second; what began to be off is looked at twice.
 const SOON: Duration = Duration::from_secs(3);

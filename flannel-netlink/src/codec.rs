@@ -168,23 +168,31 @@ pub fn decode_events(datagram: &[u8]) -> std::result::Result<Vec<Change>, Malfor
     watch::hints(datagram)
 }
 
-/// What is said of packets in the body of a message: the way of one, a rule, a chain of a filter.
+/// The way of a packet, as the body of a message tells it.
 ///
 /// # Errors
 /// [`Malformed`] if it is cut.
-pub fn decode_facts(
+pub fn decode_way(
     body: &[u8],
     devices: &BTreeMap<u32, IfName>,
-) -> (
-    std::result::Result<Option<Routed>, Malformed>,
-    std::result::Result<Option<PolicyRule>, Malformed>,
-    std::result::Result<Option<FilterChain>, Malformed>,
-) {
-    (
-        lookup::answer(body, |index| devices.get(&index).copied()),
-        lookup::rule(body, Family::V4),
-        filter::decode(body),
-    )
+) -> std::result::Result<Option<Routed>, Malformed> {
+    lookup::answer(body, |index| devices.get(&index).copied())
+}
+
+/// A rule of policy routing for IPv4, as the body of a message tells it.
+///
+/// # Errors
+/// [`Malformed`] if it is cut.
+pub fn decode_rule(body: &[u8]) -> std::result::Result<Option<PolicyRule>, Malformed> {
+    lookup::rule(body, Family::V4)
+}
+
+/// A chain that drops what is forwarded, as the body of a message tells it.
+///
+/// # Errors
+/// [`Malformed`] if it is cut.
+pub fn decode_chain(body: &[u8]) -> std::result::Result<Option<FilterChain>, Malformed> {
+    filter::decode(body)
 }
 
 /// Reads an acknowledgement: the kernel's number and text, if it is none.

@@ -131,7 +131,7 @@ pub(crate) fn answer(
 }
 
 /// What it means that the kernel refused to say where a packet goes: it says so of packets that go
-/// nowhere. A filter by the way back is `EXDEV`, since Linux 6.14 `EINVAL` like a black hole.
+/// nowhere. A filter by the way back is `EXDEV`, on newer kernels (6.18) `EINVAL` like a black hole.
 const fn refused(errno: Errno) -> Option<Refused> {
     match errno {
         Errno::ENETUNREACH => Some(Refused::NoRoute),

@@ -184,7 +184,7 @@ impl Draw {
         let fails = *self.one_of(&Fails::ALL);
         let kind = *self.one_of(&Kind::ALL);
         let n = self.byte(32);
-        match self.below(41) {
+        match self.below(40) {
             0..=5 => KernelAction::FailOp(kind, fails),
             6 | 7 => KernelAction::FailKey(n, fails),
             8..=10 => KernelAction::FailObserve(fails),
@@ -202,6 +202,13 @@ impl Draw {
             33 => KernelAction::ForeignRoute(n),
             34 => KernelAction::ForeignGone,
             35 => KernelAction::UnderlayDown,
+            // No draw of its own: other histories stay what they were.
+            37 if n.is_multiple_of(2) => match n / 2 % 4 {
+                0 => KernelAction::ForwardingOff,
+                1 => KernelAction::ForwardingOn,
+                2 => KernelAction::RuleInFront,
+                _ => KernelAction::RuleGone,
+            },
             36 | 37 => KernelAction::UnderlayUp,
             38 => *self.one_of(&[
                 KernelAction::UnderlayRemade,
@@ -209,13 +216,7 @@ impl Draw {
                 KernelAction::UnderlayMtu(1500),
                 KernelAction::UnderlayMtu(9000),
             ]),
-            39 => KernelAction::UnderlayAddress(n),
-            _ => *self.one_of(&[
-                KernelAction::ForwardingOff,
-                KernelAction::ForwardingOn,
-                KernelAction::RuleInFront,
-                KernelAction::RuleGone,
-            ]),
+            _ => KernelAction::UnderlayAddress(n),
         }
     }
 

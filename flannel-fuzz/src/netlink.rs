@@ -57,11 +57,7 @@ pub(crate) fn message(bytes: &[u8]) -> bool {
         return false;
     };
     // What is asked of packets is read whatever kind it is.
-    let _ = (
-        decode_way(body, &devices()),
-        decode_rule(body),
-        decode_chain(body),
-    );
+    let _ = (decode_way(body), decode_rule(body), decode_chain(body));
     let kind = KINDS[usize::from(*kind) % KINDS.len()];
     let Ok(len) = u32::try_from(HEADER + body.len()) else {
         return false;

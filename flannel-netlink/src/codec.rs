@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
     Change, Family, FilterChain, IfName, Object, Offload, Op, PolicyRule, RouteProtocol,
-    RouteTarget, Routed,
+    RouteTarget,
 };
 
 use crate::error::Failure;
@@ -168,15 +168,12 @@ pub fn decode_events(datagram: &[u8]) -> std::result::Result<Vec<Change>, Malfor
     watch::hints(datagram)
 }
 
-/// The way of a packet, as the body of a message tells it.
+/// Tells if the body of a message says what becomes of a packet.
 ///
 /// # Errors
 /// [`Malformed`] if it is cut.
-pub fn decode_way(
-    body: &[u8],
-    devices: &BTreeMap<u32, IfName>,
-) -> std::result::Result<Option<Routed>, Malformed> {
-    lookup::answer(body, |index| devices.get(&index).copied())
+pub fn decode_way(body: &[u8]) -> std::result::Result<bool, Malformed> {
+    Ok(lookup::answer(body)?.is_some())
 }
 
 /// A rule of policy routing for IPv4, as the body of a message tells it.

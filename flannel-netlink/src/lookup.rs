@@ -1,9 +1,10 @@
 //! Look-ups of what the kernel would do with a packet (`RTM_GETROUTE`), and the rules of policy
 //! routing (`linux/fib_rules.h`).
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use flannel_core::{Family, IfName, Lookup, MAIN_TABLE, PolicyRule, Refused, Routed};
+use flannel_core::{Family, Lookup, MAIN_TABLE, PolicyRule, Refused, Routed};
 use nix::errno::Errno;
 
 use crate::connection::{BATCH_REQUESTS, Connection};
@@ -20,47 +21,92 @@ const RTM_GETRULE: u16 = 34;
 const HEADER: usize = 12;
 
 /// Asks what becomes of packets; `None`: the kernel cannot say.
+///
+/// Only the devices that are in the questions and answers are looked at: there may be many others.
 pub(crate) fn ask(
     connection: &mut Connection,
     lookups: &[Lookup],
 ) -> Result<Vec<Option<Routed>>, Failure> {
-    if lookups.is_empty() {
-        return Ok(Vec::new());
+    let mut names = Names::default();
+    let inputs = lookups.iter().filter_map(|lookup| lookup.input);
+    for dev in inputs.collect::<BTreeSet<_>>() {
+        names.learn(connection, dev)?;
     }
-    let names = Names::read(connection)?;
-    let mut routed = vec![None; lookups.len()];
-    for (lookups, routed) in lookups
-        .chunks(BATCH_REQUESTS)
-        .zip(routed.chunks_mut(BATCH_REQUESTS))
-    {
-        let mut batch = Batch::default();
-        let mut places = Vec::new();
-        for (lookup, place) in lookups.iter().zip(routed) {
-            let input = lookup.input.map(|dev| names.index(dev));
-            // A device that is gone is no answer.
-            if let Ok(input) = input.transpose() {
-                batch.push(RTM_GETROUTE, 0, &question(lookup, input));
-                places.push(place);
-            }
-        }
-        let mut found = vec![None; places.len()];
-        let answers = connection.transact(&mut batch, |at, message| {
-            if let (RTM_NEWROUTE, Some(slot)) = (message.kind, found.get_mut(at)) {
-                *slot = answer(message.body, |index| names.get(index))?;
-            }
-            Ok(())
-        });
-        for ((place, answer), found) in places.into_iter().zip(answers).zip(found) {
-            *place = match answer {
-                Ok(()) => found,
-                // With words it is about the question.
-                Err(Failure::Refused { text: Some(_), .. }) => None,
-                Err(Failure::Refused { errno, text: None }) => refused(errno).map(Routed::Refused),
-                Err(failure) => return Err(failure),
-            };
+    let mut answers = Vec::with_capacity(lookups.len());
+    for lookups in lookups.chunks(BATCH_REQUESTS) {
+        answers.extend(ask_batch(connection, lookups, &names)?);
+    }
+    let through = answers.iter().filter_map(|answer| match answer {
+        Some(Answer::Through { index, .. }) => Some(*index),
+        Some(Answer::Local | Answer::Refused(_)) | None => None,
+    });
+    for index in through.collect::<BTreeSet<_>>() {
+        names.learn_index(connection, index)?;
+    }
+    let named = |answer| match answer {
+        Answer::Local => Some(Routed::Local),
+        Answer::Refused(why) => Some(Routed::Refused(why)),
+        Answer::Through {
+            index,
+            gateway,
+            table,
+        } => Some(Routed::Through {
+            dev: names.get(index)?,
+            gateway,
+            table,
+        }),
+    };
+    Ok(answers.into_iter().map(|answer| named(answer?)).collect())
+}
+
+fn ask_batch(
+    connection: &mut Connection,
+    lookups: &[Lookup],
+    names: &Names,
+) -> Result<Vec<Option<Answer>>, Failure> {
+    let mut batch = Batch::default();
+    let mut places = Vec::new();
+    for (place, lookup) in lookups.iter().enumerate() {
+        let input = lookup.input.map(|dev| names.index(dev));
+        // A device that is gone is no answer.
+        if let Ok(input) = input.transpose() {
+            batch.push(RTM_GETROUTE, 0, &question(lookup, input));
+            places.push(place);
         }
     }
-    Ok(routed)
+    let mut found = vec![None; places.len()];
+    let results = connection.transact(&mut batch, |at, message| {
+        if let (RTM_NEWROUTE, Some(slot)) = (message.kind, found.get_mut(at)) {
+            *slot = answer(message.body)?;
+        }
+        Ok(())
+    });
+    let mut answers = vec![None; lookups.len()];
+    for ((place, result), found) in places.into_iter().zip(results).zip(found) {
+        let answer = match result {
+            Ok(()) => found,
+            // With words it is about the question.
+            Err(Failure::Refused { text: Some(_), .. }) => None,
+            Err(Failure::Refused { errno, text: None }) => refused(errno).map(Answer::Refused),
+            Err(failure) => return Err(failure),
+        };
+        if let Some(slot) = answers.get_mut(place) {
+            *slot = answer;
+        }
+    }
+    Ok(answers)
+}
+
+/// What becomes of a packet: the device by index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Through {
+        index: u32,
+        gateway: Option<IpAddr>,
+        table: u32,
+    },
+    Local,
+    Refused(Refused),
 }
 
 /// The question what becomes of a packet.
@@ -96,10 +142,7 @@ pub(crate) fn question(lookup: &Lookup, input: Option<u32>) -> Body {
 ///
 /// # Errors
 /// [`Malformed`] if it is cut.
-pub(crate) fn answer(
-    body: &[u8],
-    name: impl Fn(u32) -> Option<IfName>,
-) -> Result<Option<Routed>, Malformed> {
+pub(crate) fn answer(body: &[u8]) -> Result<Option<Answer>, Malformed> {
     const RTA_OIF: u16 = 4;
     const RTA_GATEWAY: u16 = 5;
     const RTA_TABLE: u16 = 15;
@@ -108,21 +151,21 @@ pub(crate) fn answer(
     const RTN_LOCAL: u8 = 2;
     let mut table = u32::from(field_u8(body, 4)?);
     let kind = field_u8(body, 7)?;
-    let (mut dev, mut gateway): (_, Option<IpAddr>) = (None, None);
+    let (mut index, mut gateway) = (None, None);
     for attribute in Attributes::after(body, HEADER)? {
         let (kind, value) = attribute?;
         match kind {
-            RTA_OIF => dev = name(read_u32(value)?),
+            RTA_OIF => index = Some(read_u32(value)?),
             RTA_GATEWAY => gateway = read_ip(value),
             RTA_VIA => gateway = decode_via(value)?,
             RTA_TABLE => table = read_u32(value)?,
             _ => {}
         }
     }
-    Ok(match (kind, dev) {
-        (RTN_LOCAL, _) => Some(Routed::Local),
-        (RTN_UNICAST, Some(dev)) => Some(Routed::Through {
-            dev,
+    Ok(match (kind, index) {
+        (RTN_LOCAL, _) => Some(Answer::Local),
+        (RTN_UNICAST, Some(index)) => Some(Answer::Through {
+            index,
             gateway,
             table,
         }),

@@ -272,6 +272,9 @@ impl Engine {
             return plan;
         };
         plan.networks = config.pools().values().map(|pool| pool.network()).collect();
+        // What comes to an address comes in on the device that has it.
+        let local = external.local.ip(Family::V4);
+        let local = local.filter(|local| self.has_address(external.dev, *local));
         for (peer, about, route, (dev, gateway)) in sampled {
             let family = Family::of(&about);
             plan.inputs.insert((family, dev));
@@ -284,14 +287,14 @@ impl Engine {
             let mut ways = vec![(Lookup::to(about, own), out)];
             let is_external = external.dev == dev;
             // IPv6 has no such filter.
-            if let (Family::V4, Some(local)) = (family, external.local.ip(Family::V4)) {
-                if let Some(here) = own.or_else(|| is_external.then_some(local)) {
+            if family == Family::V4 {
+                if let Some(here) = own.or_else(|| local.filter(|_| is_external)) {
                     let lookup = Lookup::from(about, here, dev);
                     ways.push((lookup, WayKind::In { carries: false }));
                 }
                 let found = self.leases.peer(&peer);
                 let public = found.and_then(|found| found.lease.attrs.public_ip.ip(family));
-                if let (Some(public), false) = (public, is_external) {
+                if let (Some(public), Some(local), false) = (public, local, is_external) {
                     let lookup = Lookup::from(public, local, external.dev);
                     ways.push((lookup, WayKind::In { carries: true }));
                 }
@@ -308,6 +311,14 @@ impl Engine {
             plan.inputs = families.map(|family| (family, external.dev)).collect();
         }
         plan
+    }
+
+    fn has_address(&self, dev: IfName, ip: IpAddr) -> bool {
+        let observed = self.reconciler.observed();
+        let addresses = observed.map_or(&[][..], |observed| &observed.addresses);
+        addresses
+            .iter()
+            .any(|address| (address.dev, address.ip) == (dev, ip))
     }
 
     /// The node's own addresses on the overlay's devices.

@@ -1,8 +1,9 @@
 //! The judge of the host around an overlay: from what the overlay counts on and the kernel's
 //! [`HostFacts`] to [`Finding`]s. Pure.
 //!
-//! Nothing is said to be off that the kernel does not say itself: where it cannot answer the finding is
-//! `Unknown`, and a firewall's rules, which nobody can judge from outside, leave it at that as well.
+//! Nothing is said to be off that the kernel does not say itself: where it cannot answer the
+//! finding is `Unknown`, and a firewall's rules, which nobody can judge from outside, leave it at
+//! that as well.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

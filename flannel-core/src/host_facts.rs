@@ -1,8 +1,8 @@
 //! [`HostFacts`]: what a host does with packets beside what an overlay's objects say, and the
 //! [`Questions`] that a kernel answers with it.
 //!
-//! Objects may all be as they should be and no packet passes: forwarding is off, a policy rule leads
-//! elsewhere, a filter drops. Nothing of this is ours to change; it is asked about and told.
+//! Objects may all be as they should be and no packet passes: forwarding is off, a policy rule
+//! leads elsewhere, a filter drops. Nothing of this is ours to change; it is asked about and told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -58,11 +58,11 @@ impl Lookup {
 pub struct HostFacts {
     /// The settings of the devices, and the global ones under `None`.
     pub settings: BTreeMap<(Family, Option<IfName>), PacketSettings>,
-    /// What becomes of the packets asked about, in the order of the questions. Of those behind the end
-    /// it is not known either.
+    /// What becomes of the packets asked about, in the order of the questions. Of those behind the
+    /// end it is not known either.
     pub routed: Vec<Option<Routed>>,
-    /// The policy rules in front of that which leads to the main table, where an answer is of another
-    /// table or none.
+    /// The policy rules in front of that which leads to the main table, where an answer is of
+    /// another table or none.
     pub rules: Vec<PolicyRule>,
     /// The packet filters.
     pub firewall: Option<Firewall>,
@@ -82,10 +82,12 @@ impl HostFacts {
 pub struct PacketSettings {
     /// Packets are forwarded.
     ///
-    /// IPv4 looks at the device alone; the global setting, when written, is copied to all. IPv6 looks
-    /// at the global one; that of a device is `force_forwarding` (Linux 6.17), which does without it.
+    /// IPv4 looks at the device alone; the global setting, when written, is copied to all. IPv6
+    /// looks at the global one; that of a device is `force_forwarding` (Linux 6.17), which does
+    /// without it.
     pub forwarding: Option<bool>,
-    /// The filter by the way back (IPv4 only). In force is the higher one of a device's and the global.
+    /// The filter by the way back (IPv4 only). In force is the higher one of a device's and the
+    /// global.
     pub reverse_path: Option<ReversePath>,
 }
 

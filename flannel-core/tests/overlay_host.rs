@@ -1,5 +1,5 @@
-//! The whole SDK on fakes: what a node says of the host around it, which it does not change, tokio's
-//! clock paused.
+//! The whole SDK on fakes: what a node says of the host around it, which it does not change,
+//! tokio's clock paused.
 #![allow(missing_docs, reason = "tests")]
 
 #[path = "overlay/common.rs"]

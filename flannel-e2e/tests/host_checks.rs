@@ -1,5 +1,5 @@
-//! What keeps packets from passing although every object is right: each is told with the command that
-//! mends it, within seconds, and told no more once it is mended.
+//! What keeps packets from passing although every object is right: each is told with the command
+//! that mends it, within seconds, and told no more once it is mended.
 #![allow(
     clippy::print_stderr,
     missing_docs,

@@ -1,6 +1,8 @@
-//! Packet filters: the chains of nf_tables (`linux/netfilter/nf_tables.h`) that see forwarded packets.
+//! Packet filters: the chains of nf_tables (`linux/netfilter/nf_tables.h`) that see forwarded
+//! packets.
 //!
-//! Only chains are read, and of these what they do with a packet that none of their rules decides on.
+//! Only chains are read, and of these what they do with a packet that none of their rules decides
+//! on.
 
 use flannel_core::{FilterChain, FilterFamily};
 

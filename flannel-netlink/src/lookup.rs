@@ -174,7 +174,8 @@ pub(crate) fn answer(body: &[u8]) -> Result<Option<Answer>, Malformed> {
 }
 
 /// What it means that the kernel refused to say where a packet goes: it says so of packets that go
-/// nowhere. A filter by the way back is `EXDEV`, on newer kernels (6.18) `EINVAL` like a black hole.
+/// nowhere. A filter by the way back is `EXDEV`, on newer kernels (6.18) `EINVAL` like a black
+/// hole.
 const fn refused(errno: Errno) -> Option<Refused> {
     match errno {
         Errno::ENETUNREACH => Some(Refused::NoRoute),

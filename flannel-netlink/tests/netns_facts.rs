@@ -1,4 +1,5 @@
-//! What the kernel says of packets: the answers of Linux and the notifications that make one ask again.
+//! What the kernel says of packets: the answers of Linux and the notifications that make one ask
+//! again.
 #![allow(
     clippy::disallowed_methods,
     clippy::print_stderr,

@@ -5,8 +5,8 @@ use flannel_core::{Family, Firewall, ReversePath, Subnet};
 use super::FakeKernel;
 
 impl FakeKernel {
-    /// Switches forwarding on or off, as `sysctl -w net.ipv4.ip_forward` does (IPv4: of all devices,
-    /// also of later ones). Hints at it. It is on at first.
+    /// Switches forwarding on or off, as `sysctl -w net.ipv4.ip_forward` does (IPv4: of all
+    /// devices, also of later ones). Hints at it. It is on at first.
     pub fn set_forwarding(&self, family: Family, on: bool) {
         let mut state = self.state();
         state.host.set_forwarding(family, on);
@@ -20,8 +20,8 @@ impl FakeKernel {
         state.tell();
     }
 
-    /// Puts a policy rule in front of the main table, at a place: packets to these destinations take
-    /// the routes of a table, or with `None` are dropped. Hints at it.
+    /// Puts a policy rule in front of the main table, at a place: packets to these destinations
+    /// take the routes of a table, or with `None` are dropped. Hints at it.
     pub fn set_rule(&self, at: u32, to: Subnet, table: Option<u32>) {
         let mut state = self.state();
         state.host.set_rule(at, to, table);

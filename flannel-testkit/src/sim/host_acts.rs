@@ -10,8 +10,8 @@ use super::hardware::ours;
 use super::judge::Invariant;
 use super::world::World;
 
-/// What may pass until a node tells what was done, and that it was undone: a second between two looks,
-/// a second look, and twice as much.
+/// What may pass until a node tells what was done, and that it was undone: a second between two
+/// looks, a second look, and twice as much.
 const BOUND: Duration = Duration::from_secs(5);
 
 /// The place of the policy rule that a stranger makes.
@@ -60,8 +60,8 @@ impl World {
         }
     }
 
-    /// Everything is as it should be: now each member's host is spoilt, and each says so, and says so no
-    /// more once that is undone. `None`: the run is over.
+    /// Everything is as it should be: now each member's host is spoilt, and each says so, and says
+    /// so no more once that is undone. `None`: the run is over.
     pub(super) async fn hosts_are_told_of(&mut self) -> Option<()> {
         for (spoil, mend, kind) in [
             (

@@ -1,8 +1,8 @@
-//! The engine and the host around the overlay: when the kernel is asked what becomes of packets, about
-//! which peers, and what is told of the answers.
+//! The engine and the host around the overlay: when the kernel is asked what becomes of packets,
+//! about which peers, and what is told of the answers.
 //!
-//! Peers are asked about in turn, a few at a time, so that it costs the same however many there are.
-//! What was off, and what a notification names, is asked about first.
+//! Peers are asked about in turn, a few at a time, so that it costs the same however many there
+//! are. What was off, and what a notification names, is asked about first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -29,8 +29,8 @@ const FIRST: usize = 4;
 /// The least time between two looks, however much is told meanwhile.
 const GAP: Duration = Duration::from_secs(1);
 
-/// The wait before what was seen to be off is believed: a route of ours that somebody deletes is back
-/// long before.
+/// The wait before what was seen to be off is believed: a route of ours that somebody deletes is
+/// back long before.
 const CONFIRM: Duration = Duration::from_millis(150);
 
 /// How often what is off is looked at without any hint.
@@ -342,8 +342,8 @@ impl Engine {
             .collect()
     }
 
-    /// Some peers, with an address behind each, the key of its route and where that leads: first those
-    /// that are suspect, then the next in turn of each family.
+    /// Some peers, with an address behind each, the key of its route and where that leads: first
+    /// those that are suspect, then the next in turn of each family.
     fn sample(&mut self) -> Vec<Sampled> {
         let Some(config) = self.config.clone() else {
             return Vec::new();
@@ -424,8 +424,8 @@ impl Engine {
         })
     }
 
-    /// An address behind a route of ours: one that somebody's narrower route leads elsewhere, if there
-    /// is any.
+    /// An address behind a route of ours: one that somebody's narrower route leads elsewhere, if
+    /// there is any.
     fn most_suspect(&self, route: &Route) -> IpAddr {
         let found = self.reconciler.observed();
         let narrower = found.and_then(|found| {

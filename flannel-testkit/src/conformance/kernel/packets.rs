@@ -1,5 +1,5 @@
-//! What a kernel says of packets ([`Kernel::host_facts`](flannel_core::Kernel::host_facts)) is so. One
-//! that says nothing keeps these promises.
+//! What a kernel says of packets ([`Kernel::host_facts`](flannel_core::Kernel::host_facts)) is so.
+//! One that says nothing keeps these promises.
 
 use flannel_core::{
     Change, Family, Lookup, MAIN_TABLE, Object, Op, Questions, Refused, Route, RouteTarget, Routed,
@@ -32,11 +32,11 @@ pub async fn a_lookup_answers_the_route(fixture: &KernelFixture) -> Outcome {
             };
             answers(fixture, Lookup::to(inside, None), &way).await?;
         }
-        let own = match fixture.path(family, 2).first() {
-            Some(Object::Address(address)) => address.ip,
-            _ => return Err("the path has no address of its own".to_owned()),
-        };
-        answers(fixture, Lookup::to(own, None), &Routed::Local).await?;
+        // An IPv6 address is this host's only when nobody else has turned out to have it.
+        if let (Family::V4, Some(Object::Address(own))) = (family, fixture.path(family, 2).first())
+        {
+            answers(fixture, Lookup::to(own.ip, None), &Routed::Local).await?;
+        }
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! What becomes of packets: settings, policy rules, routes in the order in which Linux asks them, and
-//! the filter by the way back.
+//! What becomes of packets: settings, policy rules, routes in the order in which Linux asks them,
+//! and the filter by the way back.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -12,7 +12,7 @@ use crate::condition::{ConditionStatus, ConditionType};
 use crate::family::Family;
 use crate::host_facts::{HostFacts, Lookup, Refused, ReversePath, Routed};
 use crate::lease::LeaseKey;
-use crate::object::{IfName, MAIN_TABLE, Object, ObjectKey, Objects, Route, RouteTarget};
+use crate::object::{IfName, MAIN_TABLE, Object, ObjectKey, Objects, RouteTarget};
 use crate::subnet::Subnet;
 
 /// The reason of `Routes` where no peer asked about is reached as planned in one of the families.
@@ -288,7 +288,7 @@ fn elsewhere(way: &Way, facts: &HostFacts, at: usize, found: &Objects) -> Option
     };
     let in_the_way = in_the_way(route, dst, found);
     let why = match (table, in_the_way) {
-        (None | Some(MAIN_TABLE), Some(theirs)) => {
+        (None | Some(MAIN_TABLE), Some(Object::Route(theirs))) => {
             let kind = match theirs.target {
                 RouteTarget::Blackhole => "blackhole ",
                 _ => "",
@@ -296,8 +296,8 @@ fn elsewhere(way: &Way, facts: &HostFacts, at: usize, found: &Objects) -> Option
             let (dst, metric) = (theirs.dst, theirs.metric);
             format!("by its route to {dst}: {ip} route del {kind}{dst} metric {metric}")
         }
-        (None, None) => by_rules(facts, Family::of(&dst), None, ip),
-        (Some(MAIN_TABLE), None) => {
+        (None, _) => by_rules(facts, Family::of(&dst), None, ip),
+        (Some(MAIN_TABLE), _) => {
             format!("by a route of the main table: see {ip} route get {dst}")
         }
         (Some(table), _) => by_rules(facts, Family::of(&dst), Some(table), ip),
@@ -325,7 +325,11 @@ fn by_rules(facts: &HostFacts, family: Family, table: Option<u32>, ip: &str) -> 
 }
 
 /// The route of the main table that packets to an address take before ours, by what was read.
-fn in_the_way<'a>(ours: &ObjectKey, ip: IpAddr, found: &'a Objects) -> Option<&'a Route> {
+pub(crate) fn in_the_way<'a>(
+    ours: &ObjectKey,
+    ip: IpAddr,
+    found: &'a Objects,
+) -> Option<&'a Object> {
     let ObjectKey::Route { dst, metric, .. } = *ours else {
         return None;
     };
@@ -338,10 +342,7 @@ fn in_the_way<'a>(ours: &ObjectKey, ip: IpAddr, found: &'a Objects) -> Option<&'
         };
         let end = if within == dst { metric } else { u32::MAX };
         let mut routes = found.range(key(0)..=key(end)).map(|(_, object)| object);
-        routes.find_map(|object| match object {
-            Object::Route(route) if object.key() != *ours => Some(route),
-            _ => None,
-        })
+        routes.find(|object| object.key() != *ours)
     })
 }
 

@@ -229,7 +229,8 @@ impl World {
             ConditionType::ReversePath,
         ] {
             if !status.is_true(kind) {
-                let condition = status.condition(kind).map(ToString::to_string);
+                let condition = status.condition(kind);
+                let condition = condition.map(|c| format!("{c}: {}", c.message));
                 problems.push(condition.unwrap_or_default());
             }
         }

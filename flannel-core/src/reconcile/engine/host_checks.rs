@@ -13,11 +13,12 @@ use super::Engine;
 use crate::clock::Moment;
 use crate::condition::{ConditionStatus, ConditionType};
 use crate::family::Family;
-use crate::host_checks::{Finding, HostPlan, Way, WayKind, judge, suspects};
+use crate::host_checks::{Finding, HostPlan, Way, WayKind, in_the_way, judge, suspects};
 use crate::host_facts::{HostFacts, Lookup, Questions, Routed};
 use crate::kernel::{self, Change};
 use crate::lease::LeaseKey;
 use crate::object::{IfName, MAIN_TABLE, Object, ObjectKey, Route, RouteTarget};
+use crate::reconcile::ownership::Owner;
 use crate::subnet::Subnet;
 
 /// The most peers that the kernel is asked about at a time, over all families.
@@ -386,8 +387,17 @@ impl Engine {
         };
         let hop = hop(route, |key| Some(&objects.get(key)?.object))?;
         let is_there = self::hop(found, |key| observed.objects.get(key)) == Some(hop);
+        // What an earlier record left in front of a route, and nobody may remove yet, is ours as well.
+        let ownership = self.ownership();
+        let is_ours = |object: &Object| ownership.owner(object, observed) != Owner::Foreign;
+        let is_behind_ours = |ip: &IpAddr| {
+            let front = in_the_way(key, *ip, &observed.objects);
+            front.is_some_and(is_ours)
+        };
         let about = about.filter(|ip| route.dst.contains_ip(*ip));
-        let about = about.unwrap_or_else(|| self.most_suspect(route));
+        let about = about.into_iter().chain(self.narrower(route, is_ours));
+        let mut about = about.chain([inside(&route.dst)]);
+        let about = about.find(|ip| !is_behind_ours(ip))?;
         let peer = wanted.peer.clone()?;
         is_there.then(|| (peer, about, key.clone(), hop))
     }
@@ -424,24 +434,16 @@ impl Engine {
         })
     }
 
-    /// An address behind a route of ours: one that somebody's narrower route leads elsewhere, if
-    /// there is any.
-    fn most_suspect(&self, route: &Route) -> IpAddr {
-        let found = self.reconciler.observed();
-        let narrower = found.and_then(|found| {
-            let end = key_of(Subnet::host(route.dst.last_address()), u32::MAX);
-            let start = Bound::Excluded(key_of(route.dst, u32::MAX));
-            let mut routes = found.objects.range((start, Bound::Included(end)));
-            routes.find_map(|(key, _)| match key {
-                ObjectKey::Route { dst, .. }
-                    if !self.compiler.desired().objects.contains_key(key) =>
-                {
-                    Some(*dst)
-                }
-                _ => None,
-            })
-        });
-        inside(&narrower.unwrap_or(route.dst))
+    /// An address behind a route of ours that somebody's narrower route leads elsewhere, if there is any.
+    fn narrower(&self, route: &Route, is_ours: impl Fn(&Object) -> bool) -> Option<IpAddr> {
+        let found = self.reconciler.observed()?;
+        let end = key_of(Subnet::host(route.dst.last_address()), u32::MAX);
+        let start = Bound::Excluded(key_of(route.dst, u32::MAX));
+        let mut routes = found.objects.range((start, Bound::Included(end)));
+        routes.find_map(|(key, object)| match key {
+            ObjectKey::Route { dst, .. } if !is_ours(object) => Some(inside(dst)),
+            _ => None,
+        })
     }
 }
 

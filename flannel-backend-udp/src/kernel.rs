@@ -11,8 +11,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use flannel_core::kernel::Result;
 use flannel_core::{
-    ChangeStream, Claim, Clock, Features, IfName, Kernel, Note, Object, ObjectKey, Objects,
-    Observed, Op, OverlayName, Scope, Subnet, Traffic, Tunnel, TunnelPeer,
+    ChangeStream, Claim, Clock, Features, HostFacts, IfName, Kernel, Note, Object, ObjectKey,
+    Objects, Observed, Op, OverlayName, Questions, Scope, Subnet, Traffic, Tunnel, TunnelPeer,
 };
 use tokio::sync::Mutex;
 
@@ -208,6 +208,10 @@ impl<K: Kernel> Kernel for WithTunnels<K> {
 
     async fn links(&self) -> Result<Observed> {
         self.inner.links().await
+    }
+
+    async fn host_facts(&self, questions: &Questions) -> Result<HostFacts> {
+        self.inner.host_facts(questions).await
     }
 
     async fn apply(&self, ops: &[Op]) -> Vec<Result<()>> {

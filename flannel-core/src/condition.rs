@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Moment;
+use crate::host_checks::{ALL_DROPPED, ALL_ELSEWHERE};
 
 /// What a [`Condition`] is about. Of each there is exactly one in a [`Status`](crate::Status).
 ///
@@ -22,6 +23,13 @@ use crate::clock::Moment;
 /// | `Kernel` | false or unknown. An object of the node itself that is blocked by somebody else's makes it false (`Blocked`), and one that is undone again and again, until it is left alone (`Contended`) | – |
 /// | `Foreign` | – | false: what is blocked (`InTheWay`), or undone again and again (`Contended`), serves single peers |
 /// | `DataPath` | – | false: it is started anew, and what it carries waits for that |
+/// | `Forwarding` | false | `Unknown`: the kernel does not say, or a device of later containers is meant |
+/// | `Routes` | false with reason `RoutedElsewhere`: the kernel's own answer is not ours for any peer of a family that it was asked about | false with another reason: single peers. `Unknown` |
+/// | `ReversePath` | false with reason `ReversePathDrops`: the same of packets that come in | false with another reason: single peers. `Unknown` |
+/// | `Firewall` | – | `Unknown`: nobody can judge its rules from outside. It is never false |
+///
+/// The last four are about the host around the overlay, which we do not change. Before a node is ready
+/// they have been looked at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ConditionType {
@@ -43,11 +51,20 @@ pub enum ConditionType {
     Foreign,
     /// The userspace data path runs, where the backend has one.
     DataPath,
+    /// The host forwards packets between containers and peers.
+    Forwarding,
+    /// The kernel sends packets to peers where our routes say: no policy rule and no other route is in
+    /// front of them.
+    Routes,
+    /// No reverse-path filter drops what comes from peers.
+    ReversePath,
+    /// No packet filter is known that drops forwarded packets unless a rule accepts them.
+    Firewall,
 }
 
 impl ConditionType {
     /// All of them, in the order in which they come about.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::Store,
         Self::Config,
         Self::Underlay,
@@ -57,6 +74,10 @@ impl ConditionType {
         Self::Kernel,
         Self::Foreign,
         Self::DataPath,
+        Self::Forwarding,
+        Self::Routes,
+        Self::ReversePath,
+        Self::Firewall,
     ];
 }
 
@@ -105,16 +126,22 @@ pub struct Condition {
 impl Condition {
     /// Tells if it keeps a node from working, by the table at [`ConditionType`].
     pub(crate) fn stops_work(&self) -> bool {
-        let is_relevant = match self.kind {
-            ConditionType::Underlay | ConditionType::Lease | ConditionType::Kernel => true,
+        let is_false = self.status == ConditionStatus::False;
+        match self.kind {
+            ConditionType::Underlay | ConditionType::Lease | ConditionType::Kernel => {
+                self.status != ConditionStatus::True && self.reason != "Unconfirmed"
+            }
+            ConditionType::Forwarding => is_false,
+            ConditionType::Routes => is_false && self.reason == ALL_ELSEWHERE,
+            ConditionType::ReversePath => is_false && self.reason == ALL_DROPPED,
             ConditionType::Store
             | ConditionType::Config
             | ConditionType::Families
             | ConditionType::Peers
             | ConditionType::Foreign
-            | ConditionType::DataPath => false,
-        };
-        is_relevant && self.status != ConditionStatus::True && self.reason != "Unconfirmed"
+            | ConditionType::DataPath
+            | ConditionType::Firewall => false,
+        }
     }
 }
 
@@ -219,9 +246,13 @@ mod tests {
                 ConditionType::Underlay | ConditionType::Lease | ConditionType::Kernel
             );
             assert!(!stops(kind, True, "Fine"), "{kind}");
-            assert_eq!(stops(kind, False, "Broken"), must_hold, "{kind}");
+            let may_be_unknown = kind == ConditionType::Forwarding;
+            let stops_when_false = must_hold || may_be_unknown;
+            assert_eq!(stops(kind, False, "Broken"), stops_when_false, "{kind}");
             assert_eq!(stops(kind, Unknown, "Starting"), must_hold, "{kind}");
         }
         assert!(!stops(ConditionType::Lease, Unknown, "Unconfirmed"));
+        assert!(stops(ConditionType::Routes, False, ALL_ELSEWHERE));
+        assert!(stops(ConditionType::ReversePath, False, ALL_DROPPED));
     }
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::Note;
 use crate::claim::{Claim, Claimant};
 use crate::clock::Clock;
+use crate::host_facts::{HostFacts, Questions};
 use crate::manager::BoxError;
 use crate::node::OverlayName;
 use crate::object::{IfName, Object, ObjectKey, Objects};
@@ -224,6 +225,9 @@ pub enum Change {
     Neighbour(Option<IfName>),
     /// A route or a nexthop object.
     Route,
+    /// What decides about packets and is no object: a policy rule, a route of another table than the
+    /// main one, a setting of forwarding or of reverse-path filters.
+    Policy,
     /// Anything may have changed: notifications were lost, or the watch starts.
     All,
 }
@@ -252,10 +256,6 @@ pub struct Features {
     /// Packet paths run here: objects of kind tunnel can be made. No system kernel has them by
     /// itself; whoever wraps one and adds them says so.
     pub tunnels: bool,
-    /// IPv4 packets are forwarded between devices (`net.ipv4.ip_forward`); `None`: not known.
-    pub forwarding_v4: Option<bool>,
-    /// The same for IPv6 (`net.ipv6.conf.all.forwarding`).
-    pub forwarding_v6: Option<bool>,
     /// The kernel's release, such as `6.1.0-18-amd64`.
     pub release: String,
 }
@@ -272,8 +272,6 @@ impl Features {
             offloads: true,
             tun: true,
             tunnels: true,
-            forwarding_v4: Some(true),
-            forwarding_v6: Some(true),
             release: "fake".to_owned(),
         }
     }
@@ -303,6 +301,10 @@ impl Features {
 ///   an address or a nexthop object may do so without a word, but not that one. Of one key, what is
 ///   told last is what is (`the_last_word_about_a_key_is_right`); after lost notifications there is
 ///   [`Change::All`], and nothing that is older comes after it.
+/// - [`host_facts`](Self::host_facts) says what the kernel would do, or nothing: the answer to a look-up
+///   is the route that is there, black holes included (`a_lookup_answers_the_route`,
+///   `a_lookup_tells_a_black_hole`), and forwarding that is switched off is told and hinted
+///   (`forwarding_that_is_off_is_told`).
 /// - Setting a device down drops its routes and permanent neighbours and keeps its forwarding
 ///   entries; deleting a device drops all on it (`link_down_drops_routes_and_neighbours`,
 ///   `deleting_a_link_drops_what_is_on_it`).
@@ -409,6 +411,18 @@ pub trait Kernel: Debug + Send + Sync + 'static {
     async fn claim(&self, name: &OverlayName, replace: bool) -> Result<Claim> {
         let _ = (name, replace);
         Ok(Claim::free())
+    }
+
+    /// Says what the host does with packets beside what the objects say. Changes nothing.
+    ///
+    /// # Errors
+    /// Only if the kernel cannot be talked to; what it cannot say is left out of the answer.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    async fn host_facts(&self, questions: &Questions) -> Result<HostFacts> {
+        let _ = questions;
+        Ok(HostFacts::default())
     }
 
     /// What packet paths in user space have counted; empty where there are none.

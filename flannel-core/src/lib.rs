@@ -18,6 +18,8 @@ mod farewell;
 mod gateway;
 mod gojson;
 mod holder;
+mod host_checks;
+mod host_facts;
 pub mod keeper;
 pub mod kernel;
 mod lease;
@@ -54,6 +56,10 @@ pub use event::{Event, EventStream, Snapshot, Unreadable};
 pub use family::{DualStack, Family, PublicIp};
 pub use gateway::{Gateways, Hop, no_public_ip};
 pub use holder::Holder;
+pub use host_facts::{
+    FilterChain, FilterFamily, Firewall, HostFacts, Lookup, PacketSettings, PolicyRule, Questions,
+    Refused, ReversePath, Routed,
+};
 pub use kernel::{Change, ChangeStream, Features, Kernel, Observed, Op, Scope};
 pub use lease::{
     BackendData, BackendDataError, BackendType, Lease, LeaseAttrs, LeaseKey, Revision, Seniority,

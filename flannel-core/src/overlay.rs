@@ -11,7 +11,9 @@ use crate::backend::Backend;
 use crate::claim::Claimant;
 use crate::clock::{Clock, Rng, TokioClock};
 use crate::condition::{Condition, ConditionStatus, ConditionType};
+use crate::family::Family;
 use crate::farewell::{Ended, Farewell};
+use crate::host_facts::{HostFacts, Questions};
 use crate::keeper::{KeeperOptions, LossPolicy};
 use crate::kernel::{self, Features, Kernel};
 use crate::lease_set::WithdrawalGuard;
@@ -310,7 +312,10 @@ impl OverlayBuilder {
             .kernel
             .as_ref()
             .ok_or(Error::Missing { part: "kernel" })?;
-        Ok(Preflight::of(kernel.features().await?))
+        let mut questions = Questions::default();
+        questions.families.extend(Family::ALL);
+        let facts = kernel.host_facts(&questions).await?;
+        Ok(Preflight::of(&kernel.features().await?, &facts))
     }
 
     /// Starts the overlay's task on the current tokio runtime.
@@ -411,7 +416,7 @@ pub struct Preflight {
 }
 
 impl Preflight {
-    fn of(features: Features) -> Self {
+    fn of(features: &Features, facts: &HostFacts) -> Self {
         let check = |name, ok, required, fix| Check {
             name,
             ok,
@@ -458,13 +463,13 @@ impl Preflight {
                 ),
                 check(
                     "forwarding-v4",
-                    features.forwarding_v4,
+                    facts.setting(Family::V4, None).forwarding,
                     false,
                     "sysctl -w net.ipv4.ip_forward=1, else containers do not reach other nodes",
                 ),
                 check(
                     "forwarding-v6",
-                    features.forwarding_v6,
+                    facts.setting(Family::V6, None).forwarding,
                     false,
                     "sysctl -w net.ipv6.conf.all.forwarding=1, for an IPv6 overlay",
                 ),

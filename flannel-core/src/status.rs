@@ -30,7 +30,8 @@ pub struct Status {
     pub ready: bool,
     /// The truth of now: this node works, as far as it can tell: the lease is held (or remembered, while the
     /// store is down) and other nodes accept its record, the interface is there, and the kernel has all
-    /// that the node itself needs and all that peers need, but for what is blocked for single peers. A
+    /// that the node itself needs and all that peers need, but for what is blocked for single peers, and
+    /// the host lets packets pass, as far as the kernel says. A
     /// store that does not answer, a config that cannot be used while the last one stays in force, and
     /// peers that are rejected leave it true. The documentation of [`ConditionType`] says which reasons
     /// make it false.

@@ -233,8 +233,8 @@ async fn preflight_says_what_is_missing_and_how_to_mend_it() {
     assert!(report.ok());
     let mut features = flannel_core::Features::all();
     features.net_admin = false;
-    features.forwarding_v4 = Some(false);
     kernel.set_features(features);
+    kernel.set_forwarding(Family::V4, false);
     let report = builder("a", &manager, &kernel)
         .preflight()
         .await

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{Change, IfName, LinkKind, Object, Offload, Op};
 use flannel_netlink::codec::{
-    Batch, decode, decode_answer, decode_done, decode_events, decode_features, encode,
-    encode_offload,
+    Batch, decode, decode_answer, decode_chain, decode_done, decode_events, decode_features,
+    decode_rule, decode_way, encode, encode_offload,
 };
 
 /// The length of a message's header.
@@ -56,6 +56,8 @@ pub(crate) fn message(bytes: &[u8]) -> bool {
     let Some((kind, body)) = bytes.split_first() else {
         return false;
     };
+    // What is asked of packets is read whatever kind it is.
+    let _ = (decode_way(body), decode_rule(body), decode_chain(body));
     let kind = KINDS[usize::from(*kind) % KINDS.len()];
     let Ok(len) = u32::try_from(HEADER + body.len()) else {
         return false;

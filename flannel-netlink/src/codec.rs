@@ -5,13 +5,18 @@
 use std::collections::BTreeMap;
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{Change, Family, IfName, Object, Offload, Op, RouteProtocol, RouteTarget};
+use flannel_core::{
+    Change, Family, FilterChain, IfName, Object, Offload, Op, PolicyRule, RouteProtocol,
+    RouteTarget,
+};
 
 use crate::error::Failure;
 use crate::names::{Named, Names};
 use crate::wire::Messages;
 pub use crate::wire::{Batch, Malformed};
-use crate::{CREATE, EXCL, REPLACE, address, link, neighbour, nexthop, offload, route, watch};
+use crate::{
+    CREATE, EXCL, REPLACE, address, filter, link, lookup, neighbour, nexthop, offload, route, watch,
+};
 
 /// Appends the request that carries out an op. `index` gives the index of a device; `flags`
 /// replace those that the verb of a making has.
@@ -161,6 +166,30 @@ pub fn encode_offload(offload: &Offload, batch: &mut Batch) {
 /// As [`decode`].
 pub fn decode_events(datagram: &[u8]) -> std::result::Result<Vec<Change>, Malformed> {
     watch::hints(datagram)
+}
+
+/// Tells if the body of a message says what becomes of a packet.
+///
+/// # Errors
+/// [`Malformed`] if it is cut.
+pub fn decode_way(body: &[u8]) -> std::result::Result<bool, Malformed> {
+    Ok(lookup::answer(body)?.is_some())
+}
+
+/// A rule of policy routing for IPv4, as the body of a message tells it.
+///
+/// # Errors
+/// [`Malformed`] if it is cut.
+pub fn decode_rule(body: &[u8]) -> std::result::Result<Option<PolicyRule>, Malformed> {
+    lookup::rule(body, Family::V4)
+}
+
+/// A chain that drops what is forwarded, as the body of a message tells it.
+///
+/// # Errors
+/// [`Malformed`] if it is cut.
+pub fn decode_chain(body: &[u8]) -> std::result::Result<Option<FilterChain>, Malformed> {
+    filter::decode(body)
 }
 
 /// Reads an acknowledgement: the kernel's number and text, if it is none.

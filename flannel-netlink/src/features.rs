@@ -33,13 +33,11 @@ pub(crate) fn probe(worker: &mut Worker) -> Result<Features, Failure> {
     features.net_admin = net_admin;
     features.vxlan = vxlan;
     features.nexthops = nexthops;
-    features.ipv6 = sysctl::flag("/proc/sys/net/ipv6/conf/all/disable_ipv6") == Some(false);
+    features.ipv6 = sysctl::number("/proc/sys/net/ipv6/conf/all/disable_ipv6") == Some(0);
     features.sysctls = sysctl::writable();
     features.tun = net_admin && tun::available();
     features.tunnels = false;
     features.offloads = worker.ethtool.family()?.is_some();
-    features.forwarding_v4 = sysctl::flag("/proc/sys/net/ipv4/ip_forward");
-    features.forwarding_v6 = sysctl::flag("/proc/sys/net/ipv6/conf/all/forwarding");
     features.release = std::fs::read_to_string("/proc/sys/kernel/osrelease")
         .map(|text| text.trim().to_owned())
         .unwrap_or_default();

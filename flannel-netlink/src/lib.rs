@@ -17,7 +17,8 @@
 //!
 //! [`Kernel::observe`] is one dump per kind. A dump that changes disturbed is repeated, and so is
 //! everything if an object turns up on a device that was made meanwhile. [`Kernel::changes`] reads
-//! a socket of its own on a thread of its own.
+//! a socket of its own on a thread of its own. [`Kernel::host_facts`] is look-ups of routes, settings
+//! under `/proc/sys/net` and the chains of nf_tables; whether legacy tables are there is in `/proc` too.
 //!
 //! ```no_run
 //! use flannel_core::{Address, IfName, Kernel, Object, Op, Scope};
@@ -78,10 +79,13 @@ pub mod codec;
 mod connection;
 mod device;
 mod error;
+mod facts;
 mod features;
+mod filter;
 mod keys;
 mod lab;
 mod link;
+mod lookup;
 mod names;
 mod neighbour;
 mod nexthop;
@@ -104,8 +108,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
-    ChangeStream, Claim, Clock, Features, Kernel, ObjectKey, Objects, Observed, Op, OverlayName,
-    Scope,
+    ChangeStream, Claim, Clock, Features, HostFacts, Kernel, ObjectKey, Objects, Observed, Op,
+    OverlayName, Questions, Scope,
 };
 
 pub use clock::BootClock;
@@ -269,6 +273,13 @@ impl Kernel for NetlinkKernel {
     async fn links(&self) -> Result<Observed> {
         self.worker
             .call(move |worker, _| observe::links(worker))
+            .await?
+    }
+
+    async fn host_facts(&self, questions: &Questions) -> Result<HostFacts> {
+        let questions = questions.clone();
+        self.worker
+            .call(move |worker, _| facts::facts(worker, &questions))
             .await?
     }
 

@@ -267,7 +267,19 @@ pub(crate) fn dump(connection: &mut Connection) -> Result<Vec<Device>, Failure> 
 
 /// One device by name; `None`: there is none.
 pub(crate) fn get(connection: &mut Connection, name: IfName) -> Result<Option<Device>, Failure> {
-    let request = lean(LinkUnspec::new_with_name(name.as_str()).build());
+    get_one(connection, LinkUnspec::new_with_name(name.as_str()).build())
+}
+
+/// One device by index; `None`: there is none.
+pub(crate) fn get_by_index(
+    connection: &mut Connection,
+    index: u32,
+) -> Result<Option<Device>, Failure> {
+    get_one(connection, LinkUnspec::new_with_index(index).build())
+}
+
+fn get_one(connection: &mut Connection, which: LinkMessage) -> Result<Option<Device>, Failure> {
+    let request = lean(which);
     match connection.get(RTM_GETLINK, 0, &request, decode_message) {
         Err(failure) if failure.errno() == Some(Errno::ENODEV) => Ok(None),
         other => other,

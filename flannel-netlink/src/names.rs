@@ -71,6 +71,24 @@ impl Names {
         Ok(())
     }
 
+    /// The same of one by its index.
+    pub(crate) fn learn_index(
+        &mut self,
+        connection: &mut Connection,
+        index: u32,
+    ) -> Result<(), Failure> {
+        if self.by_index.contains_key(&index) {
+            return Ok(());
+        }
+        if let Some(device) = link::get_by_index(connection, index)? {
+            self.by_index.insert(device.index, device.name);
+            if let Some(name) = device.name {
+                self.by_name.insert(name, device.index);
+            }
+        }
+        Ok(())
+    }
+
     /// The index of a device.
     pub(crate) fn index(&self, name: IfName) -> Result<u32, Error> {
         self.by_name

@@ -233,7 +233,7 @@ impl Kind {
 }
 
 /// Reads a gateway of another family than the destination (`struct rtvia`).
-fn decode_via(value: &[u8]) -> Result<Option<IpAddr>, Malformed> {
+pub(crate) fn decode_via(value: &[u8]) -> Result<Option<IpAddr>, Malformed> {
     let (_family, address) = value
         .split_at_checked(2)
         .ok_or(Malformed("a gateway without a family"))?;

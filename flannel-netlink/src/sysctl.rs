@@ -97,9 +97,9 @@ fn meaning(error: &io::Error, dev: IfName, name: &str) -> Error {
 }
 
 /// Reads a file of the namespace that holds a number; `None`: it cannot be read.
-pub(crate) fn flag(path: &str) -> Option<bool> {
+pub(crate) fn number(path: &str) -> Option<i64> {
     let text = fs::read_to_string(path).ok()?;
-    Some(text.trim().parse::<i64>().ok()? != 0)
+    text.trim().parse().ok()
 }
 
 /// Whether the settings of the namespace may be written. Nothing is written.

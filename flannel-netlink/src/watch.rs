@@ -29,13 +29,17 @@ use crate::names::{Named, Names};
 use crate::neighbour::{NUD_PERMANENT, RTM_DELNEIGH, RTM_NEWNEIGH};
 use crate::wire::{Malformed, Message, Messages};
 use crate::worker::{Handle, Worker};
-use crate::{NetlinkOptions, address, link, neighbour, nexthop, route};
+use crate::{NetlinkOptions, address, link, lookup, neighbour, nexthop, route};
 
 /// `RTNLGRP_*` of `linux/rtnetlink.h`: link, neigh, ipv4-ifaddr, ipv4-route, ipv6-ifaddr,
 /// ipv6-route. Forwarding entries come with the neighbours.
 const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
-/// `RTNLGRP_NEXTHOP`, which an older kernel than 5.3 does not have.
-const NEXTHOP_GROUP: u32 = 32;
+/// `RTNLGRP_NEXTHOP`, which an older kernel than 5.3 does not have; and the groups of rules and of
+/// settings (`RTNLGRP_IPV4_RULE`, `_IPV6_RULE`, `_IPV4_NETCONF`, `_IPV6_NETCONF`), without which the
+/// timer is left.
+const OPTIONAL_GROUPS: [u32; 5] = [32, 8, 19, 24, 25];
+const RTM_NEWNETCONF: u16 = 80;
+const RTM_DELNETCONF: u16 = 81;
 /// More notifications than these, if nobody takes them, are told as [`Change::All`].
 const MOST_PENDING: usize = 4096;
 /// How long what is told is gathered: a peer is four notifications, and to wake for each of them would
@@ -299,7 +303,9 @@ fn subscribe(receive_buffer: usize) -> io::Result<Socket> {
     for group in GROUPS {
         socket.add_membership(group)?;
     }
-    drop(socket.add_membership(NEXTHOP_GROUP));
+    for group in OPTIONAL_GROUPS {
+        drop(socket.add_membership(group));
+    }
     Ok(socket)
 }
 
@@ -365,6 +371,9 @@ impl Devices {
             route::RTM_NEWROUTE | route::RTM_DELROUTE => changes.extend(self.route(message)?),
             nexthop::RTM_NEWNEXTHOP | nexthop::RTM_DELNEXTHOP => {
                 changes.extend(self.nexthop(message)?);
+            }
+            lookup::RTM_NEWRULE | lookup::RTM_DELRULE | RTM_NEWNETCONF | RTM_DELNETCONF => {
+                changes.push(Change::Policy);
             }
             _ => {}
         }
@@ -476,7 +485,8 @@ impl Devices {
             return Ok(None);
         };
         if entry.table != MAIN_TABLE {
-            return Ok(None);
+            // A rule may lead there.
+            return Ok(Some(Change::Policy));
         }
         let key = ObjectKey::Route {
             table: entry.table,

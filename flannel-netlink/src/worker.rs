@@ -12,7 +12,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use flannel_core::kernel::{Error, Result};
-use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::sched::{CloneFlags, setns};
 use tokio::sync::oneshot;
 
@@ -25,6 +25,7 @@ use crate::offload::Ethtool;
 pub(crate) struct Worker {
     pub(crate) route: Connection,
     pub(crate) ethtool: Ethtool,
+    pub(crate) filter: Connection,
     pub(crate) options: NetlinkOptions,
 }
 
@@ -106,7 +107,8 @@ pub(crate) fn start(namespace: Namespace, options: NetlinkOptions) -> Result<Han
         .spawn(move || {
             let mut worker = Worker {
                 route: Connection::new(NETLINK_ROUTE, settings.clone()),
-                ethtool: Ethtool::new(Connection::new(NETLINK_GENERIC, settings)),
+                ethtool: Ethtool::new(Connection::new(NETLINK_GENERIC, settings.clone())),
+                filter: Connection::new(NETLINK_NETFILTER, settings),
                 options,
             };
             let result = namespace.enter().and_then(|()| {

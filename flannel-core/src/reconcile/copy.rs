@@ -205,6 +205,8 @@ impl Copy {
                 Change::Key(key) if self.is_out_of_scope(&key) => {}
                 Change::Key(key) => self.doubts.add(key),
                 Change::Neighbour(Some(dev)) if !self.devices.contains(&dev) => {}
+                // No object: the checks of the host hear of it.
+                Change::Policy => {}
                 Change::Link(None)
                 | Change::Address(None)
                 | Change::Neighbour(_)

@@ -11,6 +11,7 @@ mod devices;
 mod disturbed;
 mod fixture;
 mod linux;
+mod packets;
 mod refusals;
 mod told;
 mod tunnels;
@@ -23,6 +24,7 @@ pub use devices::*;
 pub use disturbed::*;
 pub use fixture::{KernelFixture, UNDERLAY_V4, UNDERLAY_V6, underlay};
 pub use linux::*;
+pub use packets::*;
 pub use refusals::*;
 pub use told::*;
 pub use tunnels::*;
@@ -96,6 +98,9 @@ macro_rules! kernel_conformance {
             the_last_word_about_a_key_is_right
             keys_alone_are_those_of_the_whole
             links_alone_are_those_of_the_whole
+            a_lookup_answers_the_route
+            a_lookup_tells_a_black_hole
+            forwarding_that_is_off_is_told
             a_tun_device_is_made_as_asked
             a_tun_device_never_takes_a_name_that_is_taken
             a_tun_device_changes_in_place

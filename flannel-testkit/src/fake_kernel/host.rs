@@ -2,6 +2,7 @@
 
 mod checks;
 mod links;
+mod packets;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,20 +15,25 @@ use flannel_core::{
     Objects, Offload, Op, Route, RouteProtocol, RouteTarget, Subnet, Sysctl,
 };
 
+pub(super) use packets::Policy;
+
 /// The setting by which a device gives itself a link-local address, and that it gives itself none.
 const ADDR_GEN_MODE: &str = "addr_gen_mode";
 const NO_ADDRESS: &str = "1";
 
+/// The setting by which packets that come in on a device are forwarded.
+const FORWARDING: &str = "forwarding";
+
 /// Settings that the fake has, with their value on a new device.
 const SYSCTLS: [(Family, &str, &str); 8] = [
-    (Family::V4, "forwarding", "1"),
+    (Family::V4, FORWARDING, "1"),
     (Family::V4, "rp_filter", "0"),
     (Family::V4, "proxy_arp", "0"),
     (Family::V4, "arp_ignore", "0"),
     (Family::V6, "accept_ra", "1"),
     (Family::V6, ADDR_GEN_MODE, "0"),
     (Family::V6, "disable_ipv6", "0"),
-    (Family::V6, "forwarding", "1"),
+    (Family::V6, FORWARDING, "1"),
 ];
 
 /// Offloads that the fake has; all are on on a new device.
@@ -53,6 +59,7 @@ pub(super) struct Host {
     /// What addresses are that are not plain ones.
     pub(super) marks: BTreeMap<(IfName, IpAddr), AddressInfo>,
     pub(super) told: Vec<Change>,
+    policy: Policy,
 }
 
 impl Host {
@@ -65,6 +72,10 @@ impl Host {
             .get(key)
             .cloned()
             .or_else(|| self.default_setting(key))
+    }
+
+    pub(super) const fn policy(&mut self) -> &mut Policy {
+        &mut self.policy
     }
 
     /// What the kernel tells of what was done, in that order.
@@ -146,6 +157,10 @@ impl Host {
                     && sysctl.value.parse::<i32>().is_err()
                 {
                     return Err(rejected("the setting is a number", &object));
+                }
+                if matches!(&object, Object::Sysctl(o) if matches!(&*o.name, FORWARDING | "rp_filter"))
+                {
+                    self.told.push(Change::Policy);
                 }
                 self.objects.insert(object.key(), object);
                 Ok(())
@@ -334,7 +349,7 @@ impl Host {
     /// Tells that an object is there now.
     fn tell_set(&mut self, object: &Object) {
         match object {
-            Object::Route(route) if route.table != MAIN_TABLE => {}
+            Object::Route(route) if route.table != MAIN_TABLE => self.told.push(Change::Policy),
             Object::Address(_)
             | Object::Fdb(_)
             | Object::Neighbour(_)
@@ -347,7 +362,7 @@ impl Host {
     /// Tells that an object is gone.
     fn tell_gone(&mut self, object: &Object) {
         match object {
-            Object::Route(route) if route.table != MAIN_TABLE => {}
+            Object::Route(route) if route.table != MAIN_TABLE => self.told.push(Change::Policy),
             Object::Fdb(_) | Object::Neighbour(_) | Object::Nexthop(_) | Object::Route(_) => {
                 self.told.push(Change::Gone(object.key()));
             }
@@ -429,6 +444,7 @@ impl Host {
                     .find(|(of, known, _)| of == family && known == name)?;
                 let value = match name.as_str() {
                     ADDR_GEN_MODE if self.without_own_address.contains(dev) => NO_ADDRESS,
+                    FORWARDING if !self.default_forwarding(*family) => "0",
                     _ => value,
                 };
                 Some(Object::Sysctl(Sysctl {

@@ -11,13 +11,17 @@
 //! It runs packet paths ([`Tunnel`](flannel_core::Tunnel)) as a kernel with a packet path around it
 //! does: they go with their device, and with the program ([`FakeKernel::lose_tunnels`]).
 //!
+//! What it would do with packets ([`Kernel::host_facts`]) it finds in its own routes, policy rules and
+//! settings; its packet filters are what a test says.
+//!
 //! It is simpler than Linux in what no overlay does: it has no secondary addresses, no carrier, and
-//! no settings with consequences but `addr_gen_mode`.
+//! no settings with consequences but `addr_gen_mode`, `forwarding` and `rp_filter`.
 
 mod claims;
 mod fault;
 mod host;
 mod moves;
+mod packets;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -31,9 +35,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
-    Change, ChangeStream, Claim, Features, IfName, Kernel, Link, LinkInfo, LinkKind, MAIN_TABLE,
-    Object, ObjectKey, Objects, Observed, Op, OverlayName, Route, RouteProtocol, RouteTarget,
-    Scope, Subnet,
+    Change, ChangeStream, Claim, Features, HostFacts, IfName, Kernel, Link, LinkInfo, LinkKind,
+    MAIN_TABLE, Object, ObjectKey, Objects, Observed, Op, OverlayName, Questions, Route,
+    RouteProtocol, RouteTarget, Scope, Subnet,
 };
 use futures_core::Stream;
 use tokio::sync::mpsc;
@@ -602,6 +606,11 @@ impl Kernel for FakeKernel {
             |key: &ObjectKey| matches!(key, ObjectKey::Link(_) | ObjectKey::Address { .. });
         observed.objects.retain(|key, _| is_asked(key));
         Ok(observed)
+    }
+
+    async fn host_facts(&self, questions: &Questions) -> Result<HostFacts> {
+        self.wait().await;
+        Ok(self.state().host.facts(questions))
     }
 
     async fn apply(&self, ops: &[Op]) -> Vec<Result<()>> {

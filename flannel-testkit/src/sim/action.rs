@@ -254,6 +254,14 @@ pub enum KernelAction {
     UnderlayMtu(u16),
     /// The node has other addresses on the underlay: its own ones of this number.
     UnderlayAddress(u8),
+    /// Somebody switches forwarding off.
+    ForwardingOff,
+    /// It is switched on, on the next node where it is off.
+    ForwardingOn,
+    /// Somebody puts a policy rule in front of all routes into the overlay.
+    RuleInFront,
+    /// It is taken away, on the next node that has one.
+    RuleGone,
 }
 
 /// The kinds of kernel objects.

@@ -202,6 +202,13 @@ impl Draw {
             33 => KernelAction::ForeignRoute(n),
             34 => KernelAction::ForeignGone,
             35 => KernelAction::UnderlayDown,
+            // No draw of its own: other histories stay what they were.
+            37 if n.is_multiple_of(2) => match n / 2 % 4 {
+                0 => KernelAction::ForwardingOff,
+                1 => KernelAction::ForwardingOn,
+                2 => KernelAction::RuleInFront,
+                _ => KernelAction::RuleGone,
+            },
             36 | 37 => KernelAction::UnderlayUp,
             38 => *self.one_of(&[
                 KernelAction::UnderlayRemade,

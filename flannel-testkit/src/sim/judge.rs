@@ -46,6 +46,8 @@ pub enum Invariant {
     StaysCalm,
     /// Nothing that a node writes crashes or empties a Go peer.
     GoPeersLive,
+    /// A node says what about its host keeps packets from passing, and that it does no more.
+    Tells,
 }
 
 impl fmt::Display for Invariant {
@@ -63,6 +65,7 @@ impl fmt::Display for Invariant {
             Self::NeverEnds => "an overlay ends only when told to",
             Self::StaysCalm => "a node stays calm",
             Self::GoPeersLive => "nothing crashes or empties a Go peer",
+            Self::Tells => "a node tells what is off about its host",
         })
     }
 }

@@ -87,6 +87,10 @@ impl World {
             },
             KernelAction::ForeignRoute(n) => return self.take_place_of_route(at, n),
             KernelAction::ForeignGone => return self.give_places_back(at),
+            KernelAction::ForwardingOff
+            | KernelAction::ForwardingOn
+            | KernelAction::RuleInFront
+            | KernelAction::RuleGone => return self.act_on_host(at, action),
             KernelAction::UnderlayDown
             | KernelAction::UnderlayUp
             | KernelAction::UnderlayRemade
@@ -105,6 +109,8 @@ impl World {
         let can = |at: &usize| match action {
             KernelAction::Accept => !self.nodes[*at].refused.is_empty(),
             KernelAction::UnderlayUp => self.nodes[*at].unplugged,
+            KernelAction::ForwardingOn => self.nodes[*at].host.forwarding.is_some(),
+            KernelAction::RuleGone => self.nodes[*at].host.rule.is_some(),
             KernelAction::ForeignGone => {
                 let foreign = self.judge.foreign(*at);
                 foreign.values().any(|object| self.is_in_our_place(object))
@@ -343,6 +349,8 @@ impl World {
         node.faults.clear();
         node.latency.set(std::time::Duration::ZERO);
         self.accept_all(at);
+        self.act_on_host(at, KernelAction::ForwardingOn);
+        self.act_on_host(at, KernelAction::RuleGone);
         if self.nodes[at].unplugged {
             self.act_on_kernel(at, KernelAction::UnderlayUp);
         }

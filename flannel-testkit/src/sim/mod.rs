@@ -25,6 +25,7 @@ mod cluster;
 mod generate;
 mod go;
 mod hardware;
+mod host_acts;
 mod io;
 mod judge;
 mod kernel_acts;

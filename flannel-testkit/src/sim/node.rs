@@ -9,13 +9,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use flannel_core::kernel::Result;
 use flannel_core::{
-    ChangeStream, Claim, Clock, DualStack, Features, Kernel, Moment, NodeId, ObjectKey, Objects,
-    Observed, Op, Overlay, OverlayEvent, OverlayName, SavedState, Scope, StateStore, Subnet,
-    TokioClock,
+    ChangeStream, Claim, Clock, DualStack, Features, HostFacts, Kernel, Moment, NodeId, ObjectKey,
+    Objects, Observed, Op, Overlay, OverlayEvent, OverlayName, Questions, SavedState, Scope,
+    StateStore, Subnet, TokioClock,
 };
 use tokio::sync::broadcast;
 
 use super::action::StateFault;
+use super::host_acts::HostState;
 use super::io::{Batch, Io};
 use super::judge::Judge;
 use super::link::Link;
@@ -41,6 +42,7 @@ pub(super) struct Node {
     pub(super) address: u8,
     /// The external interface is down.
     pub(super) unplugged: bool,
+    pub(super) host: HostState,
     /// Something went wrong with its saved state: it may not know its old networks.
     pub(super) forgetful: bool,
     /// The faults given to the kernel, with the kinds of their actions.
@@ -151,6 +153,14 @@ impl Kernel for NodeKernel {
         self.io.before().await;
         self.latency.pass().await;
         let answer = self.fake.links().await;
+        self.io.after().await;
+        answer
+    }
+
+    async fn host_facts(&self, questions: &Questions) -> Result<HostFacts> {
+        self.io.before().await;
+        self.latency.pass().await;
+        let answer = self.fake.host_facts(questions).await;
         self.io.after().await;
         answer
     }

@@ -60,6 +60,7 @@ impl World {
             let took = self.judge.elapsed().saturating_sub(begun);
             if problems.is_empty() && self.rests().await? {
                 self.finish();
+                self.hosts_are_told_of().await?;
                 return Some(took);
             }
             if took > bound {
@@ -223,9 +224,13 @@ impl World {
             ConditionType::Config,
             ConditionType::Underlay,
             ConditionType::Kernel,
+            ConditionType::Forwarding,
+            ConditionType::Routes,
+            ConditionType::ReversePath,
         ] {
             if !status.is_true(kind) {
-                let condition = status.condition(kind).map(ToString::to_string);
+                let condition = status.condition(kind);
+                let condition = condition.map(|c| format!("{c}: {}", c.message));
                 problems.push(condition.unwrap_or_default());
             }
         }

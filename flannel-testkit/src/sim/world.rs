@@ -15,6 +15,7 @@ use super::action::{Action, CrashPoint, LinkAction, NodeAction};
 use super::cluster::{Cluster, Founding, Tamper};
 use super::go::Go;
 use super::hardware;
+use super::host_acts::HostState;
 use super::io::Io;
 use super::judge::{Invariant, Judge};
 use super::link::{Faulty, Link};
@@ -110,6 +111,7 @@ impl World {
                 member: false,
                 address: 0,
                 unplugged: false,
+                host: HostState::default(),
                 forgetful: false,
                 faults: Vec::new(),
                 refused: Vec::new(),
@@ -203,6 +205,7 @@ impl World {
                 node.faults.clear();
                 node.refused.clear();
                 node.unplugged = false;
+                node.host = HostState::default();
                 node.frozen = false;
                 node.link.freeze(false);
                 self.furnish(at);

@@ -99,7 +99,7 @@ impl Engine {
             return;
         };
         self.follow_addresses(&underlay);
-        let (families, sample, now) = (self.families(), self.sample(), self.now());
+        let (families, sample, now) = (self.families(), self.some_peers(), self.now());
         let found = self.in_use.look(&underlay, &families, &sample, now);
         self.found_interface(found, underlay);
         let delta = self.leases.set_host(host);
@@ -210,7 +210,7 @@ impl Engine {
     }
 
     /// Public addresses of some peers, evenly out of all.
-    fn sample(&self) -> Vec<IpAddr> {
+    fn some_peers(&self) -> Vec<IpAddr> {
         let peers = self.leases.peers();
         let step = peers.len().div_ceil(SAMPLE).max(1);
         let some = peers.values().step_by(step);

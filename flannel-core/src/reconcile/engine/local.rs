@@ -226,6 +226,7 @@ impl Engine {
                 self.data_path_at = None;
                 self.inputs = Some(inputs);
                 self.register_failed = false;
+                self.host_checks.hint(self.now());
             }
             // The last one stays in force, and the next opportunity is another try.
             Err(error) => {

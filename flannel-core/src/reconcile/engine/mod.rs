@@ -7,6 +7,7 @@
 mod burst;
 mod claim;
 mod config;
+mod host_checks;
 mod interface;
 mod local;
 mod report;
@@ -25,6 +26,7 @@ use tokio::task::JoinHandle;
 
 use self::burst::Burst;
 use self::claim::asked_of;
+use self::host_checks::HostChecks;
 use self::local::{Inputs, ended_of};
 use self::store::{Call, LeaseState, answer_of};
 use self::watch::Watch;
@@ -144,6 +146,7 @@ pub(crate) struct Engine {
     leases: LeaseSet,
     compiler: Compiler,
     reconciler: Reconciler,
+    host_checks: HostChecks,
     ready: bool,
     working: bool,
 
@@ -235,6 +238,7 @@ impl Engine {
             peers: watch_channel::Sender::new(Arc::new(LeaseSet::default())),
             leases,
             reconciler,
+            host_checks: HostChecks::new(now),
             ready: false,
             working: false,
             call: None,
@@ -313,6 +317,7 @@ impl Engine {
                 ended = ended_of(&mut self.data_path) => self.data_path_ended(ended),
                 batch = self.watch.next() => self.watched(batch).await,
                 told = next_changes(&mut changes) => {
+                    self.host_told(&told);
                     let (desired, ownership) = (self.compiler.desired(), self.ownership());
                     is_idle = !self.reconciler.told(told, desired, &ownership);
                 }
@@ -380,6 +385,7 @@ impl Engine {
             self.schedule_resync();
             self.retry_config().await;
             self.reconciler.read_aside();
+            self.host_checks.hint(self.now());
         }
         self.reconciler.wake();
         let mut ownership = self.ownership();
@@ -408,6 +414,7 @@ impl Engine {
         self.start_call();
         self.open_watch();
         self.run_data_path();
+        self.check_host().await;
         self.publish();
         for done in self.resyncs.drain(..) {
             done.send(()).ok();
@@ -454,6 +461,7 @@ impl Engine {
             self.in_use.look_at(),
             self.config_poll_at.filter(|_| self.call.is_none()),
             self.data_path_at,
+            self.host_check_at(),
             self.former.values().min().copied(),
         ]
         .into_iter()

@@ -284,7 +284,8 @@ impl Engine {
             LeaseState::None | LeaseState::Lost { .. } | LeaseState::Released { .. } => false,
         };
         let is_stopped = self.conditions.list().iter().any(Condition::stops_work);
-        let has_all = self.network.is_some() && self.reconciler.converged();
+        let has_all =
+            self.network.is_some() && self.reconciler.converged() && self.host_checks.done;
         self.working = is_in && has_all && !is_stopped;
         self.ready |= self.working;
     }

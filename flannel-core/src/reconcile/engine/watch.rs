@@ -265,6 +265,9 @@ impl Engine {
             return;
         }
         self.peers_changed = true;
+        if !delta.added.is_empty() {
+            self.host_checks.hint(self.now());
+        }
         for key in delta.added.iter().chain(&delta.changed) {
             if let Some(peer) = self.leases.peer(key) {
                 for ip in peer.lease.attrs.public_ip.ips() {

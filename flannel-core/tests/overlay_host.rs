@@ -1,0 +1,337 @@
+//! The whole SDK on fakes: what a node says of the host around it, which it does not change,
+//! tokio's clock paused.
+#![allow(missing_docs, reason = "tests")]
+
+#[path = "overlay/common.rs"]
+mod common;
+
+use std::time::Duration;
+
+use common::*;
+use flannel_core::{
+    ConditionStatus, ConditionType, Error, Family, FilterChain, FilterFamily, Firewall, MAIN_TABLE,
+    MemoryManager, Object, Op, Overlay, OverlayEvent, ReversePath, Route, RouteProtocol,
+    RouteTarget, Status, Subnet, Sysctl,
+};
+use flannel_testkit::fake_kernel::{FakeKernel, FaultKind};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const POOL: &str = "10.42.0.0/16";
+
+fn net(text: &str) -> Subnet {
+    text.parse().expect("a subnet")
+}
+
+fn route(table: u32, dst: Subnet, target: RouteTarget) -> Object {
+    Object::Route(Route {
+        table,
+        dst,
+        metric: 0,
+        target,
+        protocol: RouteProtocol::BOOT,
+        source: None,
+    })
+}
+
+fn forwarding_of(name: &str, on: bool) -> Object {
+    Object::Sysctl(Sysctl {
+        dev: dev(name),
+        family: Family::V4,
+        name: "forwarding".to_owned(),
+        value: u8::from(on).to_string(),
+    })
+}
+
+async fn becomes(overlay: &Overlay, what: &str, is: impl FnMut(&Status) -> bool) -> Duration {
+    let start = tokio::time::Instant::now();
+    let wait = tokio::time::timeout(MINUTE, overlay.wait_for(is)).await;
+    wait.expect(what).expect("running");
+    start.elapsed()
+}
+
+/// The obstacle of a node that does not work.
+async fn obstacle(overlay: &Overlay, kind: ConditionType) -> String {
+    let is = |status: &Status| status.obstacle().is_some_and(|c| c.kind == kind);
+    let took = becomes(overlay, &kind.to_string(), is).await;
+    assert!(took <= Duration::from_secs(2), "{kind} after {took:?}");
+    let status = overlay.status();
+    assert!(status.ready && !status.working);
+    status.obstacle().expect("a reason").message.clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_forwarding_a_node_does_not_get_ready_and_says_what_mends_it() {
+    let manager = MemoryManager::new(config(DUAL));
+    for (family, what) in [
+        (Family::V4, "sysctl -w net.ipv4.ip_forward=1"),
+        (Family::V6, "sysctl -w net.ipv6.conf.all.forwarding=1"),
+    ] {
+        let kernel = FakeKernel::node(1);
+        kernel.set_forwarding(family, false);
+        let overlay = builder("a", &manager, &kernel).start();
+        let overlay = overlay.await.expect("all parts are there");
+        let condition = match overlay.ready_within(MINUTE).await {
+            Err(Error::NotReady(condition)) => condition,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(condition.kind, ConditionType::Forwarding);
+        assert!(condition.message.contains(what), "{}", condition.message);
+        assert!(!overlay.status().working);
+        kernel.set_forwarding(family, true);
+        ready_within(Duration::from_secs(2), &overlay).await;
+        overlay.stop().await.expect("stopped");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn forwarding_that_is_switched_off_is_told_and_so_is_its_return() {
+    let (_manager, kernels, [a, _b]) = pair().await;
+    kernels[0].set_forwarding(Family::V4, false);
+    let message = obstacle(&a, ConditionType::Forwarding).await;
+    assert!(message.contains("net.ipv4.ip_forward=1"), "{message}");
+    kernels[0].set_forwarding(Family::V4, true);
+    let took = becomes(&a, "it works again", |status| status.working).await;
+    assert!(took <= Duration::from_secs(2), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_devices_own_setting_counts_and_its_name_is_written_as_sysctl_takes_it() {
+    let (_manager, kernels, [a, _b]) = pair().await;
+    let change = |on| Op::Change(forwarding_of("flannel.1", on));
+    kernels[0].external(&change(false)).expect("written");
+    let message = obstacle(&a, ConditionType::Forwarding).await;
+    let command = "sysctl -w net.ipv4.conf.flannel/1.forwarding=1";
+    assert!(message.contains(command), "{message}");
+    kernels[0].external(&change(true)).expect("written");
+    becomes(&a, "it works again", |status| status.working).await;
+    // That of a device on which nothing comes in that is to be forwarded does not.
+    let other = Op::Change(forwarding_of("eth0", false));
+    kernels[0].external(&other).expect("written");
+    tokio::time::sleep(MINUTE).await;
+    assert!(a.status().working);
+}
+
+/// Where packets to our own containers go, packets of these come in.
+#[tokio::test(start_paused = true)]
+async fn the_containers_device_is_found_by_the_route_to_our_own_subnet() {
+    let (_manager, kernels, [a, _b]) = pair().await;
+    let _ = kernels[0].clone().with_link("cni0", 1450, &[]);
+    let own = subnet_of(&a, Family::V4);
+    let to_pods = route(MAIN_TABLE, own, RouteTarget::Device(dev("cni0")));
+    kernels[0].insert_foreign(to_pods).expect("it fits");
+    let off = Op::Change(forwarding_of("cni0", false));
+    kernels[0].external(&off).expect("written");
+    let message = obstacle(&a, ConditionType::Forwarding).await;
+    assert!(message.contains("cni0"), "{message}");
+    kernels[0].delete_link(dev("cni0"));
+    becomes(&a, "it works again", |status| status.working).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_rule_in_front_of_our_routes_is_an_obstacle_until_it_goes() {
+    let (_manager, kernels, [a, _b]) = pair().await;
+    let other = route(100, net(POOL), RouteTarget::Device(dev("eth0")));
+    kernels[0].insert_foreign(other).expect("it fits");
+    tokio::time::sleep(MINUTE).await;
+    assert!(a.status().working, "without a rule nobody asks that table");
+    kernels[0].set_rule(1000, net(POOL), Some(100));
+    let message = obstacle(&a, ConditionType::Routes).await;
+    for part in ["flannel.1", "eth0", "table 100", "ip rule del pref 1000"] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    kernels[0].delete_rule(Family::V4, 1000);
+    let took = becomes(&a, "it works again", |status| status.working).await;
+    assert!(took <= Duration::from_secs(2), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rule_that_was_there_first_keeps_a_node_from_working_once_it_has_peers() {
+    let manager = MemoryManager::new(config(DUAL));
+    let kernels = [FakeKernel::node(1), FakeKernel::node(2)];
+    kernels[1].set_rule(7, net(POOL), None);
+    let _a = start("a", &manager, &kernels[0]).await;
+    let b = builder("b", &manager, &kernels[1]).start();
+    let b = b.await.expect("all parts are there");
+    let condition = match b.ready_within(MINUTE).await {
+        Err(Error::NotReady(condition)) => condition,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(condition.kind, ConditionType::Routes);
+    assert!(
+        condition.message.contains("ip rule del pref 7"),
+        "{}",
+        condition.message
+    );
+    kernels[1].delete_rule(Family::V4, 7);
+    ready_within(Duration::from_secs(2), &b).await;
+}
+
+/// One peer's share of a black hole is told and keeps nobody else from anything.
+#[tokio::test(start_paused = true)]
+async fn a_narrower_route_in_front_of_one_peer_of_many_is_found_and_named() {
+    let manager = MemoryManager::new(config(
+        r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#,
+    ));
+    for n in 2..60 {
+        manager
+            .put_raw(peer(n, &format!("10.42.{n}.0/24")))
+            .expect("stored");
+    }
+    let kernel = FakeKernel::node(1);
+    let a = start("a", &manager, &kernel).await;
+    let hole = route(MAIN_TABLE, net("10.42.31.128/25"), RouteTarget::Blackhole);
+    kernel.insert_foreign(hole.clone()).expect("it fits");
+    let is_told = |status: &Status| {
+        let routes = status.condition(ConditionType::Routes);
+        routes.is_some_and(|routes| routes.status == ConditionStatus::False)
+    };
+    let took = becomes(&a, "it is told", is_told).await;
+    assert!(took <= Duration::from_secs(2), "{took:?}");
+    let status = a.status();
+    assert!(status.working, "the others are reached");
+    let routes = status
+        .condition(ConditionType::Routes)
+        .expect("it is there");
+    assert_eq!(routes.reason, "SomeRoutedElsewhere");
+    let command = "ip route del blackhole 10.42.31.128/25";
+    assert!(routes.message.contains(command), "{}", routes.message);
+    // It stays told, whichever peers are asked about next.
+    let mut told = 0;
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        told += u32::from(is_told(&a.status()));
+    }
+    assert_eq!(told, 60);
+    kernel.delete(&hole.key());
+    becomes(&a, "it is gone", |status| !is_told(status)).await;
+}
+
+/// Without any hint every peer gets its turn.
+#[tokio::test(start_paused = true)]
+async fn what_is_in_front_of_one_peer_is_found_in_time_without_a_hint() {
+    let manager = MemoryManager::new(config(
+        r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#,
+    ));
+    for n in 2..60 {
+        manager
+            .put_raw(peer(n, &format!("10.42.{n}.0/24")))
+            .expect("stored");
+    }
+    let kernel = FakeKernel::node(1);
+    let a = start("a", &manager, &kernel).await;
+    settle(&a).await;
+    kernel.fail_next(FaultKind::HintsLost);
+    kernel.set_rule(5, net("10.42.31.0/24"), None);
+    kernel.assert_faults_consumed();
+    let is_told = |status: &Status| {
+        let routes = status.condition(ConditionType::Routes);
+        routes.is_some_and(|routes| routes.status == ConditionStatus::False)
+    };
+    let wait = tokio::time::timeout(MINUTE * 3, a.wait_for(is_told)).await;
+    wait.expect("it is told").expect("running");
+}
+
+/// The look on the timer comes just before the reading by which a lost hint is found out.
+#[tokio::test(start_paused = true)]
+async fn a_route_of_ours_that_is_missing_for_a_moment_is_no_news_of_the_host() {
+    let (_manager, kernels, [a, b]) = pair().await;
+    let subnet = subnet_of(&b, Family::V4);
+    let found = route_to(&kernels[0], subnet).expect("a route");
+    let mut events = a.events();
+    for _ in 0..5 {
+        kernels[0].fail_next(FaultKind::HintsLost);
+        kernels[0].delete(&found.key());
+        kernels[0].assert_faults_consumed();
+        until(MINUTE * 2, "it is back", || {
+            route_to(&kernels[0], subnet).is_some()
+        })
+        .await;
+        settle(&a).await;
+    }
+    while let Ok(event) = events.try_recv() {
+        if let OverlayEvent::Condition(condition) = event {
+            assert_ne!(condition.kind, ConditionType::Routes, "{condition}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_strict_filter_is_told_only_where_the_way_back_is_another() {
+    let (_manager, kernels, [a, _b]) = pair().await;
+    kernels[0].set_reverse_path(ReversePath::Strict);
+    tokio::time::sleep(MINUTE).await;
+    assert!(a.status().working, "the way back is the same");
+    // The other node's address is behind another device: what comes from there is dropped.
+    let kernel = kernels[0].clone().with_link("eth1", 1500, &[]);
+    let back = route(
+        MAIN_TABLE,
+        net("192.0.2.2/32"),
+        RouteTarget::Device(dev("eth1")),
+    );
+    kernel.insert_foreign(back.clone()).expect("it fits");
+    let is = |status: &Status| {
+        status
+            .obstacle()
+            .is_some_and(|c| c.kind == ConditionType::ReversePath)
+    };
+    becomes(&a, "it is told", is).await;
+    let status = a.status();
+    let message = &status.obstacle().expect("a reason").message;
+    assert!(
+        message.contains("sysctl -w net.ipv4.conf.eth0.rp_filter=2"),
+        "{message}"
+    );
+    kernel.set_reverse_path(ReversePath::Loose);
+    becomes(&a, "a loose one passes it", |status| status.working).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropping_chain_alone_is_unknown_and_names_the_chain() {
+    let manager = MemoryManager::new(config(
+        r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#,
+    ));
+    let kernel = FakeKernel::node(1);
+    let chain = |families, chain: &str| FilterChain {
+        families,
+        table: "filter".to_owned(),
+        chain: chain.to_owned(),
+    };
+    let firewall = |dropping, unread: Option<&str>| {
+        let mut firewall = Firewall::default();
+        firewall.dropping = dropping;
+        firewall.unread = unread.map(ToOwned::to_owned);
+        Some(firewall)
+    };
+    for (given, reason, part) in [
+        (
+            firewall(vec![chain(FilterFamily::Inet, "fwd")], None),
+            "PolicyDrop",
+            "table inet filter, chain fwd",
+        ),
+        (
+            firewall(vec![chain(FilterFamily::Ip6, "fwd")], None),
+            "Clear",
+            "",
+        ),
+        (
+            firewall(vec![], Some("legacy tables")),
+            "CannotBeRead",
+            "legacy tables",
+        ),
+        (None, "NotKnown", "does not say"),
+    ] {
+        kernel.set_firewall(given);
+        let a = start("a", &manager, &kernel).await;
+        let status = a.status();
+        let found = status
+            .condition(ConditionType::Firewall)
+            .expect("it is there");
+        assert_eq!(found.reason, reason);
+        assert!(found.message.contains(part), "{}", found.message);
+        let is_clear = reason == "Clear";
+        assert_eq!(found.status == ConditionStatus::True, is_clear);
+        assert_ne!(found.status, ConditionStatus::False);
+        assert!(status.working && status.obstacle().is_none());
+        a.stop().await.expect("stopped");
+    }
+}

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{IfName, Link, LinkKind, Object, Tun, udp_port_holder};
+use flannel_core::{IfName, Link, LinkKind, Object, Tun, Vxlan, udp_port_holder};
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use nix::errno::Errno;
 use rtnetlink::LinkUnspec;
@@ -183,7 +183,7 @@ fn set(connection: &mut Connection, link: &Link, message: &LinkMessage) -> Resul
         (Err(failure), LinkKind::Vxlan(vxlan)) if failure.errno() == Some(Errno::EADDRINUSE) => {
             Err(Error::InUse {
                 what: format!("UDP port {}", vxlan.port),
-                by: port_holder(connection, link.name, vxlan.port),
+                by: port_holder(connection, link.name, vxlan),
             })
         }
         (Err(failure), _) => Err(failure.meaning(Some(link.name), || link.name.to_string())),
@@ -191,9 +191,12 @@ fn set(connection: &mut Connection, link: &Link, message: &LinkMessage) -> Resul
 }
 
 /// Who has the port that a VXLAN device needs, in words.
-fn port_holder(connection: &mut Connection, name: IfName, port: u16) -> String {
+fn port_holder(connection: &mut Connection, name: IfName, vxlan: &Vxlan) -> String {
+    let (port, is_v6) = (vxlan.port, vxlan.local.is_some_and(|ip| ip.is_ipv6()));
     let devices = dump(connection).unwrap_or_default();
-    let mut devices = devices.iter().filter(|device| device.receives_on(port));
+    let mut devices = devices
+        .iter()
+        .filter(|device| device.receives_on(port, is_v6));
     let other = devices.find_map(|device| device.name.filter(|other| *other != name));
     match other {
         Some(other) => format!("the VXLAN device {other}, which cannot share it"),

@@ -174,9 +174,16 @@ impl Device {
         self.link.is_some() || self.vxlan.link.is_some()
     }
 
-    /// Tells if it is a VXLAN device that receives on a UDP port.
-    pub(crate) fn receives_on(&self, port: u16) -> bool {
-        self.is_vxlan() && self.vxlan.port == port && self.flags & IFF_UP != 0
+    /// Tells if it is a VXLAN device that receives on a UDP port of a family; one that has no address
+    /// may do so in both.
+    pub(crate) fn receives_on(&self, port: u16, is_v6: bool) -> bool {
+        self.is_vxlan()
+            && self.vxlan.port == port
+            && self.flags & IFF_UP != 0
+            && self
+                .vxlan
+                .local
+                .is_none_or(|local| local.is_ipv6() == is_v6)
     }
 
     /// Whether it is a VXLAN device.

@@ -124,7 +124,7 @@ pub use flannel_core::{
 // The handle.
 pub use flannel_core::{
     Check, Condition, ConditionStatus, ConditionType, Error, FailingObject, LeaseStatus, Overlay,
-    OverlayBuilder, OverlayEvent, PeerTraffic, Preflight, RejectedPeer, Status, Traffic,
+    OverlayBuilder, OverlayEvent, PathFault, PeerTraffic, Preflight, RejectedPeer, Status, Traffic,
 };
 
 // The seams.

@@ -18,7 +18,7 @@ use crate::clock::Moment;
 /// | `Peers` | – | false: some peers are rejected, unreadable, or missing and not believed to be gone. At the start no snapshot may be held |
 /// | `Kernel` | false or unknown. An object of the node itself that is blocked by somebody else's makes it false (`Blocked`) | – |
 /// | `Foreign` | – | false: what is blocked serves single peers |
-/// | `DataPath` | – | false: it is started anew, and what it carries waits for that |
+/// | `DataPath` | false: the packets of a backend with a packet path in user space are lost until that runs again (`Ended`, `Broken`); it is started anew | – |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ConditionType {
@@ -100,12 +100,14 @@ impl Condition {
     /// Tells if it keeps a node from working, by the table at [`ConditionType`].
     pub(crate) fn stops_work(&self) -> bool {
         let is_relevant = match self.kind {
-            ConditionType::Underlay | ConditionType::Lease | ConditionType::Kernel => true,
+            ConditionType::Underlay
+            | ConditionType::Lease
+            | ConditionType::Kernel
+            | ConditionType::DataPath => true,
             ConditionType::Store
             | ConditionType::Config
             | ConditionType::Peers
-            | ConditionType::Foreign
-            | ConditionType::DataPath => false,
+            | ConditionType::Foreign => false,
         };
         is_relevant && self.status != ConditionStatus::True && self.reason != "Unconfirmed"
     }
@@ -186,7 +188,10 @@ mod tests {
         for kind in ConditionType::ALL {
             let must_hold = matches!(
                 kind,
-                ConditionType::Underlay | ConditionType::Lease | ConditionType::Kernel
+                ConditionType::Underlay
+                    | ConditionType::Lease
+                    | ConditionType::Kernel
+                    | ConditionType::DataPath
             );
             assert!(!stops(kind, True, "Fine"), "{kind}");
             assert_eq!(stops(kind, False, "Broken"), must_hold, "{kind}");

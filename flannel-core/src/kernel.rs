@@ -13,6 +13,7 @@ use crate::backend::Note;
 use crate::clock::Clock;
 use crate::manager::BoxError;
 use crate::object::{IfName, Object, ObjectKey, Objects};
+use crate::path_fault::PathFault;
 use crate::traffic::Traffic;
 use crate::underlay::{AddressInfo, LinkInfo};
 
@@ -374,6 +375,12 @@ pub trait Kernel: Debug + Send + Sync + 'static {
 
     /// What packet paths in user space have counted; empty where there are none.
     fn traffic(&self) -> Vec<Traffic> {
+        Vec::new()
+    }
+
+    /// Packet paths in user space that carry nothing at the moment, with the reason; empty where there
+    /// are none. A change of these is told as some [`Change`], if only [`Change::Link`].
+    fn path_faults(&self) -> Vec<PathFault> {
         Vec::new()
     }
 

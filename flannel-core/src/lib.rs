@@ -27,6 +27,7 @@ pub mod mtu;
 mod node;
 mod object;
 mod overlay;
+mod path_fault;
 pub mod reconcile;
 mod reserved;
 mod settle;
@@ -66,6 +67,7 @@ pub use object::{
     TunnelPeer, Vxlan,
 };
 pub use overlay::{Check, Error, Overlay, OverlayBuilder, Preflight};
+pub use path_fault::PathFault;
 pub use state::{FileState, SavedState, StateStore};
 pub use status::{FailingObject, LeaseStatus, OverlayEvent, RejectedPeer, Status};
 pub use subnet::{Subnet, SubnetError};

@@ -1,14 +1,16 @@
 //! Queues of a TUN device.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use flannel_core::IfName;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
+
+use crate::namespace::NamespaceId;
 
 /// `struct ifreq`, of which the flags are used.
 #[repr(C)]
@@ -140,8 +142,27 @@ pub(crate) fn set_offload(queue: BorrowedFd<'_>) -> Offload {
     }
 }
 
-/// Whether a queue is of a device that is there. When a device goes its queues stay behind, of
-/// nothing.
-pub(crate) fn is_attached(queue: BorrowedFd<'_>) -> bool {
-    attached(queue).is_ok()
+/// Tells if a queue is of a device that is there and has this name. When a device goes its queues stay
+/// behind, of nothing; when it is renamed, they go on.
+pub(crate) fn is_attached(queue: BorrowedFd<'_>, device: &IfName) -> bool {
+    identity(queue).is_ok_and(|(name, _)| name == device.as_str())
+}
+
+/// `TUNGETDEVNETNS` (Linux 5.2), which libc does not have: `_IO('T', 227)` of `linux/if_tun.h`.
+const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
+
+/// The namespace that a queue's device is in, which need not be the one it was made in.
+///
+/// # Errors
+///
+/// `EPERM` without `CAP_NET_ADMIN` there; `EINVAL` or `ENOTTY` before Linux 5.2.
+pub(crate) fn namespace_of(queue: BorrowedFd<'_>) -> io::Result<NamespaceId> {
+    // SAFETY: TUNGETDEVNETNS takes no argument.
+    let fd = unsafe { libc::ioctl(queue.as_raw_fd(), TUNGETDEVNETNS as _) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
+    let namespace = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(NamespaceId::of(&File::from(namespace).metadata()?))
 }

@@ -30,8 +30,8 @@ use async_trait::async_trait;
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
     AddressInfo, Change, ChangeStream, Features, IfName, Kernel, Link, LinkInfo, LinkKind,
-    MAIN_TABLE, Object, ObjectKey, Objects, Observed, Op, Route, RouteProtocol, RouteTarget, Scope,
-    Subnet,
+    MAIN_TABLE, Object, ObjectKey, Objects, Observed, Op, PathFault, Route, RouteProtocol,
+    RouteTarget, Scope, Subnet,
 };
 use futures_core::Stream;
 use tokio::sync::mpsc;
@@ -68,6 +68,7 @@ struct State {
     log: Vec<LogEntry>,
     observations: usize,
     latency: Duration,
+    path_faults: BTreeMap<IfName, String>,
     /// With each notification how late it is to come.
     watchers: Vec<mpsc::UnboundedSender<(Duration, Change)>>,
     /// Notifications that come once more, after the next ones.
@@ -130,6 +131,7 @@ impl FakeKernel {
                 log: Vec::new(),
                 observations: 0,
                 latency: Duration::ZERO,
+                path_faults: BTreeMap::new(),
                 watchers: Vec::new(),
                 held: Vec::new(),
                 witness: Witness::default(),
@@ -244,6 +246,19 @@ impl FakeKernel {
         let mut state = self.state();
         state.host.lose_tunnels();
         state.tell();
+    }
+
+    /// Lets the packet path on a device carry nothing, for a reason, until it is told `None`. Hints at it.
+    pub fn set_path_fault(&self, dev: IfName, problem: Option<&str>) {
+        let mut state = self.state();
+        match problem {
+            Some(problem) => state.path_faults.insert(dev, problem.to_owned()),
+            None => state.path_faults.remove(&dev),
+        };
+        let hint = (Duration::ZERO, Change::Link(None));
+        state
+            .watchers
+            .retain(|watcher| watcher.send(hint.clone()).is_ok());
     }
 
     /// Deletes what is under a key, whosever it is. Nothing there: changes nothing.
@@ -593,6 +608,13 @@ impl Kernel for FakeKernel {
     async fn apply(&self, ops: &[Op]) -> Vec<Result<()>> {
         self.wait().await;
         self.state().apply(ops)
+    }
+
+    fn path_faults(&self) -> Vec<PathFault> {
+        let faults = self.state().path_faults.clone().into_iter();
+        faults
+            .map(|(dev, problem)| PathFault { dev, problem })
+            .collect()
     }
 
     fn changes(&self) -> ChangeStream {

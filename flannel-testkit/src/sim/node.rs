@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use flannel_core::kernel::Result;
 use flannel_core::{
     ChangeStream, Clock, DualStack, Features, Kernel, Moment, NodeId, ObjectKey, Objects, Observed,
-    Op, Overlay, OverlayEvent, SavedState, Scope, StateStore, Subnet, TokioClock,
+    Op, Overlay, OverlayEvent, PathFault, SavedState, Scope, StateStore, Subnet, TokioClock,
 };
 use tokio::sync::broadcast;
 
@@ -170,6 +170,10 @@ impl Kernel for NodeKernel {
         }
         self.io.after().await;
         answers
+    }
+
+    fn path_faults(&self) -> Vec<PathFault> {
+        self.fake.path_faults()
     }
 
     fn changes(&self) -> ChangeStream {

@@ -396,7 +396,6 @@ impl Engine {
             self.peers_changed = false;
             let (network, peers) = (Arc::clone(network), self.peers.subscribe());
             self.data_path = Some(tokio::spawn(async move { network.run(peers).await }));
-            self.holds(ConditionType::DataPath, "Running", "");
         }
     }
 

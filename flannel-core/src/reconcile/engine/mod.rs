@@ -6,6 +6,7 @@
 
 mod burst;
 mod config;
+mod data_path;
 mod local;
 mod report;
 mod store;

@@ -169,6 +169,7 @@ impl Engine {
             );
         }
         self.conclude_lease();
+        self.conclude_data_path();
         if self.network.is_some() {
             let own = self.reconciler.blocked().iter();
             let own = own.filter(|blocked| blocked.peer.is_none());

@@ -146,8 +146,8 @@ pub use flannel_core::{
     Address, AddressInfo, Change, ChangeStream, External, Fdb, Features, Gateways, Hop, IfName,
     Interface, Link, LinkInfo, LinkKind, MAIN_TABLE, MacAddr, MacError, Neighbour, Nexthop,
     NodeContext, Note, Object, ObjectKey, Objects, Observed, Offload, Op, Reach, Route,
-    RouteProtocol, RouteTarget, Scope, Sysctl, Tun, Tunnel, TunnelPeer, Underlay, UnderlayOptions,
-    Vxlan,
+    RouteProtocol, RouteTarget, Scope, Sysctl, Tun, TunFault, Tunnel, TunnelPeer, Underlay,
+    UnderlayOptions, Vxlan,
 };
 
 // Time and chance as parameters.

@@ -395,9 +395,14 @@ fn nowhere(dev: IfName) -> kernel::Error {
 fn meaning(error: Error) -> kernel::Error {
     let text = flannel_core::error_chain(&error);
     let of_system = |source: &io::Error| match source.kind() {
-        io::ErrorKind::PermissionDenied => kernel::Error::NotPermitted {
-            message: text.clone(),
-        },
+        // What is ours is explained; what the system says is about the device or the port.
+        io::ErrorKind::PermissionDenied if source.raw_os_error().is_none() => {
+            kernel::Error::NotPermitted {
+                message: text.clone(),
+            }
+        }
+        io::ErrorKind::PermissionDenied => kernel::Error::lacks_net_admin(&text),
+        io::ErrorKind::Unsupported => kernel::Error::Unsupported { what: text.clone() },
         io::ErrorKind::AddrInUse
         | io::ErrorKind::AddrNotAvailable
         | io::ErrorKind::ResourceBusy

@@ -15,6 +15,7 @@ use crate::manager::BoxError;
 use crate::object::{IfName, Object, ObjectKey, Objects};
 use crate::path_fault::PathFault;
 use crate::traffic::Traffic;
+use crate::tun_fault::TunFault;
 use crate::underlay::{AddressInfo, LinkInfo};
 
 /// The result of a kernel call.
@@ -25,9 +26,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The process may not do this in this namespace.
-    #[error("not permitted: {message}; CAP_NET_ADMIN in the network namespace is needed")]
+    #[error("not permitted: {message}")]
     NotPermitted {
-        /// What was tried or what the kernel said.
+        /// What was tried or what the kernel said, and what it needs.
         message: String,
     },
     /// The kernel has no such kind of object or no such attribute.
@@ -90,6 +91,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// What is refused to whom lacks the right over the namespace. `message` is what the kernel said.
+    pub fn lacks_net_admin(message: impl std::fmt::Display) -> Self {
+        Self::NotPermitted {
+            message: format!("{message}; CAP_NET_ADMIN in the network namespace is needed"),
+        }
+    }
+
     /// Whether the same call may succeed later without anybody's doing.
     pub const fn is_transient(&self) -> bool {
         matches!(
@@ -232,6 +240,9 @@ pub struct Features {
     pub offloads: bool,
     /// TUN devices can be made (`/dev/net/tun` is there and may be opened).
     pub tun: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tun_fault: Option<TunFault>,
     /// Packet paths run here: objects of kind tunnel can be made. No system kernel has them by
     /// itself; whoever wraps one and adds them says so.
     pub tunnels: bool,
@@ -254,6 +265,7 @@ impl Features {
             sysctls: true,
             offloads: true,
             tun: true,
+            tun_fault: None,
             tunnels: true,
             forwarding_v4: Some(true),
             forwarding_v6: Some(true),

@@ -232,6 +232,8 @@ async fn preflight_says_what_is_missing_and_how_to_mend_it() {
     assert!(report.ok());
     let mut features = flannel_core::Features::all();
     features.net_admin = false;
+    (features.vxlan, features.tun) = (false, false);
+    features.tun_fault = Some(flannel_core::TunFault::NoRight);
     features.forwarding_v4 = Some(false);
     kernel.set_features(features);
     let report = builder("a", &manager, &kernel)
@@ -245,7 +247,11 @@ async fn preflight_says_what_is_missing_and_how_to_mend_it() {
         .filter(|c| c.ok == Some(false))
         .map(|c| c.name)
         .collect();
-    assert_eq!(missing, ["net-admin", "forwarding-v4"]);
+    assert_eq!(missing, ["net-admin", "vxlan", "tun", "forwarding-v4"]);
+    // Where the right is missing, no module is to blame.
+    let blamed = report.checks.iter().filter(|c| c.ok == Some(false));
+    let blamed = blamed.filter(|c| c.fix.contains("modprobe")).count();
+    assert_eq!(blamed, 0, "{report:?}");
     let fix = report
         .checks
         .iter()

@@ -1,6 +1,6 @@
 //! What is allowed and present, found out without changing anything.
 
-use flannel_core::Features;
+use flannel_core::{Features, TunFault};
 use nix::errno::Errno;
 
 use crate::error::Failure;
@@ -35,7 +35,11 @@ pub(crate) fn probe(worker: &mut Worker) -> Result<Features, Failure> {
     features.nexthops = nexthops;
     features.ipv6 = sysctl::flag("/proc/sys/net/ipv6/conf/all/disable_ipv6") == Some(false);
     features.sysctls = sysctl::writable();
-    features.tun = net_admin && tun::available();
+    features.tun_fault = match net_admin {
+        true => tun::fault(),
+        false => Some(TunFault::NoRight),
+    };
+    features.tun = features.tun_fault.is_none();
     features.tunnels = false;
     features.offloads = worker.ethtool.family()?.is_some();
     features.forwarding_v4 = sysctl::flag("/proc/sys/net/ipv4/ip_forward");

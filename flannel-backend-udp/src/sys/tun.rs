@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
-use flannel_core::IfName;
+use flannel_core::{IfName, TunFault};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
@@ -51,7 +51,8 @@ fn try_attach(device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open("/dev/net/tun")?
+        .open("/dev/net/tun")
+        .map_err(|error| explained(&error))?
         .into();
     let mut flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
     if vnet {
@@ -76,6 +77,17 @@ fn try_attach(device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
         set_flags(file.as_fd(), 0);
     }
     Ok(file)
+}
+
+/// That the file cannot be opened says nothing of the device: not that there is none, above all.
+fn explained(error: &io::Error) -> io::Error {
+    let fault = TunFault::of(error);
+    let kind = match fault {
+        fault if fault.is_permission() => io::ErrorKind::PermissionDenied,
+        TunFault::NoFile | TunFault::NoDriver => io::ErrorKind::Unsupported,
+        _ => error.kind(),
+    };
+    io::Error::new(kind, format!("{error}: {fault}"))
 }
 
 /// The device that a queue is of, and whether its packets have headers.

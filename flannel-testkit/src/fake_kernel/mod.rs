@@ -455,9 +455,11 @@ impl State {
 
     fn apply_one(&mut self, op: &Op, failed: &BTreeMap<ObjectKey, ObjectKey>) -> Result<()> {
         if !self.features.net_admin {
-            return Err(Error::NotPermitted {
-                message: format!("{} {}", op.verb(), op.key()),
-            });
+            return Err(Error::lacks_net_admin(format_args!(
+                "{} {}",
+                op.verb(),
+                op.key()
+            )));
         }
         if !matches!(op, Op::Delete(_))
             && let Some(cause) = op.object().needs().iter().find_map(|key| failed.get(key))

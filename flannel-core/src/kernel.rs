@@ -250,6 +250,10 @@ pub struct Features {
     pub forwarding_v4: Option<bool>,
     /// The same for IPv6 (`net.ipv6.conf.all.forwarding`).
     pub forwarding_v6: Option<bool>,
+    /// What tells the namespace from every other one that ever was, as long as it is there: of an index
+    /// of a device it then says whose it is. `None`: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
     /// The kernel's release, such as `6.1.0-18-amd64`.
     pub release: String,
 }
@@ -269,6 +273,7 @@ impl Features {
             tunnels: true,
             forwarding_v4: Some(true),
             forwarding_v6: Some(true),
+            namespace: None,
             release: "fake".to_owned(),
         }
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lease::Lease;
 use crate::node::InstanceId;
+use crate::reconcile::known::KnownLink;
 use crate::subnet::Subnet;
 
 /// The memory of a node: its last lease and config, and which machine it is.
@@ -27,6 +28,12 @@ pub struct SavedState {
     /// The machine: made once, and what a restart is known by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,
+    /// The overlay's devices, to be known again though somebody took their mark meanwhile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<KnownLink>,
+    /// The namespace that they were in ([`Features::namespace`](crate::Features::namespace)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
 }
 
 /// A place for [`SavedState`].

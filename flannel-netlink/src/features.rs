@@ -1,5 +1,7 @@
 //! What is allowed and present, found out without changing anything.
 
+use std::os::unix::fs::MetadataExt;
+
 use flannel_core::{Features, TunFault};
 use nix::errno::Errno;
 
@@ -44,10 +46,18 @@ pub(crate) fn probe(worker: &mut Worker) -> Result<Features, Failure> {
     features.offloads = worker.ethtool.family()?.is_some();
     features.forwarding_v4 = sysctl::flag("/proc/sys/net/ipv4/ip_forward");
     features.forwarding_v6 = sysctl::flag("/proc/sys/net/ipv6/conf/all/forwarding");
+    features.namespace = namespace();
     features.release = std::fs::read_to_string("/proc/sys/kernel/osrelease")
         .map(|text| text.trim().to_owned())
         .unwrap_or_default();
     Ok(features)
+}
+
+/// Names the namespace of this thread: the boot, and the file that stands for it (namespaces(7)).
+fn namespace() -> Option<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let file = std::fs::metadata("/proc/thread-self/ns/net").ok()?;
+    Some(format!("{}/{}:{}", boot.trim(), file.dev(), file.ino()))
 }
 
 /// The kernel's number as an answer, not a failure.

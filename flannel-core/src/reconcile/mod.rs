@@ -4,6 +4,7 @@
 mod copy;
 pub mod desired;
 pub(crate) mod engine;
+pub mod known;
 mod own_claim;
 pub mod ownership;
 pub mod plan;

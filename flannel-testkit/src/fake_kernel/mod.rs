@@ -234,6 +234,14 @@ impl FakeKernel {
         self.set_link_up(dev, false);
     }
 
+    /// Gives a device another alias or none, as `ip link set DEV alias` does. No such device: changes
+    /// nothing.
+    pub fn set_alias(&self, dev: IfName, alias: Option<&str>) {
+        let mut state = self.state();
+        state.host.set_alias(dev, alias);
+        state.tell();
+    }
+
     /// Deletes a device with all on it. No such device: changes nothing.
     pub fn delete_link(&self, dev: IfName) {
         let mut state = self.state();

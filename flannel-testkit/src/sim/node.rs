@@ -18,6 +18,7 @@ use super::action::StateFault;
 use super::io::{Batch, Io};
 use super::judge::Judge;
 use super::link::Link;
+use super::strangers::Taken;
 use crate::fake_kernel::{FakeKernel, FaultKind};
 
 /// A node. What a crash leaves is here; what it takes is in [`Process`].
@@ -45,6 +46,8 @@ pub(super) struct Node {
     /// The faults given to the kernel, with the kinds of their actions.
     pub(super) faults: Vec<(FaultKind, String)>,
     pub(super) refused: Vec<ObjectKey>,
+    /// The device of ours whose place somebody took last.
+    pub(super) taken: Option<Taken>,
     pub(super) latency: Arc<Latency>,
 }
 

@@ -96,6 +96,7 @@ impl World {
         let config = self.config.clone();
         self.tamper(Tamper::Config(config));
         self.make_room();
+        self.end_takings().await;
     }
 
     /// Sees to it that whoever has no lease can have one: where the pool is too full for that, somebody

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use flannel_core::{
@@ -39,6 +40,8 @@ pub(super) struct World {
     /// The config in force, and the one of the backup.
     pub(super) config: NetworkConfig,
     pub(super) backup: Option<NetworkConfig>,
+    /// How often a config was written, or deleted.
+    pub(super) config_writes: AtomicU64,
     /// Keys that others wrote or deleted records under.
     pub(super) written: BTreeSet<LeaseKey>,
     /// Nodes whose lease others may have taken away, and who may not know it yet.
@@ -85,6 +88,7 @@ impl World {
             nodes: Vec::new(),
             config,
             backup: None,
+            config_writes: AtomicU64::new(0),
             written: BTreeSet::new(),
             misled: BTreeSet::new(),
             counts: BTreeMap::new(),
@@ -100,7 +104,7 @@ impl World {
             world.nodes.push(Node {
                 id,
                 number,
-                kernel: hardware::machine(number, 0),
+                kernel: hardware::machine(number, 0, 0),
                 disk: Arc::new(Disk::default()),
                 clock: Arc::new(NodeClock::new()),
                 link: Arc::new(Link::default()),
@@ -113,6 +117,7 @@ impl World {
                 forgetful: false,
                 faults: Vec::new(),
                 refused: Vec::new(),
+                taken: None,
                 latency: Arc::new(Latency::default()),
             });
             world.furnish(at);
@@ -199,9 +204,10 @@ impl World {
             NodeAction::Reboot => {
                 self.kill(at).await;
                 let node = &mut self.nodes[at];
-                node.kernel = hardware::machine(node.number, node.address);
+                node.kernel = hardware::machine(node.number, node.address, node.starts + 1);
                 node.faults.clear();
                 node.refused.clear();
+                node.taken = None;
                 node.unplugged = false;
                 node.frozen = false;
                 node.link.freeze(false);
@@ -544,6 +550,12 @@ impl World {
     }
 
     pub(super) fn tamper(&self, tamper: Tamper) -> bool {
+        let is_config = matches!(
+            tamper,
+            Tamper::Config(_) | Tamper::BadConfig | Tamper::NoConfig | Tamper::Restore
+        );
+        self.config_writes
+            .fetch_add(is_config.into(), Ordering::Relaxed);
         self.cluster.tamper(tamper)
     }
 }

@@ -135,7 +135,10 @@ impl Engine {
             return;
         }
         match self.parts.kernel.features().await {
-            Ok(features) => self.features = Some(features),
+            Ok(features) => {
+                self.features = Some(features);
+                self.remember_devices();
+            }
             Err(error) => {
                 self.features_failures += 1;
                 let wait = self
@@ -159,6 +162,7 @@ impl Engine {
             protocol: self.parts.options.protocol,
             networks: self.networks.clone(),
             adopt_flannel: self.parts.options.adopt_flannel,
+            known: self.known.clone(),
         }
     }
 

@@ -7,6 +7,7 @@
 mod burst;
 mod config;
 mod data_path;
+mod known;
 mod local;
 mod report;
 mod store;
@@ -38,6 +39,7 @@ use crate::manager;
 use crate::node::InstanceId;
 use crate::overlay::{Error, Parts};
 use crate::reconcile::desired::Compiler;
+use crate::reconcile::known::KnownLink;
 use crate::reconcile::plan::Plan;
 use crate::reconcile::reconciler::Reconciler;
 use crate::state::SavedState;
@@ -95,6 +97,8 @@ pub(crate) struct Engine {
     started: Moment,
 
     features: Option<Features>,
+    /// Devices that are ours whatever becomes of their alias.
+    known: Vec<KnownLink>,
     features_at: Moment,
     features_failures: u32,
     config: Option<Arc<NetworkConfig>>,
@@ -188,6 +192,7 @@ impl Engine {
             store_is_down: false,
             started: now,
             features: None,
+            known: Vec::new(),
             features_at: now,
             features_failures: 0,
             config: None,
@@ -343,6 +348,7 @@ impl Engine {
         for _ in 0..ROUNDS {
             let desired = self.compiler.desired();
             self.reconciler.read_if_due(desired, &ownership).await;
+            self.know_devices();
             self.follow_host();
             self.find_attrs();
             self.register().await;
@@ -360,6 +366,9 @@ impl Engine {
         self.start_call();
         self.open_watch();
         self.run_data_path();
+        if self.known != self.saved.devices {
+            self.save().await;
+        }
         self.publish();
         for done in self.resyncs.drain(..) {
             done.send(()).ok();

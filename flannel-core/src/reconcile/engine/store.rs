@@ -109,6 +109,11 @@ impl Engine {
         let Some(state) = &self.parts.state else {
             return;
         };
+        // Before the kernel was asked, what an earlier run knew is neither confirmed nor wrong.
+        let (devices, namespace) = match &self.features {
+            Some(features) => (self.known.clone(), features.namespace.clone()),
+            None => (self.saved.devices.clone(), self.saved.namespace.clone()),
+        };
         let saved = SavedState {
             lease: self
                 .lease
@@ -121,6 +126,8 @@ impl Engine {
             },
             networks: self.networks.clone(),
             instance: Some(self.instance),
+            devices,
+            namespace,
         };
         if saved != self.saved {
             if let Err(error) = state.save(&saved).await {

@@ -123,8 +123,9 @@ pub use flannel_core::{
 
 // The handle.
 pub use flannel_core::{
-    Check, Condition, ConditionStatus, ConditionType, Error, FailingObject, LeaseStatus, Overlay,
-    OverlayBuilder, OverlayEvent, PathFault, PeerTraffic, Preflight, RejectedPeer, Status, Traffic,
+    Check, Condition, ConditionStatus, ConditionType, Error, FailingObject, LeaseStatus, Listed,
+    Overlay, OverlayBuilder, OverlayEvent, PathFault, PeerTraffic, Preflight, RejectedPeer, Status,
+    Traffic,
 };
 
 // The seams.

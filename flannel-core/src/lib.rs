@@ -21,6 +21,7 @@ pub mod kernel;
 mod lease;
 mod lease_json;
 mod lease_set;
+mod listed;
 pub mod manager;
 mod memory;
 pub mod mtu;
@@ -59,6 +60,7 @@ pub use lease_set::{
     Applied, Deletes, Held, HeldReason, HostAddresses, LeaseDelta, LeaseSet, Own, OwnChange, Peer,
     Peers, WithdrawalGuard,
 };
+pub use listed::Listed;
 pub use manager::{Capabilities, LeaseRequest, Manager};
 pub use memory::{MemoryManager, MemoryState};
 pub use node::{InstanceId, NameError, NodeId, OverlayName};

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use flannel_core::kernel::Result;
+use flannel_core::reconcile::known::KnownLink;
 use flannel_core::{
-    ChangeStream, Clock, DualStack, Features, Kernel, Moment, NodeId, ObjectKey, Objects, Observed,
-    Op, Overlay, OverlayEvent, PathFault, SavedState, Scope, StateStore, Subnet, TokioClock,
+    ChangeStream, Clock, DualStack, Features, IfName, Kernel, Moment, NodeId, ObjectKey, Objects,
+    Observed, Op, Overlay, OverlayEvent, PathFault, SavedState, Scope, StateStore, Subnet,
+    TokioClock,
 };
 use tokio::sync::broadcast;
 
@@ -243,6 +245,12 @@ impl Disk {
     /// The faults that took effect.
     pub(super) fn take_felt(&self) -> Vec<StateFault> {
         std::mem::take(&mut self.state().felt)
+    }
+
+    /// Tells if the saved state names a device.
+    pub(super) fn knows(&self, dev: IfName) -> bool {
+        let is_it = |known: &KnownLink| known.link.name == dev;
+        matches!(&self.state().now, Content::State(saved) if saved.devices.iter().any(is_it))
     }
 
     /// The subnets of the lease that the saved state names, if it can be read.

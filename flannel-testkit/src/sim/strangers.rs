@@ -4,9 +4,10 @@ use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use flannel_core::reconcile::ownership::nexthop_id;
 use flannel_core::{
-    Family, IfName, Link, LinkKind, NetworkConfig, Nexthop, Object, ObjectKey, Op, OverlayName,
-    Route, RouteTarget, Vxlan,
+    Family, IfName, Link, LinkKind, NetworkConfig, Nexthop, Object, ObjectKey, Objects, Op,
+    OverlayName, Route, RouteProtocol, RouteTarget, Vxlan,
 };
 use tokio::time::Instant;
 
@@ -44,16 +45,11 @@ impl World {
     pub(super) fn unmark(&mut self, at: usize, n: u8) -> bool {
         let kernel = &self.nodes[at].kernel;
         let objects = kernel.objects();
-        let dev_of = |route: &Route| match &route.target {
-            RouteTarget::Gateway { dev, .. } | RouteTarget::Device(dev) => Some(*dev),
-            RouteTarget::Nexthop(id) => objects.get(&ObjectKey::Nexthop(*id))?.dev(),
-            _ => None,
-        };
         let mut all = ours(&objects);
         all.retain(|object| match object {
             Object::Link(_) | Object::Nexthop(_) => true,
             // Straight to a node leads the route of anybody.
-            Object::Route(route) => dev_of(route).is_some_and(|dev| dev != external()),
+            Object::Route(route) => dev_of(route, &objects).is_some_and(|dev| dev != external()),
             _ => false,
         });
         let Some(nth) = usize::from(n).checked_rem(all.len()) else {
@@ -195,18 +191,62 @@ impl World {
         }
     }
 
-    /// Somebody gives marks of devices back where no program can know them: it has lost its memory, or a
-    /// program that ran meanwhile has.
+    /// Somebody gives marks back where no program can know what bore them: its memory is lost or was
+    /// never written, or what it wants has changed while it did not run.
     pub(super) fn give_marks_back(&self, at: usize) {
         let node = &self.nodes[at];
-        if !node.forgetful {
-            return;
-        }
         let objects = node.kernel.objects();
         for dev in bare_devices(&objects) {
-            let alias = OverlayName::default().link_alias();
-            node.kernel.set_alias(dev, Some(&alias));
+            if node.forgetful || !node.disk.knows(dev) {
+                let alias = OverlayName::default().link_alias();
+                node.kernel.set_alias(dev, Some(&alias));
+            }
         }
+        if node.process.is_some() {
+            return;
+        }
+        let is_flannels = |dev: IfName| dev.as_str().starts_with("flannel");
+        for object in objects.values() {
+            let marked = match object {
+                Object::Route(route)
+                    if route.protocol == STATIC
+                        && dev_of(route, &objects).is_some_and(is_flannels) =>
+                {
+                    Object::Route(Route {
+                        protocol: RouteProtocol::OURS,
+                        ..route.clone()
+                    })
+                }
+                Object::Nexthop(nexthop) if nexthop.protocol == STATIC && has_our_id(nexthop) => {
+                    Object::Nexthop(Nexthop {
+                        protocol: RouteProtocol::OURS,
+                        ..nexthop.clone()
+                    })
+                }
+                _ => continue,
+            };
+            node.kernel.external(&Op::Change(marked)).ok();
+        }
+    }
+}
+
+fn has_our_id(nexthop: &Nexthop) -> bool {
+    let name = OverlayName::default();
+    let Nexthop {
+        gateway,
+        dev,
+        onlink,
+        ..
+    } = *nexthop;
+    nexthop.id == nexthop_id(&name, gateway, dev, onlink)
+}
+
+/// The device that a route leads through at last.
+fn dev_of(route: &Route, objects: &Objects) -> Option<IfName> {
+    match &route.target {
+        RouteTarget::Gateway { dev, .. } | RouteTarget::Device(dev) => Some(*dev),
+        RouteTarget::Nexthop(id) => objects.get(&ObjectKey::Nexthop(*id))?.dev(),
+        _ => None,
     }
 }
 
@@ -216,7 +256,7 @@ pub(super) fn is_taken(object: &Object) -> bool {
 }
 
 /// Devices as overlays have them that do not bear a mark.
-fn bare_devices(objects: &flannel_core::Objects) -> Vec<IfName> {
+fn bare_devices(objects: &Objects) -> Vec<IfName> {
     let names = objects.keys().filter_map(|key| match key {
         ObjectKey::Link(dev) => Some(*dev),
         _ => None,

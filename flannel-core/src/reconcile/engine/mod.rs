@@ -8,6 +8,7 @@ mod burst;
 mod config;
 mod data_path;
 mod known;
+mod lists;
 mod local;
 mod report;
 mod store;
@@ -23,10 +24,11 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch as watch_channel};
 use tokio::task::JoinHandle;
 
 use self::burst::Burst;
+use self::lists::Lists;
 use self::local::{Inputs, ended_of};
 use self::store::{Call, LeaseState, answer_of};
 use self::watch::Watch;
-use crate::backend::{self, Backend, Network};
+use crate::backend::{self, Backend, Network, Note};
 use crate::backoff::Backoff;
 use crate::clock::{Moment, Rng};
 use crate::condition::{Condition, ConditionStatus, ConditionType, Conditions};
@@ -92,6 +94,8 @@ pub(crate) struct Engine {
     retry: Backoff,
 
     saved: SavedState,
+    /// What is told of a saved state that could not be read.
+    state_note: Option<Note>,
     /// Whether the saved lease and config may be used: the store has failed to answer.
     store_is_down: bool,
     started: Moment,
@@ -132,6 +136,7 @@ pub(crate) struct Engine {
     reconciler: Reconciler,
     ready: bool,
     working: bool,
+    lists: Lists,
 
     call: Option<Call>,
     call_at: Moment,
@@ -189,6 +194,7 @@ impl Engine {
             conditions: Conditions::new(now),
             retry: options.keeper.retry,
             saved: SavedState::default(),
+            state_note: None,
             store_is_down: false,
             started: now,
             features: None,
@@ -218,6 +224,7 @@ impl Engine {
             reconciler,
             ready: false,
             working: false,
+            lists: Lists::default(),
             call: None,
             call_at: now,
             call_failures: 0,
@@ -414,6 +421,7 @@ impl Engine {
             self.burst.due(),
             self.config_poll_at.filter(|_| self.call.is_none()),
             self.data_path_at,
+            self.lists.due,
             self.former.values().min().copied(),
         ]
         .into_iter()

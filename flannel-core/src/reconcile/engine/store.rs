@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::config::Refusal;
 use super::{Engine, NETWORKS, PATIENCE};
+use crate::backend::Note;
 use crate::clock::Moment;
 use crate::condition::ConditionType;
 use crate::config::{self, NetworkConfig};
@@ -98,7 +99,10 @@ impl Engine {
                 self.saved = saved;
             }
             Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "the saved state cannot be read"),
+            Err(error) => {
+                let kept = state.keep_aside().await;
+                self.state_note = Some(unread(&error, kept));
+            }
         }
         // Kept before anybody hears of it.
         self.save().await;
@@ -501,4 +505,20 @@ impl Engine {
         let delta = self.leases.set_own(own);
         self.peers_differ(&delta);
     }
+}
+
+/// What is told of a saved state that could not be read.
+fn unread(error: &std::io::Error, kept: std::io::Result<Option<String>>) -> Note {
+    let kept = match kept {
+        Ok(Some(place)) => format!("it is kept as {place}"),
+        Ok(None) => "it is written over".to_owned(),
+        Err(error) => format!("it cannot be kept ({error}) and is written over"),
+    };
+    let text = format!(
+        "the saved state cannot be read ({error}): this node starts without its memory, as a new machine \
+         unless its instance id is given; {kept}"
+    );
+    tracing::warn!("{text}");
+    let topic = "saved-state".to_owned();
+    Note { topic, text }
 }

@@ -540,7 +540,7 @@ async fn the_marker_of_whoever_has_the_former_id_now_stays() {
     let theirs = others(&world);
     world
         .store
-        .put_for(&marker(&world), theirs.as_str(), 3600 * SECOND);
+        .put_for(marker(&world), theirs.as_str(), 3600 * SECOND);
     let (_renamed, now) = Machine::joined(&world, "a", &of_machine("web.example.org", "a")).await;
     assert_eq!(now.key, lease.key);
     assert!(is_there(&world));
@@ -558,7 +558,7 @@ async fn the_marker_of_whoever_has_the_former_id_now_stays() {
         };
         world
             .store
-            .put_for(&marker(&world), named.as_str(), 3600 * SECOND);
+            .put_for(marker(&world), named.as_str(), 3600 * SECOND);
         world
             .store
             .put_for(&key, value.expect("a value"), 3600 * SECOND);

@@ -57,7 +57,7 @@ impl World {
         };
         match all.swap_remove(nth) {
             Object::Link(link) => {
-                let alias = (n % 3 == 0).then_some("somebody's");
+                let alias = n.is_multiple_of(3).then_some("somebody's");
                 kernel.set_alias(link.name, alias);
                 true
             }

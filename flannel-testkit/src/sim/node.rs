@@ -10,9 +10,9 @@ use async_trait::async_trait;
 use flannel_core::kernel::Result;
 use flannel_core::reconcile::known::KnownLink;
 use flannel_core::{
-    ChangeStream, Clock, DualStack, Features, IfName, Kernel, Moment, NodeId, ObjectKey, Objects,
-    Observed, Op, Overlay, OverlayEvent, PathFault, SavedState, Scope, StateStore, Subnet,
-    TokioClock,
+    ChangeStream, Clock, DualStack, Features, IfName, Kernel, Moment, NetworkConfig, NodeId,
+    ObjectKey, Objects, Observed, Op, Overlay, OverlayEvent, PathFault, SavedState, Scope,
+    StateStore, Subnet, TokioClock,
 };
 use tokio::sync::broadcast;
 
@@ -50,6 +50,8 @@ pub(super) struct Node {
     pub(super) refused: Vec<ObjectKey>,
     /// The device of ours whose place somebody took last.
     pub(super) taken: Option<Taken>,
+    /// A device that it lacked for long while it said that it works, and the config then.
+    pub(super) lacked: Option<(IfName, NetworkConfig)>,
     pub(super) latency: Arc<Latency>,
 }
 

@@ -167,6 +167,7 @@ impl World {
 
     /// Everything is as it should be: nobody doubts any more.
     fn finish(&mut self) {
+        self.check_lacked();
         for at in 0..self.nodes.len() {
             self.judge.trust(at);
         }

@@ -186,8 +186,25 @@ impl World {
         let is_there = link(&node.kernel.objects(), taken.name)
             .is_some_and(|link| link.alias.as_deref() != Some(PLACE_TAKEN));
         if knows && !is_there && status.working {
-            let what = format!("it says that it works without {}", taken.name);
-            self.judge.broken(Invariant::TellsTheTruth, Some(at), what);
+            self.nodes[at].lacked = Some((taken.name, self.config.clone()));
+        }
+    }
+
+    /// Judges, when everything is as it should be, what nodes said while they lacked a device: if it is
+    /// there again, they needed it.
+    pub(super) fn check_lacked(&mut self) {
+        let alias = OverlayName::default().link_alias();
+        for at in 0..self.nodes.len() {
+            let node = &mut self.nodes[at];
+            let Some((name, config)) = node.lacked.take() else {
+                continue;
+            };
+            let is_ours = link(&node.kernel.objects(), name)
+                .is_some_and(|link| link.alias.as_deref() == Some(alias.as_str()));
+            if is_ours && config == self.config {
+                let what = format!("it said that it works without {name}");
+                self.judge.broken(Invariant::TellsTheTruth, Some(at), what);
+            }
         }
     }
 

@@ -118,6 +118,7 @@ impl World {
                 faults: Vec::new(),
                 refused: Vec::new(),
                 taken: None,
+                lacked: None,
                 latency: Arc::new(Latency::default()),
             });
             world.furnish(at);

@@ -117,6 +117,7 @@ async fn work_out(
         protocol: RouteProtocol::OURS,
         networks: networks.clone(),
         adopt_flannel: true,
+        known: Vec::new(),
     };
     let alias = overlay.link_alias();
     let ours: BTreeSet<IfName> = observed

@@ -123,8 +123,9 @@ pub use flannel_core::{
 
 // The handle.
 pub use flannel_core::{
-    Check, Condition, ConditionStatus, ConditionType, Error, FailingObject, LeaseStatus, Overlay,
-    OverlayBuilder, OverlayEvent, PeerTraffic, Preflight, RejectedPeer, Status, Traffic,
+    Check, Condition, ConditionStatus, ConditionType, Error, FailingObject, LeaseStatus, Listed,
+    Overlay, OverlayBuilder, OverlayEvent, PathFault, PeerTraffic, Preflight, RejectedPeer, Status,
+    Traffic,
 };
 
 // The seams.
@@ -147,8 +148,8 @@ pub use flannel_core::{
     Address, AddressInfo, Change, ChangeStream, External, Fdb, Features, Gateways, Hop, IfName,
     Interface, Link, LinkInfo, LinkKind, MAIN_TABLE, MacAddr, MacError, Neighbour, Nexthop,
     NodeContext, Note, Object, ObjectKey, Objects, Observed, Offload, Op, Reach, Route, RoutePath,
-    RouteProtocol, RouteTarget, Scope, Sysctl, Tun, Tunnel, TunnelPeer, Underlay, UnderlayOptions,
-    Vxlan,
+    RouteProtocol, RouteTarget, Scope, Sysctl, Tun, TunFault, Tunnel, TunnelPeer, Underlay,
+    UnderlayOptions, Vxlan,
 };
 
 // Time and chance as parameters.

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use flannel_core::backend::{Error, PerFamily, Result, check_lease};
 use flannel_core::{
     Backend, BackendType, DualStack, Gateways, IfName, Lease, LeaseAttrs, Network, NodeContext,
-    Note, mtu,
+    Note, TunFault, mtu,
 };
 
 use crate::config::UdpConfig;
@@ -104,15 +104,15 @@ impl Backend for UdpBackend {
 /// goes over to this backend leaves a node alone that cannot follow.
 fn check_features(cx: &NodeContext<'_>) -> Result<()> {
     let lacks = if !cx.features.tun {
-        "TUN devices: the module tun, and in a container the device /dev/net/tun, are needed"
+        let fault = cx.features.tun_fault.unwrap_or(TunFault::Other);
+        format!("TUN devices: {fault}")
     } else if !cx.features.tunnels {
         "packet paths: give the overlay a kernel inside of `flannel_backend_udp::WithTunnels`"
+            .to_owned()
     } else {
         return Ok(());
     };
-    Err(Error::Unsupported {
-        what: lacks.to_owned(),
-    })
+    Err(Error::Unsupported { what: lacks })
 }
 
 /// Our ends of the tunnel, one for each family of the config.

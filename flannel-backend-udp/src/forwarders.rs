@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use flannel_core::kernel::{self, Result};
-use flannel_core::{Change, ChangeStream, IfName, Note, Traffic, Tunnel};
+use flannel_core::{Change, ChangeStream, IfName, Note, PathFault, Traffic, Tunnel};
 use futures_core::Stream;
 use tokio::sync::mpsc;
 
@@ -256,7 +256,9 @@ impl Shared {
 impl Entry {
     fn runs(&self) -> bool {
         // In this order: a loss is told before the forwarder takes the device that came instead.
-        self.forwarder.is_attached() && !self.lost.load(Ordering::Acquire)
+        self.forwarder.is_alive()
+            && self.forwarder.is_attached()
+            && !self.lost.load(Ordering::Acquire)
     }
 }
 
@@ -335,6 +337,16 @@ impl PacketPath for Forwarders {
         traffic.collect()
     }
 
+    fn faults(&self) -> Vec<PathFault> {
+        let all = self.shared.all();
+        let faults = all.iter().filter_map(|(dev, entry)| {
+            let health = entry.forwarder.health();
+            let problem = health.problem.unwrap_or_default();
+            (!health.is_running).then_some(PathFault { dev: *dev, problem })
+        });
+        faults.collect()
+    }
+
     fn notes(&self) -> Vec<Note> {
         let mut notes = Vec::new();
         let mut note = |text: String| {
@@ -348,9 +360,6 @@ impl PacketPath for Forwarders {
                 note(format!("{dev}: {text}"));
             }
             let health = entry.forwarder.health();
-            if let Some(problem) = health.problem {
-                note(format!("{dev}: {problem}"));
-            }
             if health.restarts > 0 {
                 note(format!(
                     "{dev}: threads were replaced {} times",
@@ -386,9 +395,14 @@ fn nowhere(dev: IfName) -> kernel::Error {
 fn meaning(error: Error) -> kernel::Error {
     let text = flannel_core::error_chain(&error);
     let of_system = |source: &io::Error| match source.kind() {
-        io::ErrorKind::PermissionDenied => kernel::Error::NotPermitted {
-            message: text.clone(),
-        },
+        // What is ours is explained; what the system says is about the device or the port.
+        io::ErrorKind::PermissionDenied if source.raw_os_error().is_none() => {
+            kernel::Error::NotPermitted {
+                message: text.clone(),
+            }
+        }
+        io::ErrorKind::PermissionDenied => kernel::Error::lacks_net_admin(&text),
+        io::ErrorKind::Unsupported => kernel::Error::Unsupported { what: text.clone() },
         io::ErrorKind::AddrInUse
         | io::ErrorKind::AddrNotAvailable
         | io::ErrorKind::ResourceBusy

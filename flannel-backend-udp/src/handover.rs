@@ -4,7 +4,8 @@
 //! one looks at all of it and says that it is ready; the old one stops between two batches and says
 //! so; the new one begins. In between packets wait: outbound in the device, inbound in the sockets'
 //! buffers. Whichever process fails, the other goes on: the old one takes up its work again unless
-//! the new one has said that it runs, and the new one begins when the old one is gone.
+//! the new one has said that it runs, and the new one begins when the old one is gone. What is not
+//! what it should be, or is of another network namespace, the new one refuses, with the reason.
 //!
 //! ```text
 //! old                                    new
@@ -28,7 +29,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flannel_core::{DualStack, Family, Subnet, Tunnel};
+use flannel_core::{DualStack, Family, IfName, Subnet, Tunnel};
 use serde::{Deserialize, Serialize};
 
 use crate::forward::{Error, Forwarder, Opened, Queues, Socket, Watch, check};
@@ -45,12 +46,16 @@ const VERSION: u16 = 2;
 const HEAD: usize = 16;
 /// More than a million peers.
 const MAX_BODY: u32 = 128 << 20;
+/// The most bytes of a reason.
+const REASON: usize = 1024;
 /// How long one side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 const READY: u8 = 1;
 const GO: u8 = 2;
 const RUNNING: u8 = 3;
+/// In the place of `READY`: two bytes of length and the reason follow.
+const REFUSED: u8 = 4;
 
 /// Why a forwarder did not go from one process to another.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +81,22 @@ pub enum HandoverError {
     #[error("what was offered is wrong: {reason}")]
     Offer {
         /// What is wrong.
+        reason: String,
+    },
+    /// The device that was offered is in another network namespace than the one that is served here: a
+    /// node was started anew in another one, say.
+    #[error(
+        "the TUN device {dev} that was offered is in another network namespace than this process \
+         serves: it stays with the other process"
+    )]
+    Namespace {
+        /// The device.
+        dev: IfName,
+    },
+    /// The other process does not take what was offered.
+    #[error("the other process refuses: {reason}")]
+    Refused {
+        /// Why, in its words.
         reason: String,
     },
     /// The device is gone, so there is nothing to hand over.
@@ -177,7 +198,13 @@ impl Forwarder {
         if fds.len() != usize::from(head.descriptors) {
             return Err(wrong("descriptors are missing"));
         }
-        let opened = judge(&body, fds)?;
+        let opened = match judge(&body, fds, &*sockets) {
+            Ok(opened) => opened,
+            Err(error) => {
+                refuse(stream, &error);
+                return Err(error);
+            }
+        };
         let mut peers = TableBuilder::new();
         for (subnet, endpoint) in body.peers {
             peers.insert(subnet, endpoint);
@@ -201,8 +228,8 @@ impl Forwarder {
     }
 }
 
-/// Whether the descriptors are those that the description speaks of.
-fn judge(body: &Body, fds: Vec<OwnedFd>) -> Result<Opened, HandoverError> {
+/// Whether the descriptors are those that the description speaks of, and of the namespace that we serve.
+fn judge(body: &Body, fds: Vec<OwnedFd>, here: &dyn Sockets) -> Result<Opened, HandoverError> {
     check(&body.tunnel, &body.options).map_err(HandoverError::Forwarder)?;
     let workers = usize::from(body.options.workers);
     let mut fds = fds.into_iter();
@@ -213,6 +240,17 @@ fn judge(body: &Body, fds: Vec<OwnedFd>) -> Result<Opened, HandoverError> {
         .all(|queue| descriptors::is_queue_of(queue.as_fd(), &body.tunnel.dev, vnet));
     if queues.len() != workers || !are_queues {
         return Err(wrong("a descriptor is no queue of the device"));
+    }
+    if let Ok(here) = here.namespace() {
+        let is_elsewhere = |queue: &OwnedFd| match here.holds_device_of(queue.as_fd()) {
+            Ok(is_here) => !is_here,
+            // Who may change this namespace is told of what is in it. Other errors: before Linux 5.2.
+            Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
+        };
+        if queues.iter().any(is_elsewhere) {
+            let dev = body.tunnel.dev;
+            return Err(HandoverError::Namespace { dev });
+        }
     }
     let mut sockets = Vec::new();
     for _ in 0..workers {
@@ -292,10 +330,38 @@ fn set_patience(stream: &UnixStream) -> Result<(), HandoverError> {
 fn expect(mut stream: &UnixStream, word: u8, what: &'static str) -> Result<(), HandoverError> {
     let mut heard = [0];
     stream.read_exact(&mut heard).map_err(failed(what))?;
-    match heard[0] == word {
-        true => Ok(()),
-        false => Err(wrong("a word out of turn")),
+    match heard[0] {
+        heard if heard == word => Ok(()),
+        REFUSED if word == READY => Err(refusal(stream)),
+        _ => Err(wrong("a word out of turn")),
     }
+}
+
+/// Says why an offer is not taken. Whoever does not hear it sees the stream end.
+fn refuse(mut stream: &UnixStream, error: &HandoverError) {
+    let mut reason = flannel_core::error_chain(error);
+    while reason.len() > REASON {
+        reason.pop();
+    }
+    let mut said = vec![REFUSED];
+    said.extend((reason.len() as u16).to_be_bytes());
+    said.extend(reason.into_bytes());
+    let _ = stream.write_all(&said);
+}
+
+/// Hears why an offer is not taken.
+fn refusal(mut stream: &UnixStream) -> HandoverError {
+    let mut len = [0; 2];
+    let mut reason = Vec::new();
+    let heard = stream.read_exact(&mut len).and_then(|()| {
+        let len = usize::from(u16::from_be_bytes(len)).min(REASON);
+        Read::take(stream, len as u64).read_to_end(&mut reason)
+    });
+    let reason = match heard {
+        Ok(_) => String::from_utf8_lossy(&reason).into_owned(),
+        Err(_) => "it does not say why".to_owned(),
+    };
+    HandoverError::Refused { reason }
 }
 
 fn failed(what: &'static str) -> impl Fn(io::Error) -> HandoverError {

@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use flannel_core::kernel::Result;
 use flannel_core::{
     ChangeStream, Claim, Clock, Features, HostFacts, IfName, Kernel, Note, Object, ObjectKey,
-    Objects, Observed, Op, OverlayName, Questions, Scope, Subnet, Traffic, Tunnel, TunnelPeer,
+    Objects, Observed, Op, OverlayName, PathFault, Questions, Scope, Subnet, Traffic, Tunnel,
+    TunnelPeer,
 };
 use tokio::sync::Mutex;
 
@@ -83,6 +84,12 @@ pub trait PacketPath: Debug + Send + Sync + 'static {
 
     /// What the packet paths that run have counted.
     fn traffic(&self) -> Vec<Traffic> {
+        Vec::new()
+    }
+
+    /// The packet paths that are there and carry nothing at the moment, with the reason. A change of
+    /// these is hinted at.
+    fn faults(&self) -> Vec<PathFault> {
         Vec::new()
     }
 
@@ -230,6 +237,12 @@ impl<K: Kernel> Kernel for WithTunnels<K> {
         let mut traffic = self.inner.traffic();
         traffic.extend(self.path.traffic());
         traffic
+    }
+
+    fn path_faults(&self) -> Vec<PathFault> {
+        let mut faults = self.inner.path_faults();
+        faults.extend(self.path.faults());
+        faults
     }
 
     fn notes(&self) -> Vec<Note> {

@@ -83,6 +83,7 @@ mod forward;
 mod forwarders;
 mod handover;
 mod kernel;
+mod namespace;
 mod network;
 mod options;
 pub mod packet;
@@ -97,5 +98,6 @@ pub use forward::{Capabilities, Error, Failure, Forwarder, Health, Report, Watch
 pub use forwarders::Forwarders;
 pub use handover::HandoverError;
 pub use kernel::{PacketPath, Peers, Running, WithTunnels};
+pub use namespace::NamespaceId;
 pub use options::{Options, Threads};
 pub use sockets::{InNamespace, Sockets, UdpOptions};

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -10,6 +11,7 @@ use std::thread;
 use flannel_core::IfName;
 use nix::sched::{CloneFlags, setns};
 
+use crate::namespace::NamespaceId;
 use crate::sys;
 
 /// Opens what a forwarder works on. What is opened belongs to a network namespace for good, so
@@ -49,6 +51,16 @@ pub trait Sockets: fmt::Debug + Send + Sync {
     ///
     /// What the system said.
     fn path_mtu(&self, to: SocketAddr) -> io::Result<u32>;
+
+    /// The namespace that all this is opened in: a device that is in another one is none of this
+    /// overlay's, though a queue of it is open here.
+    ///
+    /// # Errors
+    ///
+    /// It is not known; then every device that is offered is taken.
+    fn namespace(&self) -> io::Result<NamespaceId> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// What a socket is asked for.
@@ -114,5 +126,13 @@ impl Sockets for InNamespace {
 
     fn path_mtu(&self, to: SocketAddr) -> io::Result<u32> {
         self.run(|| sys::path_mtu(to))
+    }
+
+    fn namespace(&self) -> io::Result<NamespaceId> {
+        let file = match &self.namespace {
+            Some(namespace) => File::from(namespace.try_clone()?).metadata()?,
+            None => fs::metadata("/proc/thread-self/ns/net")?,
+        };
+        Ok(NamespaceId::of(&file))
     }
 }

@@ -159,3 +159,30 @@ async fn what_a_packet_path_tells_and_counts_is_in_the_status() {
     let watched = a.watch_status().borrow().traffic.clone();
     assert_eq!(watched, [], "it would change with every packet");
 }
+
+/// The kernel has all that it should have, and yet no packet passes: that is no node at work.
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_packet_path_carries_nothing_does_not_work_and_says_why() {
+    let manager = MemoryManager::new(config(UDP));
+    let kernel = FakeKernel::node(1);
+    let a = start("a", &manager, &kernel).await;
+    settle(&a).await;
+    assert!(a.status().working);
+    // That of a device which is none of ours says nothing of us.
+    let other = IfName::new("flannel7").expect("a name");
+    kernel.set_path_fault(other, Some("it is somebody else's"));
+    settle(&a).await;
+    assert!(a.status().working);
+    kernel.set_path_fault(device(), Some("a socket gave EIO"));
+    settle(&a).await;
+    let status = a.status();
+    assert!(status.ready && !status.working, "{:?}", status.conditions);
+    let condition = status.obstacle().expect("a reason");
+    assert_eq!(condition.kind, ConditionType::DataPath);
+    assert_eq!(condition.reason, "Broken");
+    assert!(condition.message.contains("flannel0"), "{condition:?}");
+    assert!(condition.message.contains("EIO"), "{condition:?}");
+    kernel.set_path_fault(device(), None);
+    settle(&a).await;
+    assert!(a.status().working, "{:?}", a.status().conditions);
+}

@@ -8,7 +8,7 @@ use flannel_core::backend::Error;
 use flannel_core::wire::{lease_value, parse_lease_value};
 use flannel_core::{
     Backend, BackendType, Family, IfName, Lease, Network, NetworkConfig, Object, PoolMode,
-    Rejection, RouteTarget,
+    Rejection, RouteTarget, TunFault,
 };
 use flannel_testkit::conformance::backend::{Input, NodeFixture, all};
 
@@ -256,6 +256,23 @@ fn a_kernel_without_tun_or_packet_paths_is_refused_with_the_remedy() {
         .attrs(&node.cx())
         .expect_err("no TUN devices");
     assert!(error.to_string().contains("/dev/net/tun"), "{error}");
+    // What is forbidden is not mended by a module.
+    for (fault, remedy) in [
+        (TunFault::Forbidden, "--device"),
+        (TunFault::Mode, "chmod"),
+        (TunFault::NoRight, "CAP_NET_ADMIN"),
+        (TunFault::NoDriver, "modprobe tun"),
+    ] {
+        node.features.tun_fault = Some(fault);
+        let error = UdpBackend::new().attrs(&node.cx()).expect_err("none");
+        let error = error.to_string();
+        assert!(error.contains(remedy), "{error}");
+        assert_eq!(
+            error.contains("modprobe"),
+            fault == TunFault::NoDriver,
+            "{error}"
+        );
+    }
 }
 
 #[test]

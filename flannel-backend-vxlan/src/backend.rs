@@ -129,8 +129,12 @@ impl Backend for VxlanBackend {
     fn attrs<'a>(&self, cx: &NodeContext<'a>) -> Result<LeaseAttrs> {
         let config = VxlanConfig::from_network(cx.config)?;
         if !cx.features.vxlan {
+            let what = match cx.features.net_admin {
+                true => "VXLAN devices: load the module: modprobe vxlan",
+                false => "the right to make VXLAN devices: run with CAP_NET_ADMIN",
+            };
             return Err(Error::Unsupported {
-                what: "VXLAN devices".to_owned(),
+                what: what.to_owned(),
             });
         }
         self.devices(cx, &config)?;

@@ -86,6 +86,7 @@ fn world(peers: u32) -> World {
         protocol: RouteProtocol::OURS,
         networks: config.pools().values().map(|pool| pool.network()).collect(),
         adopt_flannel: true,
+        known: Vec::new(),
     };
     let observed = Observed {
         objects,

@@ -5,12 +5,13 @@
 mod common;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use flannel_backend_vxlan::VxlanData;
+use flannel_backend_vxlan::{VxlanBackend, VxlanData};
 use flannel_core::reconcile::desired::Compiler;
 use flannel_core::{
-    BackendType, DualStack, Event, Lease, LeaseAttrs, LeaseKey, LeaseSet, MacAddr, NodeId,
-    PublicIp, Revision, Snapshot, Subnet, Unreadable,
+    BackendType, DualStack, Event, Lease, LeaseAttrs, LeaseKey, LeaseSet, MacAddr, MemoryManager,
+    NetworkConfig, NodeId, Overlay, PoolMode, PublicIp, Revision, Snapshot, Subnet, Unreadable,
 };
+use flannel_testkit::fake_kernel::FakeKernel;
 
 /// The state that all records are in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,5 +192,42 @@ fn changes(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, changes);
+/// What a look at the kernel costs a node that has so many records of no use in its store: a wake, in which
+/// nothing about them changes.
+fn wakes(c: &mut Criterion) {
+    let mut group = c.benchmark_group("one wake beside records that are");
+    group.sample_size(20);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    for records in [1_000, 10_000, 50_000] {
+        let config = NetworkConfig::from_json(common::CONFIG, PoolMode::Allocated);
+        let manager = MemoryManager::new(config.expect("a valid config"));
+        let own = common::node(subnet(10, 61_000)).own;
+        for n in 0..records {
+            let lease = record(State::Outside, n, 0, &own);
+            manager.put_raw(lease).expect("it is written");
+        }
+        let overlay = runtime.block_on(async {
+            let overlay = Overlay::builder(NodeId::new("a").expect("a node id"))
+                .manager(manager)
+                .backend(VxlanBackend::new())
+                .kernel(FakeKernel::node(1))
+                .start()
+                .await
+                .expect("all parts");
+            let all = records as usize;
+            let knows = overlay.wait_for(|status| status.ready && status.rejected.len() == all);
+            knows.await.expect("running");
+            overlay
+        });
+        group.bench_function(BenchmarkId::new("Outside", records), |b| {
+            b.iter(|| runtime.block_on(overlay.plan()).expect("a plan"));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, changes, wakes);
 criterion_main!(benches);

@@ -22,7 +22,7 @@ use crate::host_checks::{ALL_DROPPED, ALL_ELSEWHERE};
 /// | `Peers` | – | false: some peers are rejected, unreadable, or missing and not believed to be gone. At the start no snapshot may be held |
 /// | `Kernel` | false or unknown. An object of the node itself that is blocked by somebody else's makes it false (`Blocked`), and one that is undone again and again, until it is left alone (`Contended`) | – |
 /// | `Foreign` | – | false: what is blocked (`InTheWay`), or undone again and again (`Contended`), serves single peers |
-/// | `DataPath` | – | false: it is started anew, and what it carries waits for that |
+/// | `DataPath` | false: the packets of a backend with a packet path in user space are lost until that runs again (`Ended`, `Broken`); it is started anew | – |
 /// | `Forwarding` | false | `Unknown`: the kernel does not say, or a device of later containers is meant |
 /// | `Routes` | false with reason `RoutedElsewhere`: the kernel's own answer is not ours for any peer of a family that it was asked about | false with another reason: single peers. `Unknown` |
 /// | `ReversePath` | false with reason `ReversePathDrops`: the same of packets that come in | false with another reason: single peers. `Unknown` |
@@ -128,7 +128,10 @@ impl Condition {
     pub(crate) fn stops_work(&self) -> bool {
         let is_false = self.status == ConditionStatus::False;
         match self.kind {
-            ConditionType::Underlay | ConditionType::Lease | ConditionType::Kernel => {
+            ConditionType::Underlay
+            | ConditionType::Lease
+            | ConditionType::Kernel
+            | ConditionType::DataPath => {
                 self.status != ConditionStatus::True && self.reason != "Unconfirmed"
             }
             ConditionType::Forwarding => is_false,
@@ -139,7 +142,6 @@ impl Condition {
             | ConditionType::Families
             | ConditionType::Peers
             | ConditionType::Foreign
-            | ConditionType::DataPath
             | ConditionType::Firewall => false,
         }
     }
@@ -243,7 +245,10 @@ mod tests {
         for kind in ConditionType::ALL {
             let must_hold = matches!(
                 kind,
-                ConditionType::Underlay | ConditionType::Lease | ConditionType::Kernel
+                ConditionType::Underlay
+                    | ConditionType::Lease
+                    | ConditionType::Kernel
+                    | ConditionType::DataPath
             );
             assert!(!stops(kind, True, "Fine"), "{kind}");
             let may_be_unknown = kind == ConditionType::Forwarding;

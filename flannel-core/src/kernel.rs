@@ -16,7 +16,9 @@ use crate::host_facts::{HostFacts, Questions};
 use crate::manager::BoxError;
 use crate::node::OverlayName;
 use crate::object::{IfName, Object, ObjectKey, Objects};
+use crate::path_fault::PathFault;
 use crate::traffic::Traffic;
+use crate::tun_fault::TunFault;
 use crate::underlay::{AddressInfo, LinkInfo};
 
 /// The result of a kernel call.
@@ -27,9 +29,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The process may not do this in this namespace.
-    #[error("not permitted: {message}; CAP_NET_ADMIN in the network namespace is needed")]
+    #[error("not permitted: {message}")]
     NotPermitted {
-        /// What was tried or what the kernel said.
+        /// What was tried or what the kernel said, and what it needs.
         message: String,
     },
     /// The kernel has no such kind of object or no such attribute.
@@ -106,6 +108,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// What is refused to whom lacks the right over the namespace. `message` is what the kernel said.
+    pub fn lacks_net_admin(message: impl std::fmt::Display) -> Self {
+        Self::NotPermitted {
+            message: format!("{message}; CAP_NET_ADMIN in the network namespace is needed"),
+        }
+    }
+
     /// Whether the same call may succeed later without anybody's doing.
     pub const fn is_transient(&self) -> bool {
         matches!(
@@ -253,9 +262,16 @@ pub struct Features {
     pub offloads: bool,
     /// TUN devices can be made (`/dev/net/tun` is there and may be opened).
     pub tun: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tun_fault: Option<TunFault>,
     /// Packet paths run here: objects of kind tunnel can be made. No system kernel has them by
     /// itself; whoever wraps one and adds them says so.
     pub tunnels: bool,
+    /// What tells the namespace from every other one that ever was, as long as it is there: of an index
+    /// of a device it then says whose it is. `None`: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
     /// The kernel's release, such as `6.1.0-18-amd64`.
     pub release: String,
 }
@@ -271,7 +287,9 @@ impl Features {
             sysctls: true,
             offloads: true,
             tun: true,
+            tun_fault: None,
             tunnels: true,
+            namespace: None,
             release: "fake".to_owned(),
         }
     }
@@ -427,6 +445,12 @@ pub trait Kernel: Debug + Send + Sync + 'static {
 
     /// What packet paths in user space have counted; empty where there are none.
     fn traffic(&self) -> Vec<Traffic> {
+        Vec::new()
+    }
+
+    /// Packet paths in user space that carry nothing at the moment, with the reason; empty where there
+    /// are none. A change of these is told as some [`Change`], if only [`Change::Link`].
+    fn path_faults(&self) -> Vec<PathFault> {
         Vec::new()
     }
 

@@ -25,12 +25,14 @@ pub mod kernel;
 mod lease;
 mod lease_json;
 mod lease_set;
+mod listed;
 pub mod manager;
 mod memory;
 pub mod mtu;
 mod node;
 mod object;
 mod overlay;
+mod path_fault;
 mod port_holder;
 pub mod reconcile;
 mod reconnect;
@@ -40,6 +42,7 @@ mod state;
 mod status;
 mod subnet;
 mod traffic;
+mod tun_fault;
 pub mod underlay;
 pub mod wire;
 mod withdrawal;
@@ -68,6 +71,7 @@ pub use lease_set::{
     Applied, Deletes, Held, HeldReason, HostAddresses, LeaseDelta, LeaseSet, Own, OwnChange, Peer,
     Peers, WithdrawalGuard,
 };
+pub use listed::Listed;
 pub use manager::{Capabilities, LeaseRequest, Manager};
 pub use memory::{MemoryManager, MemoryState};
 pub use node::{InstanceId, NameError, NodeId, OverlayName};
@@ -77,12 +81,14 @@ pub use object::{
     Tunnel, TunnelPeer, Vxlan,
 };
 pub use overlay::{Check, Error, Overlay, OverlayBuilder, Preflight};
+pub use path_fault::PathFault;
 pub use port_holder::udp_port_holder;
 pub use reconnect::{Dead, Reconnect};
 pub use state::{FileState, SavedState, StateStore};
 pub use status::{FailingObject, LeaseStatus, OverlayEvent, RejectedPeer, Status};
 pub use subnet::{Subnet, SubnetError};
 pub use traffic::{PeerTraffic, Traffic};
+pub use tun_fault::TunFault;
 pub use underlay::{
     AddressInfo, External, Interface, LinkInfo, Reach, SavedInterface, Underlay, UnderlayOptions,
 };

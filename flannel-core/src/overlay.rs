@@ -24,6 +24,7 @@ use crate::reconcile::engine::{Command, Engine};
 use crate::reconcile::plan::Plan;
 use crate::state::StateStore;
 use crate::status::{OverlayEvent, Status};
+use crate::tun_fault::TunFault;
 use crate::underlay::{self, UnderlayOptions};
 
 /// Why an overlay cannot be started, or did not do what was asked.
@@ -435,7 +436,16 @@ impl Preflight {
                     "vxlan",
                     Some(features.vxlan),
                     false,
-                    "load the module: modprobe vxlan",
+                    match features.net_admin {
+                        true => "load the module: modprobe vxlan",
+                        false => "without CAP_NET_ADMIN no module is loaded, and none is asked for",
+                    },
+                ),
+                check(
+                    "tun",
+                    Some(features.tun),
+                    false,
+                    features.tun_fault.unwrap_or(TunFault::Other).fix(),
                 ),
                 check(
                     "ipv6",

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lease::Lease;
 use crate::node::InstanceId;
+use crate::reconcile::known::KnownLink;
 use crate::subnet::Subnet;
 use crate::underlay::SavedInterface;
 
@@ -31,6 +32,12 @@ pub struct SavedState {
     /// The machine: made once, and what a restart is known by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,
+    /// The overlay's devices, to be known again though somebody took their mark meanwhile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<KnownLink>,
+    /// The namespace that they were in ([`Features::namespace`](crate::Features::namespace)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
 }
 
 /// A place for [`SavedState`].
@@ -39,8 +46,19 @@ pub trait StateStore: Debug + Send + Sync + 'static {
     /// Reads the state; `None` if there is none.
     ///
     /// # Errors
-    /// Any error of the place. A state that cannot be read is reported and counts as none.
+    /// Any error of the place. A state that cannot be read is reported and counts as none; it is
+    /// [kept aside](Self::keep_aside) before another one is written.
     async fn load(&self) -> io::Result<Option<SavedState>>;
+
+    /// Puts what cannot be read where the next [`save`](Self::save) does not write over it, for whoever
+    /// wants to know what it was: it may hold the only word of which machine this is. Answers where that
+    /// is, in words; `None`, as by default: it stays where it is, and is written over.
+    ///
+    /// # Errors
+    /// Any error of the place. It is reported, and the state is written over.
+    async fn keep_aside(&self) -> io::Result<Option<String>> {
+        Ok(None)
+    }
 
     /// Writes the state: afterwards either the old or the new one is there, never a part.
     ///
@@ -49,7 +67,11 @@ pub trait StateStore: Debug + Send + Sync + 'static {
     async fn save(&self, state: &SavedState) -> io::Result<()>;
 }
 
-/// A [`StateStore`] in a file, replaced atomically.
+/// How many files that could not be read are kept beside the present one.
+const KEPT: usize = 5;
+
+/// A [`StateStore`] in a file, replaced atomically. One that cannot be read is kept beside it, with
+/// `.unreadable` at the end of its name.
 #[derive(Debug, Clone)]
 pub struct FileState {
     path: PathBuf,
@@ -76,6 +98,24 @@ impl StateStore for FileState {
         .await
     }
 
+    async fn keep_aside(&self) -> io::Result<Option<String>> {
+        let path = self.path.clone();
+        blocking(move || {
+            let names = (1..=KEPT).map(|n| match n {
+                1 => ".unreadable".to_owned(),
+                n => format!(".unreadable.{n}"),
+            });
+            let mut places = names.map(|name| beside(&path, &name));
+            let aside = places.find(|place| !place.exists()).ok_or_else(|| {
+                io::Error::other(format!("{KEPT} earlier ones are there: remove them"))
+            })?;
+            std::fs::copy(&path, &aside)?;
+            std::fs::File::open(&aside)?.sync_all()?;
+            Ok(Some(aside.display().to_string()))
+        })
+        .await
+    }
+
     async fn save(&self, state: &SavedState) -> io::Result<()> {
         let path = self.path.clone();
         let bytes = serde_json::to_vec_pretty(state)?;
@@ -91,11 +131,16 @@ async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
+/// The file beside another one, with more at the end of its name.
+fn beside(path: &Path, more: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(more);
+    PathBuf::from(name)
+}
+
 /// Writes a file beside the target, then renames it over: a crash leaves the old or the new one.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
+    let beside = beside(path, ".new");
     let mut file = std::fs::File::create(&beside)?;
     file.write_all(bytes)?;
     file.sync_all()?;

@@ -11,6 +11,7 @@ use crate::condition::{Condition, ConditionStatus, ConditionType};
 use crate::family::{DualStack, Family, PublicIp};
 use crate::lease::{BackendType, LeaseKey};
 use crate::lease_set::HeldReason;
+use crate::listed::Listed;
 use crate::node::NodeId;
 use crate::reconcile::plan::{Blocked, Step};
 use crate::subnet::Subnet;
@@ -55,10 +56,11 @@ pub struct Status {
     pub mtu: Option<u32>,
     /// How many other nodes' records are known.
     pub peers: usize,
-    /// Peers that are not programmed, or not in every family, and why.
-    pub rejected: Vec<RejectedPeer>,
+    /// Peers that are not programmed, or not in every family, and why. While thousands of them change, this
+    /// list and the next follow a little later, the counts in the conditions at once.
+    pub rejected: Listed<Vec<RejectedPeer>>,
     /// Records in the store that cannot be read, and why.
-    pub unreadable: BTreeMap<LeaseKey, String>,
+    pub unreadable: Listed<BTreeMap<LeaseKey, String>>,
     /// Foreign objects in the place of ours.
     pub foreign: Vec<Blocked>,
     /// Objects that could not be made as they should be.

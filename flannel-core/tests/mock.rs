@@ -114,11 +114,9 @@ async fn a_mocked_store_drives_the_error_paths() {
 #[tokio::test(start_paused = true)]
 async fn a_mocked_kernel_that_cannot_be_probed_is_reported() {
     let mut system = MockSystem::new();
-    system.expect_features().returning(|| {
-        Err(kernel::Error::NotPermitted {
-            message: "socket".to_owned(),
-        })
-    });
+    system
+        .expect_features()
+        .returning(|| Err(kernel::Error::lacks_net_admin("socket")));
     system
         .expect_observe()
         .returning(|_| Err(kernel::Error::TimedOut));

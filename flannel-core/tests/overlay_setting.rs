@@ -233,6 +233,8 @@ async fn preflight_says_what_is_missing_and_how_to_mend_it() {
     assert!(report.ok());
     let mut features = flannel_core::Features::all();
     features.net_admin = false;
+    (features.vxlan, features.tun) = (false, false);
+    features.tun_fault = Some(flannel_core::TunFault::NoRight);
     kernel.set_features(features);
     kernel.set_forwarding(Family::V4, false);
     let report = builder("a", &manager, &kernel)
@@ -246,7 +248,11 @@ async fn preflight_says_what_is_missing_and_how_to_mend_it() {
         .filter(|c| c.ok == Some(false))
         .map(|c| c.name)
         .collect();
-    assert_eq!(missing, ["net-admin", "forwarding-v4"]);
+    assert_eq!(missing, ["net-admin", "vxlan", "tun", "forwarding-v4"]);
+    // Where the right is missing, no module is to blame.
+    let blamed = report.checks.iter().filter(|c| c.ok == Some(false));
+    let blamed = blamed.filter(|c| c.fix.contains("modprobe")).count();
+    assert_eq!(blamed, 0, "{report:?}");
     let fix = report
         .checks
         .iter()

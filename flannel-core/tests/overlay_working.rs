@@ -119,6 +119,7 @@ async fn a_foreign_route_in_the_place_of_a_peers_leaves_the_node_working() {
     kernels[0].delete(&Object::Route(route.clone()).key());
     let theirs = Object::Route(flannel_core::Route {
         protocol: flannel_core::RouteProtocol(42),
+        target: flannel_core::RouteTarget::Device(dev("eth0")),
         ..route
     });
     kernels[0].insert_foreign(theirs).expect("it fits");

@@ -2,6 +2,8 @@
 
 #[path = "plan/golden.rs"]
 mod golden;
+#[path = "plan/marks.rs"]
+mod marks;
 #[path = "plan/world.rs"]
 mod world;
 
@@ -202,10 +204,13 @@ proptest! {
     #[test]
     fn foreign_objects_are_left_as_they_are(world in world()) {
         let (kernel, ownership, foreign) = world.build();
-        let before = observe(&kernel, &world.after.desired());
+        let desired = world.after.desired();
+        let before = observe(&kernel, &desired);
         // No route of others leads to a node.
         let may_take_over = |object: &Object| {
+            let wanted = desired.objects.get(&object.key());
             ownership.may_take_over(object, &before) && !matches!(object, Object::Route(_))
+                || wanted.is_some_and(|w| ownership.lost_its_number(&w.object, object, &before))
         };
         let plan = plan_now(&kernel, &world.after.desired(), &ownership);
         let dropped: BTreeSet<_> = plan.steps.iter().flat_map(|step| &step.disrupts).collect();
@@ -520,7 +525,10 @@ proptest! {
                 Op::Change(object) => prop_assert!(
                     owner != Some(Owner::Foreign)
                         || free.contains(&key)
-                        || found.is_some_and(|found| ownership.may_take_over(found, &observed)),
+                        || found.is_some_and(|found| {
+                            ownership.may_take_over(found, &observed)
+                                || ownership.lost_its_number(object, found, &observed)
+                        }),
                     "alters {:?} to {}", found, object
                 ),
                 Op::Delete(object) => {

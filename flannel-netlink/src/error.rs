@@ -64,9 +64,9 @@ impl Failure {
             None => format!("{} ({errno:?})", errno.desc()),
         };
         match errno {
-            Errno::EPERM => Error::NotPermitted { message },
+            Errno::EPERM => Error::lacks_net_admin(message),
             // With words it is a setting that forbids, such as "IPv6 is disabled on this device".
-            Errno::EACCES if !explained => Error::NotPermitted { message },
+            Errno::EACCES if !explained => Error::lacks_net_admin(message),
             Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT => {
                 Error::Unsupported {
                     what: format!("{}: {message}", what()),

@@ -1,6 +1,8 @@
 //! What is allowed and present, found out without changing anything.
 
-use flannel_core::Features;
+use std::os::unix::fs::MetadataExt;
+
+use flannel_core::{Features, TunFault};
 use nix::errno::Errno;
 
 use crate::error::Failure;
@@ -35,13 +37,25 @@ pub(crate) fn probe(worker: &mut Worker) -> Result<Features, Failure> {
     features.nexthops = nexthops;
     features.ipv6 = sysctl::number("/proc/sys/net/ipv6/conf/all/disable_ipv6") == Some(0);
     features.sysctls = sysctl::writable();
-    features.tun = net_admin && tun::available();
+    features.tun_fault = match net_admin {
+        true => tun::fault(),
+        false => Some(TunFault::NoRight),
+    };
+    features.tun = features.tun_fault.is_none();
     features.tunnels = false;
     features.offloads = worker.ethtool.family()?.is_some();
+    features.namespace = namespace();
     features.release = std::fs::read_to_string("/proc/sys/kernel/osrelease")
         .map(|text| text.trim().to_owned())
         .unwrap_or_default();
     Ok(features)
+}
+
+/// Names the namespace of this thread: the boot, and the file that stands for it (namespaces(7)).
+fn namespace() -> Option<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let file = std::fs::metadata("/proc/thread-self/ns/net").ok()?;
+    Some(format!("{}/{}:{}", boot.trim(), file.dev(), file.ino()))
 }
 
 /// The kernel's number as an answer, not a failure.

@@ -89,9 +89,15 @@ fn meaning(error: &io::Error, dev: IfName, name: &str) -> Error {
     let message = format!("setting {name} of {dev}: {error}");
     match error.kind() {
         io::ErrorKind::NotFound => no_setting(name),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            Error::NotPermitted { message }
-        }
+        io::ErrorKind::ReadOnlyFilesystem => Error::NotPermitted {
+            message: format!("{message}; mount /proc/sys writable in this container"),
+        },
+        io::ErrorKind::PermissionDenied => Error::NotPermitted {
+            message: format!(
+                "{message}; CAP_NET_ADMIN in the network namespace is needed, or root where it is of \
+                 the first one"
+            ),
+        },
         _ => Error::Rejected { message },
     }
 }

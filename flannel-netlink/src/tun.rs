@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use flannel_core::kernel::{Error, Result};
-use flannel_core::{IfName, Tun};
+use flannel_core::{IfName, Tun, TunFault};
 use nix::errno::Errno;
 use nix::unistd::geteuid;
 
@@ -73,9 +73,27 @@ fn open() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(PATH)
 }
 
-/// Whether TUN devices can be made here.
-pub(crate) fn available() -> bool {
-    open().is_ok()
+/// Why no TUN devices can be made here; `None`: they can.
+pub(crate) fn fault() -> Option<TunFault> {
+    open().err().map(|error| TunFault::of(&error))
+}
+
+/// The meaning of an error on opening the file.
+fn refused(error: &io::Error) -> Error {
+    let fault = TunFault::of(error);
+    if fault.is_permission() {
+        Error::NotPermitted {
+            message: format!("opening {PATH}: {fault}"),
+        }
+    } else if fault == TunFault::Other {
+        Error::Busy {
+            message: format!("opening {PATH}: {error}"),
+        }
+    } else {
+        Error::Unsupported {
+            what: format!("TUN devices: {fault}"),
+        }
+    }
 }
 
 /// Makes a device, down and without an alias. It stays while the answer is held, and beyond that
@@ -84,14 +102,7 @@ pub(crate) fn available() -> bool {
 /// # Errors
 /// [`Error::Exists`] if the name is taken, by a device of whatever kind.
 pub(crate) fn make(name: IfName, tun: Tun) -> Result<File> {
-    let file = open().map_err(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => Error::NotPermitted {
-            message: format!("opening {PATH}"),
-        },
-        _ => Error::Unsupported {
-            what: format!("TUN devices: {PATH}: {error}; give the container this device"),
-        },
-    })?;
+    let file = open().map_err(|error| refused(&error))?;
     let mut request = Request {
         name: [0; 16],
         flags: IFF_TUN | IFF_NO_PI | IFF_TUN_EXCL,
@@ -111,9 +122,9 @@ pub(crate) fn make(name: IfName, tun: Tun) -> Result<File> {
         Errno::EBUSY | Errno::EINVAL | Errno::EEXIST => Error::Exists {
             message: name.to_string(),
         },
-        Errno::EPERM | Errno::EACCES => Error::NotPermitted {
-            message: format!("making the TUN device {name}"),
-        },
+        Errno::EPERM | Errno::EACCES => {
+            Error::lacks_net_admin(format_args!("making the TUN device {name}"))
+        }
         errno => Error::Rejected {
             message: format!("TUN device {name}: {errno}"),
         },

@@ -80,7 +80,7 @@ impl Namespace {
         };
         setns(file, CloneFlags::CLONE_NEWNET).map_err(|errno| match errno {
             nix::errno::Errno::EPERM => Error::NotPermitted {
-                message: "entering the network namespace".to_owned(),
+                message: "entering the network namespace; that needs CAP_SYS_ADMIN".to_owned(),
             },
             errno => broken("entering the network namespace", errno),
         })

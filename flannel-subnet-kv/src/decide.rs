@@ -255,9 +255,11 @@ pub fn decide(
             let markers = record.taken.values().map(|subnet| layout.marker(subnet));
             decision.deletes.extend(markers);
         }
-        if is_former(record) && !record.is_gos() {
-            let former = record.node().map(|node| layout.marker_of_node(&node));
-            decision.deletes.extend(former);
+        if is_former(record)
+            && !record.is_gos()
+            && let Some(node) = record.node()
+        {
+            decision.let_go(layout.marker_of_node(&node), record, view);
         }
     }
     if kept.is_none() {
@@ -419,6 +421,21 @@ impl Decision {
                 let modified = view.modified(&holder);
                 self.compares.push(Compare::unchanged(holder, modified));
             }
+        }
+    }
+
+    /// Removes the marker of a former node id if it names the record that was the node's: a machine that
+    /// has the id now has a marker of its own there. One that is not known is taken to be none, and learnt
+    /// of if it is one.
+    fn let_go(&mut self, marker: String, record: &Record, view: &View) {
+        match view.markers.get(&marker) {
+            None => self.compares.push(Compare::absent(KeyRange::key(marker))),
+            Some(entry) if entry.value == record.entry.key.as_bytes() => {
+                self.compares
+                    .push(Compare::unchanged(&marker, entry.modified));
+                self.deletes.push(marker);
+            }
+            Some(_) => {}
         }
     }
 

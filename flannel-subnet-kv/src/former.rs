@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::ask::{LOOK_EVERY, Progress, Question};
 use crate::layout::{Record, lease_key};
 use crate::manager::KvManager;
-use crate::store::Store;
+use crate::store::{KeyRange, KeyValue, Store};
 use crate::txn::{Compare, Op, Txn};
 
 /// The most such records that are looked after; a machine has one former name.
@@ -180,12 +180,7 @@ impl<S: Store> KvManager<S> {
             }
         }
         let key = &record.entry.key;
-        let mut then = vec![Op::delete(key)];
-        let layout = &self.options().layout;
-        if let Some(node) = record.node() {
-            let markers = layout.markers(&node, &record.taken);
-            then.extend(markers.into_iter().map(Op::delete));
-        }
+        let markers = self.markers_of(record).await?;
         tracing::warn!(
             key,
             "a record of our machine under its former name is removed"
@@ -195,18 +190,53 @@ impl<S: Store> KvManager<S> {
             return Ok(Look::Done);
         };
         let own = self.as_put_again(&own);
+        let mut compares = vec![
+            Compare::unchanged(own.key.as_str(), own.revision),
+            Compare::unchanged(key, record.entry.modified),
+        ];
+        let mut then = vec![Op::delete(key)];
+        for marker in markers {
+            compares.push(Compare::unchanged(&marker.key, marker.modified));
+            then.push(Op::delete(marker.key));
+        }
         let txn = Txn {
-            compares: vec![
-                Compare::unchanged(own.key.as_str(), own.revision),
-                Compare::unchanged(key, record.entry.modified),
-            ],
+            compares,
             then,
-            or_else: Vec::new(),
+            or_else: vec![Op::Range(KeyRange::key(key))],
         };
-        self.store().txn(txn).await?;
+        let answer = self.store().txn(txn).await?;
+        if !answer.succeeded {
+            let is_as_read = |entry: &KeyValue| entry.modified == record.entry.modified;
+            // Else ours was written meanwhile, or a marker: that is looked at again.
+            return Ok(
+                match answer.ranges().flatten().any(|entry| is_as_read(&entry)) {
+                    true => Look::Open,
+                    false => Look::Done,
+                },
+            );
+        }
         if let Some(question) = &question {
             self.withdraw(question).await;
         }
         Ok(Look::Done)
+    }
+
+    /// Those markers of a record's node and subnets that name it. A machine that has the node id now has
+    /// its own under the same key.
+    async fn markers_of(&self, record: &Record) -> Result<Vec<KeyValue>> {
+        let Some(node) = record.node() else {
+            return Ok(Vec::new());
+        };
+        let markers = self.options().layout.markers(&node, &record.taken);
+        let txn = Txn {
+            then: markers
+                .into_iter()
+                .map(|key| Op::Range(KeyRange::key(key)))
+                .collect(),
+            ..Txn::default()
+        };
+        let found = self.store().txn(txn).await?.ranges().flatten();
+        let names_it = |marker: &KeyValue| marker.value == record.entry.key.as_bytes();
+        Ok(found.filter(names_it).collect())
     }
 }

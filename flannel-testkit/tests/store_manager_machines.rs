@@ -525,3 +525,48 @@ async fn an_earlier_run_takes_nothing_from_a_later_one_under_another_name() {
     assert_eq!(back.expect("a lease").key, now.key);
     assert!(took < 20 * SECOND, "{took:?}");
 }
+
+/// What names another record under the marker of the former node id is of the machine that has the id
+/// now: without it, that one's node could get a second lease.
+#[tokio::test(start_paused = true)]
+async fn the_marker_of_whoever_has_the_former_id_now_stays() {
+    let marker = |world: &World| format!("{}/taken/node-web", world.layout.prefix());
+    let is_there = |world: &World| world.keys().contains(&"/taken/node-web".to_owned());
+    let others = |world: &World| format!("{}/10.5.77.0-24", world.layout.subnets());
+    // The one record of the machine is taken along.
+    let world = World::new(V4);
+    let (former, lease) = Machine::joined(&world, "a", &of_machine("web", "a")).await;
+    drop(former);
+    let theirs = others(&world);
+    world
+        .store
+        .put_for(marker(&world), theirs.as_str(), 3600 * SECOND);
+    let (_renamed, now) = Machine::joined(&world, "a", &of_machine("web.example.org", "a")).await;
+    assert_eq!(now.key, lease.key);
+    assert!(is_there(&world));
+    // One that stands beside it goes, with the marker that names it, and no other.
+    for is_theirs in [true, false] {
+        let world = World::new(V4);
+        let own = of_machine("web.example.org", "a");
+        let (_node, _) = Machine::joined(&world, "a", &own).await;
+        let former = of_machine("web", "a");
+        let value = wire::lease_value(&former.node, former.instance, &former.attrs);
+        let key = format!("{}/10.5.9.0-24", world.layout.subnets());
+        let named = match is_theirs {
+            true => others(&world),
+            false => key.clone(),
+        };
+        world
+            .store
+            .put_for(marker(&world), named.as_str(), 3600 * SECOND);
+        world
+            .store
+            .put_for(&key, value.expect("a value"), 3600 * SECOND);
+        let before = Instant::now();
+        while world.keys().contains(&"/subnets/10.5.9.0-24".to_owned()) {
+            assert!(before.elapsed() < 60 * SECOND, "it stays");
+            tokio::time::sleep(SECOND / 10).await;
+        }
+        assert_eq!(is_there(&world), is_theirs);
+    }
+}

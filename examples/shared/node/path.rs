@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -71,6 +71,10 @@ impl Paths {
             }
             // It has none, or it has just ended.
             Err(HandoverError::Stream { .. }) => {}
+            // The node was started anew somewhere else: it gets a device of its own there.
+            Err(error @ HandoverError::Namespace { .. }) => {
+                eprintln!("not taken over: {}", error_chain(&error));
+            }
             Err(error) => return Err(End::failed(error_chain(&error))),
         }
         Ok(this)
@@ -197,7 +201,12 @@ pub(crate) fn keep(flags: &Common, node: &NodeId) -> Result<(), End> {
             }
         }
     });
-    while namespace.as_ref().is_none_or(|name| name.exists()) && !forwarders.running().is_empty() {
+    let path = socket(flags, node);
+    let ours = file_id(&path);
+    while namespace.as_ref().is_none_or(|name| name.exists())
+        && !forwarders.running().is_empty()
+        && file_id(&path) == ours
+    {
         match asked.recv_timeout(LOOK) {
             // Else it was not taken, and another will ask.
             Ok(stream) if hand_over(&forwarders, &stream).is_ok() => return Ok(()),
@@ -207,6 +216,15 @@ pub(crate) fn keep(flags: &Common, node: &NodeId) -> Result<(), End> {
             }
         }
     }
-    fs::remove_file(socket(flags, node)).ok();
+    // Where another process listens now, nobody could ask this one any more.
+    if file_id(&path) == ours {
+        fs::remove_file(path).ok();
+    }
     Ok(())
+}
+
+/// By what a file is told from another one of its name.
+fn file_id(path: &Path) -> Option<(u64, u64)> {
+    let file = fs::symlink_metadata(path).ok()?;
+    Some((file.dev(), file.ino()))
 }

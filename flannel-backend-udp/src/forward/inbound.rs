@@ -13,6 +13,8 @@ use crate::sys::{Datagrams, ReceiveBatch};
 
 /// Parts of one write: `writev` takes no more.
 const MANY: usize = 1_024;
+/// So many errors of a socket in a row, without a datagram, are no longer those of datagrams.
+const ERRORS: u32 = 1_000;
 /// Packets of most writes.
 const FEW: u16 = 70;
 
@@ -22,6 +24,8 @@ pub(crate) struct Inbound {
     batch: ReceiveBatch,
     coalescer: Coalescer,
     checks: Checks,
+    /// Errors since the last datagram.
+    errors: u32,
 }
 
 /// Whether datagrams are what they should be.
@@ -49,12 +53,14 @@ impl Inbound {
             batch: ReceiveBatch::new(),
             coalescer: Coalescer::new(io.merge),
             checks: Checks::default(),
+            errors: 0,
         }
     }
 
     /// The descriptors are others now.
     pub(crate) fn set_io(&mut self, io: &Io) {
         self.coalescer.set_merge(io.merge);
+        self.errors = 0;
     }
 
     /// The table is another now.
@@ -77,11 +83,17 @@ impl Inbound {
                     Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT) => {
                         Err(Failure::socket(&error))
                     }
-                    // Nothing there, or an error of some earlier datagram, which is read once.
-                    _ => Ok(Progress::Dry),
+                    Some(libc::EAGAIN | libc::EINTR) => Ok(Progress::Dry),
+                    // One of some earlier datagram is read once; what is read for ever is the socket's.
+                    _ if self.errors < ERRORS => {
+                        self.errors += 1;
+                        Ok(Progress::Dry)
+                    }
+                    _ => Err(Failure::socket(&error)),
                 };
             }
         }
+        self.errors = 0;
         let mut messages = 0;
         for datagrams in self.batch.messages() {
             messages += 1;

@@ -16,6 +16,7 @@ mod wake;
 mod worker;
 
 use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
@@ -34,6 +35,7 @@ use self::supervisor::{Command, Supervisor};
 use crate::counters::Totals;
 use crate::options::Options;
 use crate::sockets::Sockets;
+use crate::sys;
 use crate::table::Table;
 
 /// Why a forwarder does not do what it was asked to.
@@ -122,7 +124,9 @@ impl Forwarder {
         watch: Watch,
     ) -> Result<Self, Error> {
         check(&tunnel, &options)?;
-        let state = Arc::new(State::new(tunnel, options, Arc::new(Table::default())));
+        let home = sockets.namespace().ok();
+        let state = State::new(tunnel, options, Arc::new(Table::default()), home);
+        let state = Arc::new(state);
         Self::launch(state, sockets, watch, None)
     }
 
@@ -214,13 +218,26 @@ impl Forwarder {
         self.state.capabilities()
     }
 
-    /// Whether its queues are, at this moment, of a device that is there.
+    /// Tells if its queues are, at this moment, of a device that is there under its name, in the
+    /// namespace that its sockets come from. A device that was renamed or moved takes its queues along.
     pub fn is_attached(&self) -> bool {
         let io = state::lock(&self.state.io).as_ref().map(|slot| slot.load());
+        let dev = self.tunnel().dev;
+        // To whom the kernel does not tell, every namespace is the right one.
+        let is_at_home = |queue: BorrowedFd<'_>| {
+            let home = self.state.home;
+            home.is_none_or(|home| home.holds_device_of(queue).unwrap_or(true))
+        };
         io.is_some_and(|io| {
-            let mut queues = io.queues.iter();
-            queues.all(|queue| crate::sys::is_attached(std::os::fd::AsFd::as_fd(queue)))
+            let mut queues = io.queues.iter().map(AsFd::as_fd);
+            queues.all(|queue| sys::is_attached(queue, &dev) && is_at_home(queue))
         })
+    }
+
+    /// Tells if anybody looks after its threads. Who did may have died of a defect.
+    pub fn is_alive(&self) -> bool {
+        let supervisor = self.supervisor.as_ref();
+        supervisor.is_some_and(|supervisor| !supervisor.is_finished())
     }
 
     /// Whether everything runs.
@@ -287,7 +304,8 @@ impl Forwarder {
         sockets: Arc<dyn Sockets>,
         watch: Watch,
     ) -> Result<Self, Error> {
-        let state = Arc::new(State::new(tunnel, options, Arc::new(table)));
+        let home = sockets.namespace().ok();
+        let state = Arc::new(State::new(tunnel, options, Arc::new(table), home));
         Self::launch(state, sockets, watch, Some(opened))
     }
 

@@ -9,6 +9,7 @@ use super::share::Share;
 use super::slot::Slot;
 use super::worker::Direction;
 use crate::counters::{Shard, Totals};
+use crate::namespace::NamespaceId;
 use crate::options::{Options, Threads};
 use crate::table::Table;
 
@@ -30,13 +31,20 @@ pub(crate) struct State {
     /// Of the first worker, for what can be told of its sockets.
     pub(crate) io: Mutex<Option<Arc<Slot<Io>>>>,
     capabilities: Mutex<Capabilities>,
+    /// The namespace that the device is to be in, where that is known.
+    pub(crate) home: Option<NamespaceId>,
     /// What the next thread that wakes is to suffer: 1, a panic; 2, the failure of a socket.
     #[cfg(test)]
     pub(crate) fault: Arc<std::sync::atomic::AtomicU8>,
 }
 
 impl State {
-    pub(crate) fn new(tunnel: Tunnel, options: Options, table: Arc<Table>) -> Self {
+    pub(crate) fn new(
+        tunnel: Tunnel,
+        options: Options,
+        table: Arc<Table>,
+        home: Option<NamespaceId>,
+    ) -> Self {
         let directions: &[Direction] = match options.threads {
             Threads::One => &[Direction::Both],
             Threads::PerDirection => &[Direction::Outbound, Direction::Inbound],
@@ -58,6 +66,7 @@ impl State {
             health: Mutex::default(),
             io: Mutex::default(),
             capabilities: Mutex::default(),
+            home,
             #[cfg(test)]
             fault: Arc::default(),
             options,
@@ -153,7 +162,8 @@ pub struct Capabilities {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Health {
-    /// All its threads run, on queues of a device that is there.
+    /// All its threads run, on queues of a device that is there, and none has failed again and again
+    /// in the last seconds.
     pub is_running: bool,
     /// How often threads were replaced.
     pub restarts: u64,

@@ -25,6 +25,9 @@ use crate::sockets::Sockets;
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
 /// After so long without a failure the next is the first again.
 const CALM: Duration = Duration::from_secs(10);
+/// More failures than these without such a pause are no accidents: all is opened anew each time, and
+/// what runs in between does not count as running.
+const ACCIDENTS: u32 = 4;
 /// How long threads may take to let go of a socket. They do it between two batches.
 const LET_GO: Duration = Duration::from_secs(2);
 /// And so long what they let go may still be held by a child that is just being made.
@@ -64,8 +67,12 @@ pub(crate) struct Supervisor {
     is_paused: bool,
     clock: Clock,
     failures: u32,
+    /// How often a thread has failed in short succession.
+    falls: u32,
     last_failure: Duration,
     retry: Option<Duration>,
+    /// It runs again, and counts as running from then on unless it fails before.
+    calm: Option<Duration>,
 }
 
 /// One thread, or the place of one.
@@ -98,8 +105,10 @@ impl Supervisor {
             is_paused: false,
             clock: Clock::new(),
             failures: 0,
+            falls: 0,
             last_failure: Duration::ZERO,
             retry: None,
+            calm: None,
             state,
             opener,
             watch,
@@ -124,7 +133,8 @@ impl Supervisor {
     /// Works until it is told to stop.
     pub(crate) fn run(mut self, commands: &Receiver<Command>) {
         loop {
-            let command = match self.retry {
+            let due = [self.retry, self.calm].into_iter().flatten().min();
+            let command = match due {
                 None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(at) => commands.recv_timeout(at.saturating_sub(self.clock.now())),
             };
@@ -153,9 +163,7 @@ impl Supervisor {
                     let _ = reply.send(result);
                 }
                 Ok(Command::Ended { thread, outcome }) => self.ended(thread, outcome),
-                Err(RecvTimeoutError::Timeout) => {
-                    let _ = self.recover();
-                }
+                Err(RecvTimeoutError::Timeout) => self.pass(),
             }
         }
         self.stop_threads();
@@ -374,9 +382,43 @@ impl Supervisor {
         let now = self.clock.now();
         if now > self.last_failure + CALM {
             self.failures = 0;
+            self.falls = 0;
         }
         self.last_failure = now;
+        self.falls = self.falls.saturating_add(1);
+        self.calm = None;
+        if self.falls > ACCIDENTS {
+            self.is_detached = true;
+            self.is_deaf = true;
+        }
         self.schedule();
+    }
+
+    /// Does what is due.
+    fn pass(&mut self) {
+        let now = self.clock.now();
+        if self.retry.is_some_and(|at| at <= now) {
+            let _ = self.recover();
+        }
+        if self.calm.is_some_and(|at| at <= now) {
+            self.falls = 0;
+            self.runs();
+        }
+    }
+
+    /// All threads run; that counts unless they have failed too often.
+    fn runs(&mut self) {
+        if self.falls > ACCIDENTS {
+            self.calm = Some(self.last_failure + CALM);
+            return;
+        }
+        self.calm = None;
+        let mut health = lock(&self.state.health);
+        health.is_running = true;
+        health.problem = None;
+        drop(health);
+        tracing::info!("the packet path runs again");
+        (self.watch)(&Report::Recovered);
     }
 
     /// Tries again after a pause that grows.
@@ -394,14 +436,7 @@ impl Supervisor {
         }
         let result = self.try_recover();
         match &result {
-            Ok(()) => {
-                let mut health = lock(&self.state.health);
-                health.is_running = true;
-                health.problem = None;
-                drop(health);
-                tracing::info!("the packet path runs again");
-                (self.watch)(&Report::Recovered);
-            }
+            Ok(()) => self.runs(),
             Err(error) => {
                 let source = std::error::Error::source(error);
                 let reason =

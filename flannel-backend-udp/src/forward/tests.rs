@@ -61,44 +61,77 @@ impl Sockets for Counting {
     }
 }
 
-/// Makes a forwarder fail three times; answers what it reported, and how many sockets it opened
-/// thereby.
-fn suffer(test: &str, fault: u8) -> Option<(Vec<Report>, usize)> {
-    let lab = Lab::for_test(test)?;
-    let ns = lab.namespace("node").expect("a namespace");
-    add_device(&ns);
-    let tunnel = Tunnel {
-        dev: "flannel0".parse().expect("a name"),
-        listen: DualStack::v4("127.0.0.1:8285".parse().expect("an address")),
-        own: DualStack::default(),
-        mtu: DualStack::both(1472, 1472),
-    };
-    let options = Options {
-        threads: Threads::PerDirection,
-        ..Options::default()
-    };
-    let fd = ns.fd().try_clone_to_owned().expect("a descriptor");
-    let reports = Arc::new(Mutex::new(Vec::new()));
-    let watch = {
-        let reports = Arc::clone(&reports);
-        move |report: &Report| reports.lock().expect("no panic").push(report.clone())
-    };
-    let sockets = Arc::new(Counting(InNamespace::fd(fd), AtomicUsize::new(0)));
-    let shared: Arc<dyn Sockets> = Arc::<Counting>::clone(&sockets);
-    let forwarder = Forwarder::start(tunnel.clone(), options, shared, Arc::new(watch));
-    let forwarder = forwarder.expect("a forwarder");
-    let before = sockets.1.load(Ordering::Relaxed);
-    for round in 1..=3 {
+/// A forwarder to be made suffer.
+struct Suffering {
+    forwarder: Forwarder,
+    tunnel: Tunnel,
+    sockets: Arc<Counting>,
+    reports: Arc<Mutex<Vec<Report>>>,
+    _lab: Lab,
+}
+
+impl Suffering {
+    fn begin(test: &str) -> Option<Self> {
+        let lab = Lab::for_test(test)?;
+        let ns = lab.namespace("node").expect("a namespace");
+        add_device(&ns);
+        let tunnel = Tunnel {
+            dev: "flannel0".parse().expect("a name"),
+            listen: DualStack::v4("127.0.0.1:8285".parse().expect("an address")),
+            own: DualStack::default(),
+            mtu: DualStack::both(1472, 1472),
+        };
+        let options = Options {
+            threads: Threads::PerDirection,
+            ..Options::default()
+        };
+        let fd = ns.fd().try_clone_to_owned().expect("a descriptor");
+        let reports = Arc::new(Mutex::new(Vec::new()));
+        let watch = {
+            let reports = Arc::clone(&reports);
+            move |report: &Report| reports.lock().expect("no panic").push(report.clone())
+        };
+        let sockets = Arc::new(Counting(InNamespace::fd(fd), AtomicUsize::new(0)));
+        let shared: Arc<dyn Sockets> = Arc::<Counting>::clone(&sockets);
+        let forwarder = Forwarder::start(tunnel.clone(), options, shared, Arc::new(watch));
+        Some(Self {
+            forwarder: forwarder.expect("a forwarder"),
+            tunnel,
+            sockets,
+            reports,
+            _lab: lab,
+        })
+    }
+
+    /// Makes a thread fail.
+    fn fail(&self, fault: u8) {
+        let Self {
+            forwarder, tunnel, ..
+        } = self;
         forwarder.state.fault.store(fault, Ordering::Release);
         // What makes every thread wake: the one that is first fails.
         forwarder.alter(tunnel.clone()).expect("the same");
+    }
+}
+
+/// Makes a forwarder fail three times; answers what it reported, and how many sockets it opened
+/// thereby.
+fn suffer(test: &str, fault: u8) -> Option<(Vec<Report>, usize)> {
+    let suffering = Suffering::begin(test)?;
+    let Suffering {
+        forwarder, sockets, ..
+    } = &suffering;
+    let before = sockets.1.load(Ordering::Relaxed);
+    for round in 1..=3 {
+        suffering.fail(fault);
         wait_until("it is replaced", || {
             let health = forwarder.health();
             health.is_running && health.restarts == round
         });
     }
     let opened = sockets.1.load(Ordering::Relaxed) - before;
-    drop(forwarder);
+    let reports = Arc::clone(&suffering.reports);
+    drop(suffering);
     let reports = reports.lock().expect("no panic").clone();
     assert_eq!(reports.last(), Some(&Report::Recovered));
     Some((reports, opened))
@@ -126,6 +159,38 @@ fn a_socket_that_fails_is_opened_again() {
     });
     assert_eq!(failed.count(), 3, "{reports:?}");
     assert_eq!(opened, 3, "one each time");
+}
+
+/// What is replaced again and again runs for moments only: until it has been calm for a while it does not
+/// count as running, and says why.
+#[test]
+fn a_thread_that_fails_again_and_again_does_not_count_as_running() {
+    let Some(suffering) = Suffering::begin("udp-again") else {
+        return;
+    };
+    let Suffering {
+        forwarder, sockets, ..
+    } = &suffering;
+    let before = sockets.1.load(Ordering::Relaxed);
+    for round in 1..=6 {
+        suffering.fail(1);
+        wait_until("it is replaced", || forwarder.health().restarts == round);
+    }
+    let health = forwarder.health();
+    assert!(!health.is_running, "{health:?}");
+    let problem = health.problem.expect("a reason");
+    assert!(problem.contains("a fault of a test"), "{problem}");
+    let opened = sockets.1.load(Ordering::Relaxed) - before;
+    assert_eq!(opened, 2, "after four accidents all is opened anew");
+    let start = Instant::now();
+    while !forwarder.health().is_running {
+        assert!(start.elapsed() < Duration::from_secs(20), "it stays calm");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(start.elapsed() > Duration::from_secs(5), "{start:?}");
+    assert_eq!(forwarder.health().problem, None);
+    let reports = suffering.reports.lock().expect("no panic");
+    assert_eq!(reports.last(), Some(&Report::Recovered));
 }
 
 /// A forwarder of a node, for one other node and pod.

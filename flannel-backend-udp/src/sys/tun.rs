@@ -1,14 +1,16 @@
 //! Queues of a TUN device.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
-use flannel_core::IfName;
+use flannel_core::{IfName, TunFault};
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
+
+use crate::namespace::NamespaceId;
 
 /// `struct ifreq`, of which the flags are used.
 #[repr(C)]
@@ -49,7 +51,8 @@ fn try_attach(device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open("/dev/net/tun")?
+        .open("/dev/net/tun")
+        .map_err(|error| explained(&error))?
         .into();
     let mut flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
     if vnet {
@@ -74,6 +77,17 @@ fn try_attach(device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
         set_flags(file.as_fd(), 0);
     }
     Ok(file)
+}
+
+/// That the file cannot be opened says nothing of the device: not that there is none, above all.
+fn explained(error: &io::Error) -> io::Error {
+    let fault = TunFault::of(error);
+    let kind = match fault {
+        fault if fault.is_permission() => io::ErrorKind::PermissionDenied,
+        TunFault::NoFile | TunFault::NoDriver => io::ErrorKind::Unsupported,
+        _ => error.kind(),
+    };
+    io::Error::new(kind, format!("{error}: {fault}"))
 }
 
 /// The device that a queue is of, and whether its packets have headers.
@@ -140,8 +154,27 @@ pub(crate) fn set_offload(queue: BorrowedFd<'_>) -> Offload {
     }
 }
 
-/// Whether a queue is of a device that is there. When a device goes its queues stay behind, of
-/// nothing.
-pub(crate) fn is_attached(queue: BorrowedFd<'_>) -> bool {
-    attached(queue).is_ok()
+/// Tells if a queue is of a device that is there and has this name. When a device goes its queues stay
+/// behind, of nothing; when it is renamed, they go on.
+pub(crate) fn is_attached(queue: BorrowedFd<'_>, device: &IfName) -> bool {
+    identity(queue).is_ok_and(|(name, _)| name == device.as_str())
+}
+
+/// `TUNGETDEVNETNS` (Linux 5.2), which libc does not have: `_IO('T', 227)` of `linux/if_tun.h`.
+const TUNGETDEVNETNS: libc::c_ulong = 0x54e3;
+
+/// The namespace that a queue's device is in, which need not be the one it was made in.
+///
+/// # Errors
+///
+/// `EPERM` without `CAP_NET_ADMIN` there; `EINVAL` or `ENOTTY` before Linux 5.2.
+pub(crate) fn namespace_of(queue: BorrowedFd<'_>) -> io::Result<NamespaceId> {
+    // SAFETY: TUNGETDEVNETNS takes no argument.
+    let fd = unsafe { libc::ioctl(queue.as_raw_fd(), TUNGETDEVNETNS as _) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
+    let namespace = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(NamespaceId::of(&File::from(namespace).metadata()?))
 }

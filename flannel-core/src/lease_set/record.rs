@@ -122,6 +122,8 @@ pub(super) struct Records {
     peers: usize,
     own: BTreeSet<LeaseKey>,
     spoilt: BTreeSet<LeaseKey>,
+    /// How often something changed about those.
+    spoilings: u64,
     /// Those of them that spare routes.
     sparing: BTreeSet<LeaseKey>,
     doubted: BTreeSet<LeaseKey>,
@@ -159,6 +161,11 @@ impl Records {
         &self.spoilt
     }
 
+    /// A number that is another whenever something about these is.
+    pub(super) const fn spoilings(&self) -> u64 {
+        self.spoilings
+    }
+
     /// The keys of those that cannot be read and spare routes: few, and at the start alone.
     pub(super) const fn sparing(&self) -> &BTreeSet<LeaseKey> {
         &self.sparing
@@ -176,6 +183,7 @@ impl Records {
         let before = self.map.get(key);
         let place = |record: Option<&Record>| record.and_then(|record| record.place(key));
         let (left, taken) = (place(before), place(record.as_ref()));
+        let was_spoilt = before.is_some_and(|record| record.spoilt.is_some());
         let was_garbled = before.is_some_and(Record::is_garbled);
         let is_garbled = record.as_ref().is_some_and(Record::is_garbled);
         self.peers -= usize::from(before.is_some_and(|record| record.peer().is_some()));
@@ -189,6 +197,7 @@ impl Records {
         let is_spoilt = record
             .as_ref()
             .is_some_and(|record| record.spoilt.is_some());
+        self.spoilings += u64::from(was_spoilt || is_spoilt);
         keep(&mut self.spoilt, key, is_spoilt);
         let spoilt = record.as_ref().and_then(|record| record.spoilt.as_ref());
         let spares = spoilt.is_some_and(|spoilt| !spoilt.spared.is_empty());

@@ -185,6 +185,11 @@ impl LeaseSet {
         })
     }
 
+    /// A number that is another whenever something about the records that cannot be read is.
+    pub(crate) const fn spoilings(&self) -> u64 {
+        self.records.spoilings()
+    }
+
     /// How far the store's history is known.
     pub const fn revision(&self) -> Revision {
         self.revision

@@ -112,6 +112,8 @@ pub(super) struct News {
     pub(super) routes: BTreeSet<Subnet>,
     /// Links or addresses are not what they were.
     pub(super) host: bool,
+    /// Links were read.
+    pub(super) links: bool,
 }
 
 impl Copy {
@@ -306,6 +308,7 @@ impl Copy {
             read: now,
             news: News {
                 host: true,
+                links: true,
                 ..News::default()
             },
             ..Self::default()
@@ -350,6 +353,7 @@ impl Copy {
             };
             self.doubts.add(key);
         }
+        self.news.links = true;
         self.news.host |= observed.links != found.links || observed.addresses != found.addresses;
         for key in different(&observed.objects, &found.objects) {
             if let ObjectKey::Route { dst, .. } = key {
@@ -391,6 +395,7 @@ impl Copy {
         let Some(observed) = &mut self.observed else {
             return;
         };
+        self.news.links = true;
         let is_host =
             |key: &ObjectKey| matches!(key, ObjectKey::Link(_) | ObjectKey::Address { .. });
         let mut fallen = BTreeSet::new();

@@ -94,6 +94,8 @@ pub struct Compiler {
     keys: Settlement<ObjectKey>,
     desired: Desired,
     rejected: BTreeMap<LeaseKey, Rejections>,
+    /// How often that changed.
+    rejections: u64,
     /// The claim that our own record makes on other nodes.
     own: Option<OwnClaim>,
     /// Records that want a key of that, which is why this node rejects them.
@@ -170,6 +172,7 @@ impl Compiler {
                 spared: Vec::new(),
             },
             rejected: BTreeMap::new(),
+            rejections: 0,
             own: None,
             rivals: BTreeSet::new(),
         }
@@ -184,6 +187,11 @@ impl Compiler {
     /// older peers hold.
     pub const fn rejected(&self) -> &BTreeMap<LeaseKey, Rejections> {
         &self.rejected
+    }
+
+    /// A number that is another whenever [`rejected`](Self::rejected) is.
+    pub(crate) const fn rejections(&self) -> u64 {
+        self.rejections
     }
 
     /// Why other nodes must reject our own record: an older one makes them want an object of the same
@@ -223,6 +231,7 @@ impl Compiler {
         fresh.own = Some(OwnClaim::of(&*network));
         fresh.network = Some(network);
         fresh.compile(peers.peers().keys(), peers);
+        fresh.rejections += self.rejections + 1;
         let before = std::mem::replace(self, fresh).desired.objects;
         let now = &self.desired.objects;
         let gone_or_different = before.iter().filter(|(key, was)| now.get(key) != Some(was));
@@ -359,7 +368,7 @@ impl Compiler {
     /// Brings what is said of one peer up to date.
     fn report(&mut self, key: LeaseKey) {
         let Some(peer) = self.peers.get(&key) else {
-            self.rejected.remove(&key);
+            self.rejections += u64::from(self.rejected.remove(&key).is_some());
             return;
         };
         let mut all = peer.rejections.clone();
@@ -372,11 +381,12 @@ impl Compiler {
                 all.push((Some(family), rejection));
             }
         }
-        if all.is_empty() {
-            self.rejected.remove(&key);
-        } else {
-            self.rejected.insert(key, all);
-        }
+        let is_rejected = !all.is_empty();
+        let before = match is_rejected {
+            true => self.rejected.insert(key, all),
+            false => self.rejected.remove(&key),
+        };
+        self.rejections += u64::from(is_rejected || before.is_some());
     }
 
     fn compile_local(&self, objects: Vec<Object>) -> Local {

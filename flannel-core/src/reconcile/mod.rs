@@ -5,6 +5,7 @@ mod contention;
 mod copy;
 pub mod desired;
 pub(crate) mod engine;
+pub mod known;
 mod own_claim;
 pub mod ownership;
 pub mod plan;

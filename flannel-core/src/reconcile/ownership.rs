@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::known::KnownLink;
 use crate::clock::stable_hash;
 use crate::kernel::Observed;
 use crate::node::OverlayName;
@@ -35,6 +36,9 @@ pub struct Ownership {
     pub networks: Vec<Subnet>,
     /// Whether what Go flannel left is taken over.
     pub adopt_flannel: bool,
+    /// Devices that are ours whatever became of their alias.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub known: Vec<KnownLink>,
 }
 
 /// The alias of every overlay's devices begins with this.
@@ -45,7 +49,7 @@ impl Ownership {
     ///
     /// | object | ours | Go flannel's |
     /// | --- | --- | --- |
-    /// | device | its alias is that of the overlay | VXLAN without alias, named `flannel.<VNI>` or `flannel-v6.<VNI>` |
+    /// | device | its alias is that of the overlay, or it is [known](Self::known) | VXLAN without alias, named `flannel.<VNI>` or `flannel-v6.<VNI>` |
     /// | address | inside the networks, on our device | the same on Go flannel's device |
     /// | setting, packet path with its peers, forwarding entry, neighbour | on our device | on Go flannel's device |
     /// | nexthop object | our protocol, and its id is [`nexthop_id`] of what it holds | never |
@@ -55,7 +59,7 @@ impl Ownership {
     /// [`adopt_flannel`](Self::adopt_flannel).
     pub fn owner(&self, object: &Object, observed: &Observed) -> Owner {
         match object {
-            Object::Link(link) => self.link_owner(link),
+            Object::Link(link) => self.link_owner(link, observed),
             Object::Address(address) => {
                 if self.holds_ip(address.ip) {
                     self.device_owner(address.dev, observed)
@@ -73,6 +77,28 @@ impl Ownership {
                 .map_or(Owner::Foreign, |dev| self.device_owner(dev, observed)),
             Object::Nexthop(nexthop) => self.nexthop_owner(nexthop),
             Object::Route(route) => self.route_owner(route, observed),
+        }
+    }
+
+    /// Tells if a foreign object is ours but for its protocol number, which somebody changed, by the rest
+    /// of its mark: the id of a nexthop object, which follows from what it holds; the way of a route,
+    /// when it is through a device or nexthop object of ours. `wanted` is what we want under its key.
+    pub fn lost_its_number(&self, wanted: &Object, found: &Object, observed: &Observed) -> bool {
+        match (wanted, found) {
+            (Object::Nexthop(_), Object::Nexthop(found)) => self.has_our_id(found),
+            (Object::Route(wanted), Object::Route(found)) if wanted.target == found.target => {
+                match found.target {
+                    RouteTarget::Gateway { dev, .. } | RouteTarget::Device(dev) => {
+                        self.device_owner(dev, observed) == Owner::Ours
+                    }
+                    RouteTarget::Nexthop(id) => {
+                        let nexthop = observed.objects.get(&ObjectKey::Nexthop(id));
+                        matches!(nexthop, Some(Object::Nexthop(nexthop)) if self.has_our_id(nexthop))
+                    }
+                    RouteTarget::Blackhole | RouteTarget::Paths(_) | RouteTarget::Other(_) => false,
+                }
+            }
+            _ => false,
         }
     }
 
@@ -108,9 +134,11 @@ impl Ownership {
         self.networks.iter().any(|network| network.contains_ip(ip))
     }
 
-    fn link_owner(&self, link: &Link) -> Owner {
+    fn link_owner(&self, link: &Link, observed: &Observed) -> Owner {
         let alias = link.alias.as_deref().unwrap_or_default();
-        if is_alias_of(alias, &self.overlay) {
+        if is_alias_of(alias, &self.overlay)
+            || self.known.iter().any(|known| known.is(link, observed))
+        {
             return Owner::Ours;
         }
         match &link.kind {
@@ -127,16 +155,24 @@ impl Ownership {
 
     fn device_owner(&self, dev: IfName, observed: &Observed) -> Owner {
         match observed.objects.get(&ObjectKey::Link(dev)) {
-            Some(Object::Link(link)) => self.link_owner(link),
+            Some(Object::Link(link)) => self.link_owner(link, observed),
             _ => Owner::Foreign,
         }
     }
 
     fn nexthop_owner(&self, nexthop: &Nexthop) -> Owner {
-        let ours = nexthop.protocol == self.protocol
-            && nexthop.id
-                == nexthop_id(&self.overlay, nexthop.gateway, nexthop.dev, nexthop.onlink);
+        let ours = nexthop.protocol == self.protocol && self.has_our_id(nexthop);
         if ours { Owner::Ours } else { Owner::Foreign }
+    }
+
+    fn has_our_id(&self, nexthop: &Nexthop) -> bool {
+        let Nexthop {
+            gateway,
+            dev,
+            onlink,
+            ..
+        } = *nexthop;
+        nexthop.id == nexthop_id(&self.overlay, gateway, dev, onlink)
     }
 
     fn route_owner(&self, route: &Route, observed: &Observed) -> Owner {
@@ -182,8 +218,13 @@ impl Ownership {
     fn is_of_another_overlay(&self, dev: IfName, observed: &Observed) -> bool {
         matches!(observed.objects.get(&ObjectKey::Link(dev)),
             Some(Object::Link(Link { alias: Some(alias), .. }))
-            if alias.starts_with(ALIAS_PREFIX) && !is_alias_of(alias, &self.overlay))
+            if bears_the_mark_of_an_overlay(alias) && !is_alias_of(alias, &self.overlay))
     }
+}
+
+/// Tells if an alias is the mark of an overlay, of whichever.
+pub(super) fn bears_the_mark_of_an_overlay(alias: &str) -> bool {
+    alias.starts_with(ALIAS_PREFIX)
 }
 
 fn is_alias_of(alias: &str, overlay: &OverlayName) -> bool {

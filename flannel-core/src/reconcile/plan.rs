@@ -404,6 +404,9 @@ impl<'a> Planner<'a> {
             _ => true,
         };
         leads_there && self.ownership.may_take_over(found, self.observed)
+            || self
+                .ownership
+                .lost_its_number(&wanted.object, found, self.observed)
     }
 
     /// The address on the underlay to which a wanted route leads at last.

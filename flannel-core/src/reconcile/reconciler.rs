@@ -4,6 +4,7 @@
 //! after whole readings and where devices or the network changed.
 
 mod basis;
+mod marks;
 mod reading;
 mod repairs;
 
@@ -98,6 +99,10 @@ pub(crate) struct Reconciler {
     converged: bool,
     /// Links or addresses changed, and whoever depends on them has not looked yet.
     host_changed: bool,
+    /// Links were read, and whoever wants to know has not asked yet.
+    links_read: bool,
+    /// Keys in whose place somebody else's object was before ours.
+    strange: BTreeSet<ObjectKey>,
     /// Destinations of routes that changed since that was asked.
     routes_changed: BTreeSet<Subnet>,
     /// Those that did not matter when it was asked.
@@ -148,6 +153,8 @@ impl Reconciler {
             just_read: JustRead::default(),
             converged: false,
             host_changed: false,
+            links_read: false,
+            strange: BTreeSet::new(),
             routes_changed: BTreeSet::new(),
             routes_passed: BTreeSet::new(),
         }
@@ -345,6 +352,7 @@ impl Reconciler {
         } else {
             plan_keys(observed, desired, ownership, &self.dirty)
         };
+        let plan = self.with_lost_numbers(plan, whole);
         let unread = self.to_be_read(&plan);
         if !unread.is_empty() {
             self.copy.doubt(unread);

@@ -36,7 +36,7 @@ use async_trait::async_trait;
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
     Change, ChangeStream, Claim, Features, HostFacts, IfName, Kernel, Link, LinkInfo, LinkKind,
-    MAIN_TABLE, Object, ObjectKey, Objects, Observed, Op, OverlayName, Questions, Route,
+    MAIN_TABLE, Object, ObjectKey, Objects, Observed, Op, OverlayName, PathFault, Questions, Route,
     RouteProtocol, RouteTarget, Scope, Subnet,
 };
 use futures_core::Stream;
@@ -78,6 +78,7 @@ struct State {
     log: Vec<LogEntry>,
     observations: usize,
     latency: Duration,
+    path_faults: BTreeMap<IfName, String>,
     /// With each notification how late it is to come.
     watchers: Vec<mpsc::UnboundedSender<(Duration, Change)>>,
     /// Notifications that come once more, after the next ones.
@@ -140,6 +141,7 @@ impl FakeKernel {
                 log: Vec::new(),
                 observations: 0,
                 latency: Duration::ZERO,
+                path_faults: BTreeMap::new(),
                 watchers: Vec::new(),
                 held: Vec::new(),
                 witness: Witness::default(),
@@ -265,6 +267,14 @@ impl FakeKernel {
         self.set_link_up(dev, false);
     }
 
+    /// Gives a device another alias or none, as `ip link set DEV alias` does. No such device: changes
+    /// nothing.
+    pub fn set_alias(&self, dev: IfName, alias: Option<&str>) {
+        let mut state = self.state();
+        state.host.set_alias(dev, alias);
+        state.tell();
+    }
+
     /// Deletes a device with all on it. No such device: changes nothing.
     pub fn delete_link(&self, dev: IfName) {
         let mut state = self.state();
@@ -277,6 +287,19 @@ impl FakeKernel {
         let mut state = self.state();
         state.host.lose_tunnels();
         state.tell();
+    }
+
+    /// Lets the packet path on a device carry nothing, for a reason, until it is told `None`. Hints at it.
+    pub fn set_path_fault(&self, dev: IfName, problem: Option<&str>) {
+        let mut state = self.state();
+        match problem {
+            Some(problem) => state.path_faults.insert(dev, problem.to_owned()),
+            None => state.path_faults.remove(&dev),
+        };
+        let hint = (Duration::ZERO, Change::Link(None));
+        state
+            .watchers
+            .retain(|watcher| watcher.send(hint.clone()).is_ok());
     }
 
     /// Deletes what is under a key, whosever it is. Nothing there: changes nothing.
@@ -473,9 +496,11 @@ impl State {
 
     fn apply_one(&mut self, op: &Op, failed: &BTreeMap<ObjectKey, ObjectKey>) -> Result<()> {
         if !self.features.net_admin {
-            return Err(Error::NotPermitted {
-                message: format!("{} {}", op.verb(), op.key()),
-            });
+            return Err(Error::lacks_net_admin(format_args!(
+                "{} {}",
+                op.verb(),
+                op.key()
+            )));
         }
         if !matches!(op, Op::Delete(_))
             && let Some(cause) = op.object().needs().iter().find_map(|key| failed.get(key))
@@ -621,6 +646,13 @@ impl Kernel for FakeKernel {
     async fn claim(&self, name: &OverlayName, replace: bool) -> Result<Claim> {
         self.wait().await;
         self.claims.claim(name, replace, self.pid).await
+    }
+
+    fn path_faults(&self) -> Vec<PathFault> {
+        let faults = self.state().path_faults.clone().into_iter();
+        faults
+            .map(|(dev, problem)| PathFault { dev, problem })
+            .collect()
     }
 
     fn changes(&self) -> ChangeStream {

@@ -239,9 +239,14 @@ pub enum KernelAction {
     Alter(Kind, u8),
     /// Somebody sets a device of ours down.
     LinkDown(u8),
+    /// Somebody takes the mark of an object of ours, the one with this number.
+    Unmark(u8),
     /// Somebody puts a route of their own in the place of one of ours, the one with this number.
     ForeignRoute(u8),
-    /// Somebody takes all such routes away, on the next node that has some.
+    /// Somebody puts a device of their own in the place of one of ours, the one with this number: of its
+    /// name, or of its VNI and port.
+    ForeignDevice(u8),
+    /// Somebody takes all such routes and devices away, on the next node that has some.
     ForeignGone,
     /// The external interface goes down.
     UnderlayDown,
@@ -387,6 +392,12 @@ pub enum StoreAction {
     Junk(u8),
     /// Somebody puts what no node can have written beside or over a node's record.
     Debris(Debris, usize, u8),
+    /// Somebody deletes all records, and the network config with them or not: the next one that is
+    /// written is the one that was there.
+    Empty {
+        /// With the config.
+        all: bool,
+    },
     /// Another network config is written.
     Config(usize),
     /// A config that nobody can read is written.
@@ -542,6 +553,8 @@ impl Action {
             Self::Store(action) => match action {
                 StoreAction::Put(hostile, ..) => format!("store Put {hostile:?}"),
                 StoreAction::Debris(debris, ..) => format!("store Debris {debris:?}"),
+                StoreAction::Empty { all: true } => "store Empty all".to_owned(),
+                StoreAction::Empty { all: false } => "store Empty records".to_owned(),
                 other => format!("store {}", word(other)),
             },
         }

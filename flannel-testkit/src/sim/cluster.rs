@@ -39,6 +39,8 @@ pub enum Tamper {
     Config(NetworkConfig),
     /// They write a network config that cannot be read.
     BadConfig,
+    /// They delete the network config.
+    NoConfig,
     /// They make a backup; there is one at a time.
     Backup,
     /// They restore the backup.
@@ -170,7 +172,11 @@ impl Cluster for MemoryCluster {
                 .is_some_and(|state| self.manager.import(state).is_ok()),
             Tamper::Reserve(node, subnets) => self.manager.reserve(&node, subnets).is_ok(),
             Tamper::Unreserve(node, _) => self.manager.unreserve(&node),
-            Tamper::Garble(_) | Tamper::Raw(..) | Tamper::BadConfig | Tamper::Compact => false,
+            Tamper::Garble(_)
+            | Tamper::Raw(..)
+            | Tamper::BadConfig
+            | Tamper::NoConfig
+            | Tamper::Compact => false,
         }
     }
 }

@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use flannel_core::reconcile::ownership::nexthop_id;
 use flannel_core::{
-    Address, Family, Fdb, IfName, Link, LinkKind, MAIN_TABLE, MacAddr, Neighbour, Nexthop, Object,
-    ObjectKey, Objects, OverlayName, PublicIp, Route, RouteProtocol, RouteTarget, Subnet, Vxlan,
+    Address, Family, Fdb, Features, IfName, Link, LinkKind, MAIN_TABLE, MacAddr, Neighbour,
+    Nexthop, Object, ObjectKey, Objects, OverlayName, PublicIp, Route, RouteProtocol, RouteTarget,
+    Subnet, Vxlan,
 };
 
 use super::path::link;
@@ -14,6 +15,9 @@ use crate::fake_kernel::FakeKernel;
 
 /// Made by an administrator (`RTPROT_STATIC`).
 pub(super) const STATIC: RouteProtocol = RouteProtocol(4);
+
+/// The alias of a device that somebody put in the place of ours.
+pub(super) const PLACE_TAKEN: &str = "in your place";
 
 /// How many addresses lie between one set of addresses of a node and its next.
 const STRIDE: u8 = 40;
@@ -68,8 +72,12 @@ pub(super) fn router(family: Family) -> IpAddr {
 }
 
 /// A machine as it is after it was switched on.
-pub(super) fn machine(number: u8, set: u8) -> FakeKernel {
-    with_external(FakeKernel::empty(), number, set)
+pub(super) fn machine(number: u8, set: u8, boot: u64) -> FakeKernel {
+    let kernel = FakeKernel::empty();
+    let mut features = Features::all();
+    features.namespace = Some(format!("machine {number}, boot {boot}"));
+    kernel.set_features(features);
+    with_external(kernel, number, set)
 }
 
 /// The same machine with its external interface.

@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::cluster::Cluster;
+use super::hardware::PLACE_TAKEN;
 use super::model::is_host;
 use super::path::{Way, is_whole, link, routes_to, whole};
 use crate::fake_kernel::LogEntry;
@@ -44,6 +45,8 @@ pub enum Invariant {
     NeverEnds,
     /// However things are, a node does not keep its kernel or its store busy.
     StaysCalm,
+    /// A node does not say that it works while it cannot.
+    TellsTheTruth,
     /// Nothing that a node writes crashes or empties a Go peer.
     GoPeersLive,
     /// A node says what about its host keeps packets from passing, and that it does no more.
@@ -64,6 +67,7 @@ impl fmt::Display for Invariant {
             Self::LeavesNothing => "a node that leaves leaves nothing",
             Self::NeverEnds => "an overlay ends only when told to",
             Self::StaysCalm => "a node stays calm",
+            Self::TellsTheTruth => "a node that cannot work does not say that it does",
             Self::GoPeersLive => "nothing crashes or empties a Go peer",
             Self::Tells => "a node tells what is off about its host",
         })
@@ -609,12 +613,11 @@ fn check_op(op: &Op, objects: &Objects, ops: &[Op], networks: &[Subnet]) -> Resu
     let is_inner = |ip| networks.iter().any(|network| network.contains_ip(ip));
     let is_of_others = |dev| {
         let is_overlays = |link: &flannel_core::Link| {
+            let alias = link.alias.as_deref().unwrap_or_default();
+            // Of such a name none but an overlay's is there that somebody took the mark of.
+            let is_bare = link.name.as_str().starts_with("flannel") && alias != PLACE_TAKEN;
             matches!(link.kind, LinkKind::Vxlan(_) | LinkKind::Tun(_))
-                && (link
-                    .alias
-                    .as_deref()
-                    .unwrap_or_default()
-                    .starts_with("flannel:"))
+                && (alias.starts_with("flannel:") || is_bare)
         };
         let made = ops.iter().any(|op| {
             matches!(op, Op::Create(Object::Link(link)) | Op::Change(Object::Link(link))

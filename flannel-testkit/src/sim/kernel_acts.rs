@@ -10,6 +10,7 @@ use flannel_core::{
 use super::action::{Action, KernelAction, Kind};
 use super::hardware::{STATIC, addresses, external, ours, prefix_len, router, with_external};
 use super::path::link;
+use super::strangers::is_taken;
 use super::world::World;
 use crate::fake_kernel::FaultKind;
 
@@ -85,12 +86,17 @@ impl World {
                 }
                 _ => false,
             },
+            KernelAction::Unmark(n) => self.unmark(at, n),
             KernelAction::ForeignRoute(n) => return self.take_place_of_route(at, n),
-            KernelAction::ForeignGone => return self.give_places_back(at),
             KernelAction::ForwardingOff
             | KernelAction::ForwardingOn
             | KernelAction::RuleInFront
             | KernelAction::RuleGone => return self.act_on_host(at, action),
+            KernelAction::ForeignDevice(n) => return self.take_place_of_device(at, n),
+            KernelAction::ForeignGone => {
+                let devices = self.give_devices_back(at);
+                return self.give_places_back(at) || devices;
+            }
             KernelAction::UnderlayDown
             | KernelAction::UnderlayUp
             | KernelAction::UnderlayRemade
@@ -113,7 +119,8 @@ impl World {
             KernelAction::RuleGone => self.nodes[*at].host.rule.is_some(),
             KernelAction::ForeignGone => {
                 let foreign = self.judge.foreign(*at);
-                foreign.values().any(|object| self.is_in_our_place(object))
+                let is_place = |object: &Object| self.is_in_our_place(object) || is_taken(object);
+                foreign.values().any(is_place)
             }
             _ => true,
         };
@@ -148,14 +155,14 @@ impl World {
     }
 
     /// What strangers did may have cost others something too: that is theirs, not ours.
-    fn follow_foreign(&self, at: usize) {
+    pub(super) fn follow_foreign(&self, at: usize) {
         let mut foreign = self.judge.foreign(at);
         let objects = self.nodes[at].kernel.objects();
         foreign.retain(|key, object| objects.get(key) == Some(object));
         self.judge.set_foreign(at, foreign);
     }
 
-    fn nth_of_ours(&self, at: usize, kind: Option<Kind>, n: u8) -> Option<Object> {
+    pub(super) fn nth_of_ours(&self, at: usize, kind: Option<Kind>, n: u8) -> Option<Object> {
         let mut all = ours(&self.nodes[at].kernel.objects());
         all.retain(|object| kind.is_none_or(|kind| kind.words().contains(&object.key().kind())));
         let n = usize::from(n).checked_rem(all.len())?;
@@ -351,6 +358,7 @@ impl World {
         self.accept_all(at);
         self.act_on_host(at, KernelAction::ForwardingOn);
         self.act_on_host(at, KernelAction::RuleGone);
+        self.give_marks_back(at);
         if self.nodes[at].unplugged {
             self.act_on_kernel(at, KernelAction::UnderlayUp);
         }

@@ -43,6 +43,7 @@ mod settle;
 mod shrink;
 mod store_acts;
 mod store_cluster;
+mod strangers;
 mod trace;
 mod wall;
 mod watch;

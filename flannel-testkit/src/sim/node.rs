@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use flannel_core::kernel::Result;
+use flannel_core::reconcile::known::KnownLink;
 use flannel_core::{
-    ChangeStream, Claim, Clock, DualStack, Features, HostFacts, Kernel, Moment, NodeId, ObjectKey,
-    Objects, Observed, Op, Overlay, OverlayEvent, OverlayName, Questions, SavedState, Scope,
-    StateStore, Subnet, TokioClock,
+    ChangeStream, Claim, Clock, DualStack, Features, HostFacts, IfName, Kernel, Moment,
+    NetworkConfig, NodeId, ObjectKey, Objects, Observed, Op, Overlay, OverlayEvent, OverlayName,
+    PathFault, Questions, SavedState, Scope, StateStore, Subnet, TokioClock,
 };
 use tokio::sync::broadcast;
 
@@ -20,6 +21,7 @@ use super::host_acts::HostState;
 use super::io::{Batch, Io};
 use super::judge::Judge;
 use super::link::Link;
+use super::strangers::Taken;
 use crate::fake_kernel::{FakeKernel, FaultKind};
 
 /// A node. What a crash leaves is here; what it takes is in [`Process`].
@@ -48,6 +50,10 @@ pub(super) struct Node {
     /// The faults given to the kernel, with the kinds of their actions.
     pub(super) faults: Vec<(FaultKind, String)>,
     pub(super) refused: Vec<ObjectKey>,
+    /// The device of ours whose place somebody took last.
+    pub(super) taken: Option<Taken>,
+    /// A device that it lacked for long while it said that it works, and the config then.
+    pub(super) lacked: Option<(IfName, NetworkConfig)>,
     pub(super) latency: Arc<Latency>,
 }
 
@@ -187,6 +193,10 @@ impl Kernel for NodeKernel {
         self.fake.claim(name, replace).await
     }
 
+    fn path_faults(&self) -> Vec<PathFault> {
+        self.fake.path_faults()
+    }
+
     fn changes(&self) -> ChangeStream {
         self.fake.changes()
     }
@@ -251,6 +261,12 @@ impl Disk {
     /// The faults that took effect.
     pub(super) fn take_felt(&self) -> Vec<StateFault> {
         std::mem::take(&mut self.state().felt)
+    }
+
+    /// Tells if the saved state names a device.
+    pub(super) fn knows(&self, dev: IfName) -> bool {
+        let is_it = |known: &KnownLink| known.link.name == dev;
+        matches!(&self.state().now, Content::State(saved) if saved.devices.iter().any(is_it))
     }
 
     /// The subnets of the lease that the saved state names, if it can be read.

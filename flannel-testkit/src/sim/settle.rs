@@ -97,6 +97,7 @@ impl World {
         let config = self.config.clone();
         self.tamper(Tamper::Config(config));
         self.make_room();
+        self.end_takings().await;
     }
 
     /// Sees to it that whoever has no lease can have one: where the pool is too full for that, somebody
@@ -167,6 +168,7 @@ impl World {
 
     /// Everything is as it should be: nobody doubts any more.
     fn finish(&mut self) {
+        self.check_lacked();
         for at in 0..self.nodes.len() {
             self.judge.trust(at);
         }

@@ -62,6 +62,20 @@ impl World {
                 self.config = config;
                 true
             }
+            StoreAction::Empty { all } => {
+                let truth = self.cluster.truth();
+                let leases = truth.leases.into_iter().map(|lease| lease.key);
+                let unreadable = truth.unreadable.into_iter().map(|record| record.key);
+                let keys: Vec<LeaseKey> = leases.chain(unreadable).collect();
+                if all && !self.tamper(Tamper::NoConfig) {
+                    return false;
+                }
+                let mut removed = all;
+                for key in keys {
+                    removed |= self.tamper(Tamper::Remove(key));
+                }
+                removed
+            }
             StoreAction::BadConfig => self.tamper(Tamper::BadConfig),
             StoreAction::Backup => {
                 let done = self.tamper(Tamper::Backup);

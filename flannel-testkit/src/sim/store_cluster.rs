@@ -194,6 +194,7 @@ impl Cluster for StoreCluster {
             Tamper::BadConfig => {
                 self.store.put(self.layout().config(), "{\"Network\":");
             }
+            Tamper::NoConfig => return self.store.delete(self.layout().config()),
             Tamper::Backup => self.state().backup = Some(self.store.backup()),
             Tamper::Restore => match self.state().backup.clone() {
                 Some(backup) => self.store.restore(&backup),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use flannel_core::{
@@ -40,6 +41,8 @@ pub(super) struct World {
     /// The config in force, and the one of the backup.
     pub(super) config: NetworkConfig,
     pub(super) backup: Option<NetworkConfig>,
+    /// How often a config was written, or deleted.
+    pub(super) config_writes: AtomicU64,
     /// Keys that others wrote or deleted records under.
     pub(super) written: BTreeSet<LeaseKey>,
     /// Nodes whose lease others may have taken away, and who may not know it yet.
@@ -86,6 +89,7 @@ impl World {
             nodes: Vec::new(),
             config,
             backup: None,
+            config_writes: AtomicU64::new(0),
             written: BTreeSet::new(),
             misled: BTreeSet::new(),
             counts: BTreeMap::new(),
@@ -101,7 +105,7 @@ impl World {
             world.nodes.push(Node {
                 id,
                 number,
-                kernel: hardware::machine(number, 0),
+                kernel: hardware::machine(number, 0, 0),
                 disk: Arc::new(Disk::default()),
                 clock: Arc::new(NodeClock::new()),
                 link: Arc::new(Link::default()),
@@ -115,6 +119,8 @@ impl World {
                 forgetful: false,
                 faults: Vec::new(),
                 refused: Vec::new(),
+                taken: None,
+                lacked: None,
                 latency: Arc::new(Latency::default()),
             });
             world.furnish(at);
@@ -201,9 +207,10 @@ impl World {
             NodeAction::Reboot => {
                 self.kill(at).await;
                 let node = &mut self.nodes[at];
-                node.kernel = hardware::machine(node.number, node.address);
+                node.kernel = hardware::machine(node.number, node.address, node.starts + 1);
                 node.faults.clear();
                 node.refused.clear();
+                node.taken = None;
                 node.unplugged = false;
                 node.host = HostState::default();
                 node.frozen = false;
@@ -547,6 +554,12 @@ impl World {
     }
 
     pub(super) fn tamper(&self, tamper: Tamper) -> bool {
+        let is_config = matches!(
+            tamper,
+            Tamper::Config(_) | Tamper::BadConfig | Tamper::NoConfig | Tamper::Restore
+        );
+        self.config_writes
+            .fetch_add(is_config.into(), Ordering::Relaxed);
         self.cluster.tamper(tamper)
     }
 }

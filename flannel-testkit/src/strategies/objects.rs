@@ -362,6 +362,7 @@ pub fn ownership(adopt_flannel: bool) -> Ownership {
             .filter_map(|network| network.parse().ok())
             .collect(),
         adopt_flannel,
+        known: Vec::new(),
     }
 }
 

@@ -90,7 +90,10 @@ impl Engine {
             return;
         }
         match self.parts.kernel.features().await {
-            Ok(features) => self.features = Some(features),
+            Ok(features) => {
+                self.features = Some(features);
+                self.remember_devices();
+            }
             Err(error) => {
                 self.features_failures += 1;
                 let wait = self
@@ -114,6 +117,7 @@ impl Engine {
             protocol: self.parts.options.protocol,
             networks: self.networks.clone(),
             adopt_flannel: self.parts.options.adopt_flannel,
+            known: self.known.clone(),
         }
     }
 
@@ -270,7 +274,6 @@ impl Engine {
             self.peers_changed = false;
             let (network, peers) = (Arc::clone(network), self.peers.subscribe());
             self.data_path = Some(tokio::spawn(async move { network.run(peers).await }));
-            self.holds(ConditionType::DataPath, "Running", "");
         }
     }
 

@@ -7,8 +7,11 @@
 mod burst;
 mod claim;
 mod config;
+mod data_path;
 mod host_checks;
 mod interface;
+mod known;
+mod lists;
 mod local;
 mod report;
 mod store;
@@ -27,10 +30,11 @@ use tokio::task::JoinHandle;
 use self::burst::Burst;
 use self::claim::asked_of;
 use self::host_checks::HostChecks;
+use self::lists::Lists;
 use self::local::{Inputs, ended_of};
 use self::store::{Call, LeaseState, answer_of};
 use self::watch::Watch;
-use crate::backend::{self, Backend, Network};
+use crate::backend::{self, Backend, Network, Note};
 use crate::backoff::Backoff;
 use crate::claim::{Claim, Claimant};
 use crate::clock::{Moment, Rng};
@@ -45,6 +49,7 @@ use crate::lease_set::LeaseSet;
 use crate::node::InstanceId;
 use crate::overlay::{Error, Parts};
 use crate::reconcile::desired::Compiler;
+use crate::reconcile::known::KnownLink;
 use crate::reconcile::plan::Plan;
 use crate::reconcile::reconciler::Reconciler;
 use crate::state::SavedState;
@@ -103,11 +108,15 @@ pub(crate) struct Engine {
     handed_to: Option<Claimant>,
 
     saved: SavedState,
+    /// What is told of a saved state that could not be read.
+    state_note: Option<Note>,
     /// Whether the saved lease and config may be used: the store has failed to answer.
     store_is_down: bool,
     started: Moment,
 
     features: Option<Features>,
+    /// Devices that are ours whatever becomes of their alias.
+    known: Vec<KnownLink>,
     features_at: Moment,
     features_failures: u32,
     config: Option<Arc<NetworkConfig>>,
@@ -149,6 +158,7 @@ pub(crate) struct Engine {
     host_checks: HostChecks,
     ready: bool,
     working: bool,
+    lists: Lists,
 
     call: Option<Call>,
     call_at: Moment,
@@ -208,9 +218,11 @@ impl Engine {
             claim: None,
             handed_to: None,
             saved: SavedState::default(),
+            state_note: None,
             store_is_down: false,
             started: now,
             features: None,
+            known: Vec::new(),
             features_at: now,
             features_failures: 0,
             config: None,
@@ -241,6 +253,7 @@ impl Engine {
             host_checks: HostChecks::new(now),
             ready: false,
             working: false,
+            lists: Lists::default(),
             call: None,
             call_at: now,
             call_failures: 0,
@@ -394,6 +407,7 @@ impl Engine {
         for _ in 0..ROUNDS {
             let desired = self.compiler.desired();
             self.reconciler.read_if_due(desired, &ownership).await;
+            self.know_devices();
             self.follow_host();
             if self.in_use.to_save() != self.saved.interface {
                 self.save().await;
@@ -415,6 +429,9 @@ impl Engine {
         self.open_watch();
         self.run_data_path();
         self.check_host().await;
+        if self.known != self.saved.devices {
+            self.save().await;
+        }
         self.publish();
         for done in self.resyncs.drain(..) {
             done.send(()).ok();
@@ -462,6 +479,7 @@ impl Engine {
             self.config_poll_at.filter(|_| self.call.is_none()),
             self.data_path_at,
             self.host_check_at(),
+            self.lists.due,
             self.former.values().min().copied(),
         ]
         .into_iter()

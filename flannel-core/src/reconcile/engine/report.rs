@@ -11,7 +11,7 @@ use crate::holder::Holder;
 use crate::lease::LeaseKey;
 use crate::lease_set::{Held, HeldReason};
 use crate::manager::LeaseRequest;
-use crate::status::{LeaseStatus, RejectedPeer, Status};
+use crate::status::{LeaseStatus, Status};
 
 /// The most of each kind of refusal that a condition names.
 const NAMED: usize = 3;
@@ -20,6 +20,7 @@ impl Engine {
     /// Tells the world how we are.
     pub(super) fn publish(&mut self) {
         self.conclude();
+        self.make_lists();
         let lease = self.lease.lease().map(|lease| LeaseStatus {
             key: lease.key.clone(),
             subnet: lease.subnet,
@@ -29,13 +30,6 @@ impl Engine {
                 LeaseState::Held { keeper, .. } => keeper.deadline(),
                 _ => None,
             },
-        });
-        let rejected = self.compiler.rejected().iter().flat_map(|(key, reasons)| {
-            reasons.iter().map(|(family, reason)| RejectedPeer {
-                key: key.clone(),
-                family: *family,
-                reason: reason.clone(),
-            })
         });
         let status = Status {
             conditions: self.conditions.list().to_vec(),
@@ -48,12 +42,8 @@ impl Engine {
             external: self.external.clone(),
             mtu: self.network.as_ref().map(|network| network.mtu()),
             peers: self.leases.peers().len(),
-            rejected: rejected.collect(),
-            unreadable: self
-                .leases
-                .unreadable()
-                .map(|record| (record.key.clone(), record.reason.clone()))
-                .collect(),
+            rejected: self.lists.rejected.clone(),
+            unreadable: self.lists.unreadable.clone(),
             foreign: self.reconciler.blocked().to_vec(),
             failing: self.reconciler.failing(),
             objects: self.compiler.desired().objects.len(),
@@ -77,6 +67,7 @@ impl Engine {
         let mut notes = network.map(|network| network.notes()).unwrap_or_default();
         notes.extend(self.parts.kernel.notes());
         notes.extend(self.claim.iter().flat_map(Claim::notes).cloned());
+        notes.extend(self.state_note.clone());
         for (backend, keys) in self.leases.of_other_backends() {
             let text = format!(
                 "{} peers are of {backend}, among them {}: they are reached without a tunnel, and \
@@ -193,6 +184,7 @@ impl Engine {
             );
         }
         self.conclude_lease();
+        self.conclude_data_path();
         if self.network.is_some() {
             let own = self.reconciler.blocked().iter();
             let own = own.filter(|blocked| blocked.peer.is_none());

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::config::Refusal;
 use super::{Engine, NETWORKS, PATIENCE};
+use crate::backend::Note;
 use crate::clock::Moment;
 use crate::condition::ConditionType;
 use crate::config::{self, NetworkConfig};
@@ -102,7 +103,10 @@ impl Engine {
                 self.saved = saved;
             }
             Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "the saved state cannot be read"),
+            Err(error) => {
+                let kept = state.keep_aside().await;
+                self.state_note = Some(unread(&error, kept));
+            }
         }
     }
 
@@ -110,6 +114,11 @@ impl Engine {
     pub(super) async fn save(&mut self) {
         let Some(state) = &self.parts.state else {
             return;
+        };
+        // Before the kernel was asked, what an earlier run knew is neither confirmed nor wrong.
+        let (devices, namespace) = match &self.features {
+            Some(features) => (self.known.clone(), features.namespace.clone()),
+            None => (self.saved.devices.clone(), self.saved.namespace.clone()),
         };
         let saved = SavedState {
             lease: self
@@ -124,6 +133,8 @@ impl Engine {
             networks: self.networks.clone(),
             interface: self.in_use.to_save(),
             instance: Some(self.instance),
+            devices,
+            namespace,
         };
         if saved != self.saved {
             if let Err(error) = state.save(&saved).await {
@@ -497,4 +508,20 @@ impl Engine {
         let delta = self.leases.set_own(own);
         self.peers_differ(&delta);
     }
+}
+
+/// What is told of a saved state that could not be read.
+fn unread(error: &std::io::Error, kept: std::io::Result<Option<String>>) -> Note {
+    let kept = match kept {
+        Ok(Some(place)) => format!("it is kept as {place}"),
+        Ok(None) => "it is written over".to_owned(),
+        Err(error) => format!("it cannot be kept ({error}) and is written over"),
+    };
+    let text = format!(
+        "the saved state cannot be read ({error}): this node starts without its memory, as a new machine \
+         unless its instance id is given; {kept}"
+    );
+    tracing::warn!("{text}");
+    let topic = "saved-state".to_owned();
+    Note { topic, text }
 }

@@ -109,8 +109,10 @@ impl Reconciler {
             confirmed,
             routes,
             host,
+            links,
         } = self.copy.take_news();
         self.host_changed |= host;
+        self.links_read |= links;
         self.routes_changed.extend(routes);
         for key in confirmed {
             self.unsettled.remove(&key);
@@ -174,6 +176,11 @@ impl Reconciler {
         self.host_changed |= new.iter().any(matters);
         self.routes_passed.append(&mut new);
         self.host_changed || self.routes_passed.len() > MOST
+    }
+
+    /// Tells if links were read since that was asked.
+    pub(crate) const fn links_were_read(&mut self) -> bool {
+        std::mem::replace(&mut self.links_read, false)
     }
 
     /// An address came to matter: whether routes to it have changed since they were looked at.

@@ -101,6 +101,13 @@ impl Host {
         self.set_up(link.name, link.up);
     }
 
+    pub(in crate::fake_kernel) fn set_alias(&mut self, dev: IfName, alias: Option<&str>) {
+        if let Some(Object::Link(link)) = self.objects.get_mut(&ObjectKey::Link(dev)) {
+            link.alias = alias.map(str::to_owned);
+            self.told.push(Change::Set(Object::Link(link.clone())));
+        }
+    }
+
     /// The largest packet that a VXLAN device has room for in those of its underlay.
     fn room(&self, kind: &LinkKind) -> Option<u32> {
         let LinkKind::Vxlan(vxlan) = kind else {

@@ -11,7 +11,8 @@ use std::time::Duration;
 use common::*;
 use flannel_core::keeper::LossPolicy;
 use flannel_core::{
-    ConditionType, Family, MemoryManager, Object, Overlay, Route, RouteProtocol, Status,
+    ConditionType, Family, MemoryManager, Object, Overlay, Route, RouteProtocol, RouteTarget,
+    Status,
 };
 use flannel_testkit::fake_kernel::FakeKernel;
 
@@ -114,6 +115,7 @@ async fn the_last_changes_of_conditions_are_told_in_their_order() {
     };
     let theirs = Object::Route(Route {
         protocol: RouteProtocol(42),
+        target: RouteTarget::Blackhole,
         ..route.clone()
     });
     for _ in 0..20 {

@@ -100,9 +100,8 @@ impl Network for UdpNetwork {
         })];
         if self.may_set {
             objects.push(Object::Sysctl(Sysctl::no_router_advertisements(dev)));
-            if self.ends.has(Family::V6) {
-                objects.push(Object::Sysctl(Sysctl::with_ipv6(dev)));
-            }
+            // Also where the network has no IPv6 now: the same device serves it when it has.
+            objects.push(Object::Sysctl(Sysctl::with_ipv6(dev)));
         }
         let own = self
             .ends

@@ -9,12 +9,14 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use common::*;
+use flannel_backend_vxlan::VxlanBackend;
 use flannel_core::{
     Address, ConditionStatus, ConditionType, Error, Interface, LinkKind, MAIN_TABLE, MemoryManager,
     Object, ObjectKey, Op, Overlay, OverlayEvent, PublicIp, Route, RouteProtocol, RouteTarget,
     Subnet, UnderlayOptions,
 };
 use flannel_testkit::fake_kernel::{FakeKernel, LogEntry};
+use flannel_testkit::staged::StagedManager;
 
 const V4: &str = r#"{ "Network": "10.42.0.0/16", "Backend": { "Type": "vxlan" } }"#;
 const MINUTE: Duration = Duration::from_secs(60);
@@ -199,7 +201,16 @@ async fn an_interface_that_is_back_in_time_is_kept() {
 #[tokio::test(start_paused = true)]
 async fn another_address_of_the_interface_is_published_within_a_second() {
     let kernel = host();
-    let (_manager, overlay) = started(&kernel).await;
+    let store = MemoryManager::new(config(V4));
+    let manager = StagedManager::new(store, config(V4));
+    let overlay = Overlay::builder(node("a"))
+        .manager(manager.clone())
+        .backend(VxlanBackend::new())
+        .kernel(kernel.clone());
+    let overlay = overlay.start().await.expect("all parts");
+    ready_within(MINUTE, &overlay).await;
+    settle(&overlay).await;
+    assert_eq!(manager.reconnects(), 0);
     kernel.delete(&address("eth0", "192.0.2.1").key());
     tokio::time::sleep(Duration::from_millis(100)).await;
     kernel
@@ -212,6 +223,11 @@ async fn another_address_of_the_interface_is_published_within_a_second() {
     })
     .await;
     assert_eq!(carried_by(&overlay), "eth0 (192.0.2.77)");
+    assert_eq!(
+        manager.reconnects(),
+        1,
+        "to the store from an address that is there"
+    );
 }
 
 #[tokio::test(start_paused = true)]

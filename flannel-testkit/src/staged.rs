@@ -1,6 +1,7 @@
 //! [`StagedManager`]: a node's view of a store whose config changes reach the nodes one by one.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
@@ -17,6 +18,7 @@ use tokio::sync::mpsc;
 pub struct StagedManager {
     inner: Arc<dyn Manager>,
     state: Arc<Mutex<State>>,
+    reconnects: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
@@ -37,7 +39,13 @@ impl StagedManager {
                 config,
                 watches: Vec::new(),
             })),
+            reconnects: Arc::default(),
         }
+    }
+
+    /// How often the node had its connections to the store made anew.
+    pub fn reconnects(&self) -> usize {
+        self.reconnects.load(Ordering::Relaxed)
     }
 
     /// Tells the node of another config.
@@ -67,6 +75,11 @@ impl Manager for StagedManager {
 
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities().with_watches_config(true)
+    }
+
+    fn reconnect(&self) {
+        self.reconnects.fetch_add(1, Ordering::Relaxed);
+        self.inner.reconnect();
     }
 
     async fn network_config(&self) -> Result<NetworkConfig> {

@@ -75,16 +75,13 @@ impl Model for UdpModel {
             up: true,
             alias: Some(OverlayName::default().link_alias()),
         }));
-        let has_v6 = tunnel.listen.has(Family::V6);
         for name in ["accept_ra", "disable_ipv6"] {
-            if name == "accept_ra" || has_v6 {
-                add(Object::Sysctl(Sysctl {
-                    dev,
-                    family: Family::V6,
-                    name: name.to_owned(),
-                    value: "0".to_owned(),
-                }));
-            }
+            add(Object::Sysctl(Sysctl {
+                dev,
+                family: Family::V6,
+                name: name.to_owned(),
+                value: "0".to_owned(),
+            }));
         }
         add(Object::Tunnel(Box::new(tunnel)));
         let mut expected = Expected::default();

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use flannel_core::{
     Address, BackendType, DualStack, Family, Gateways, IfName, Lease, Link, LinkKind, MAIN_TABLE,
     Network, Note, Object, OverlayName, Rejection, Route, RouteProtocol, RouteTarget, Subnet,
-    Sysctl, Tun, Tunnel, TunnelPeer, Underlay, no_public_ip,
+    Sysctl, Tun, Tunnel, TunnelPeer, Underlay, mtu, no_public_ip,
 };
 
 /// Our end of the tunnel in one family.
@@ -98,7 +98,8 @@ impl Network for UdpNetwork {
             up: true,
             alias: Some(self.overlay.link_alias()),
         })];
-        if self.may_set {
+        // A device whose packets are smaller has no IPv6.
+        if self.may_set && self.mtu() >= mtu::MIN_IPV6 {
             objects.push(Object::Sysctl(Sysctl::no_router_advertisements(dev)));
             // Also where the network has no IPv6 now: the same device serves it when it has.
             objects.push(Object::Sysctl(Sysctl::with_ipv6(dev)));

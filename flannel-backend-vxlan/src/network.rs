@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use flannel_core::{
     Address, BackendType, DualStack, Family, Fdb, Gateways, Hop, IfName, Lease, Link, LinkKind,
     MacAddr, Neighbour, Network, Note, Object, Offload, OverlayName, Rejection, Subnet, Sysctl,
-    Underlay, Vxlan, no_public_ip,
+    Underlay, Vxlan, mtu, no_public_ip,
 };
 
 use crate::config::VxlanConfig;
@@ -132,7 +132,8 @@ impl Network for VxlanNetwork {
                 up: true,
                 alias: Some(self.overlay.link_alias()),
             }));
-            if self.may_set {
+            // A device whose packets are smaller has no IPv6.
+            if self.may_set && device.mtu >= mtu::MIN_IPV6 {
                 objects.push(Object::Sysctl(Sysctl::no_router_advertisements(dev)));
                 if family == Family::V6 {
                     objects.push(Object::Sysctl(Sysctl::with_ipv6(dev)));

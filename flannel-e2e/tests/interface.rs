@@ -5,7 +5,7 @@
     reason = "tests, which print what they measured"
 )]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flannel_core::{ConditionStatus, ConditionType, Interface, UnderlayOptions};
 use flannel_e2e::{
@@ -19,9 +19,7 @@ fn carried_by(node: &Node) -> String {
 }
 
 async fn is_carried_by(node: &Node, device: &str) -> Duration {
-    let begin = Instant::now();
-    until(device, LIMIT, async || carried_by(node) == device).await;
-    begin.elapsed()
+    until(device, LIMIT, async || carried_by(node) == device).await
 }
 
 fn by_name(name: &str) -> UnderlayOptions {

@@ -283,18 +283,29 @@ impl EtcdStore {
             }
             let endpoint = self.endpoint();
             let mut dead = self.shared.reconnect.listen();
-            let asking = async {
-                let client = self.client(endpoint).await?;
-                counter(&self.counters).fetch_add(1, Ordering::Relaxed);
-                match timeout(limit, act(client)).await {
-                    Ok(answer) => answer.map_err(|error| fault(&error, lease)),
-                    Err(_) => Err(Fault::Unknown(format!("nothing came within {limit:?}"))),
-                }
-            };
-            let answer = tokio::select! {
+            let client = tokio::select! {
                 biased;
-                answer = asking => answer,
+                client = self.client(endpoint) => client,
                 () = dead.told() => Err(Fault::Dead),
+            };
+            let answer = match client {
+                Err(fault) => Err(fault),
+                Ok(client) => {
+                    counter(&self.counters).fetch_add(1, Ordering::Relaxed);
+                    let asking = timeout(limit, act(client));
+                    let answer = tokio::select! {
+                        biased;
+                        answer = asking => Some(answer),
+                        () = dead.told() => None,
+                    };
+                    match answer {
+                        Some(Ok(answer)) => answer.map_err(|error| fault(&error, lease)),
+                        Some(Err(_)) => {
+                            Err(Fault::Unknown(format!("nothing came within {limit:?}")))
+                        }
+                        None => Err(Fault::Dead),
+                    }
+                }
             };
             let fault = match answer {
                 Ok(answer) => return Ok(answer),

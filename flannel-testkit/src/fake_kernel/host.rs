@@ -12,7 +12,7 @@ use flannel_core::kernel::{Error, Result};
 use flannel_core::reconcile::plan::difference;
 use flannel_core::{
     Address, AddressInfo, Change, Family, IfName, Link, LinkInfo, MAIN_TABLE, Object, ObjectKey,
-    Objects, Offload, Op, Route, RouteProtocol, RouteTarget, Subnet, Sysctl,
+    Objects, Offload, Op, Route, RouteProtocol, RouteTarget, Subnet, Sysctl, mtu,
 };
 
 pub(super) use packets::Policy;
@@ -438,7 +438,11 @@ impl Host {
     fn default_setting(&self, key: &ObjectKey) -> Option<Object> {
         match key {
             ObjectKey::Sysctl { dev, family, name } => {
-                self.link(*dev)?;
+                let link = self.link(*dev)?;
+                // Linux has no IPv6 on a device whose packets are smaller.
+                if *family == Family::V6 && link.mtu.is_some_and(|mtu| mtu < mtu::MIN_IPV6) {
+                    return None;
+                }
                 let (.., value) = SYSCTLS
                     .iter()
                     .find(|(of, known, _)| of == family && known == name)?;

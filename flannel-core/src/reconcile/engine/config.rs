@@ -216,6 +216,8 @@ impl Engine {
             _ => self.with_what_stays(why, refusal),
         };
         // One condition for all of these, so that nothing else says the opposite in between.
-        self.fails(ConditionType::Config, reason, message, true);
+        // The host may get what its interface lacks.
+        let permanent = !matches!(error, backend::Error::Underlay { .. });
+        self.fails(ConditionType::Config, reason, message, permanent);
     }
 }

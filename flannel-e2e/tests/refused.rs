@@ -152,7 +152,8 @@ async fn a_host_without_the_interface_is_refused_with_what_was_looked_for() {
 
     // An underlay too narrow for the overlay.
     ns.set_mtu("eth0", 1300).expect("it is there");
-    let v6 = r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:42::/48"}"#;
+    let v6 = r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:42::/48",
+        "Backend": {"Type": "vxlan"}}"#;
     let error = refused(ns, v6, UnderlayOptions::default()).await;
     assert_names(&error, &["interface", "1300", "IPv6", "1280", "1350"]);
 }

@@ -11,7 +11,7 @@ use common::*;
 use flannel_backend_hostgw::HostGwBackend;
 use flannel_core::{
     Condition, ConditionStatus, ConditionType, Family, Link, MemoryManager, Object, ObjectKey, Op,
-    Overlay, OverlayBuilder, Route, RouteProtocol, Status,
+    Overlay, OverlayBuilder, Route, RouteProtocol, RouteTarget, Status,
 };
 use flannel_testkit::fake_kernel::FakeKernel;
 use tokio::task::JoinHandle;
@@ -178,6 +178,7 @@ async fn whose_routes_take_the_place_of_ours_is_told() {
     };
     let theirs = Object::Route(Route {
         protocol: RouteProtocol(99),
+        target: RouteTarget::Blackhole,
         ..route.clone()
     });
     let key = theirs.key();

@@ -11,6 +11,7 @@ use flannel_core::{ConditionStatus, ConditionType, Interface, UnderlayOptions};
 use flannel_e2e::{
     Cluster, DUAL, DUAL_UDP, LIMIT, Node, Setup, alone, both_families, dev, no_loss, run_in, until,
 };
+use flannel_testkit::netns::Ns;
 
 fn carried_by(node: &Node) -> String {
     let status = node.overlay().status();
@@ -26,6 +27,23 @@ fn by_name(name: &str) -> UnderlayOptions {
     UnderlayOptions {
         interfaces: vec![Interface::Name(dev(name))],
         ..UnderlayOptions::default()
+    }
+}
+
+/// Gives a node a second interface to the same link, `eth1`.
+fn second_interface(router: &Ns, ns: &Ns) {
+    let made = router.add_veth("node1b", ns, "eth1", 1500);
+    made.expect("the names are free");
+    router
+        .set_master("node1b", Some("br0"))
+        .expect("it is there");
+    router.set_up("node1b").expect("it is there");
+    for line in [
+        "ip link set eth1 up",
+        "ip addr add 192.0.2.201/24 dev eth1",
+        "ip addr add 2001:db8:1::201/64 dev eth1 nodad",
+    ] {
+        run_in(ns, line);
     }
 }
 
@@ -124,20 +142,7 @@ async fn an_operator_moves_the_overlay_without_loss() {
     };
     let node = &cluster.nodes[0];
     let ns = &node.host.ns;
-    let router = &cluster.underlay.router;
-    let made = router.add_veth("node1b", ns, "eth1", 1500);
-    made.expect("the names are free");
-    router
-        .set_master("node1b", Some("br0"))
-        .expect("it is there");
-    router.set_up("node1b").expect("it is there");
-    for line in [
-        "ip link set eth1 up",
-        "ip addr add 192.0.2.201/24 dev eth1",
-        "ip addr add 2001:db8:1::201/64 dev eth1 nodad",
-    ] {
-        run_in(ns, line);
-    }
+    second_interface(&cluster.underlay.router, ns);
     let mut to = ["eth1", "eth0"].into_iter().cycle();
     no_loss(
         "another interface",
@@ -162,17 +167,8 @@ async fn another_interface_is_taken_when_the_one_in_use_is_gone() {
     };
     let node = &cluster.nodes[0];
     let ns = &node.host.ns;
-    let router = &cluster.underlay.router;
-    let made = router.add_veth("node1b", ns, "eth1", 1500);
-    made.expect("the names are free");
-    router
-        .set_master("node1b", Some("br0"))
-        .expect("it is there");
-    router.set_up("node1b").expect("it is there");
+    second_interface(&cluster.underlay.router, ns);
     for line in [
-        "ip link set eth1 up",
-        "ip addr add 192.0.2.201/24 dev eth1",
-        "ip addr add 2001:db8:1::201/64 dev eth1 nodad",
         "ip route add default via 192.0.2.254 dev eth1 metric 500",
         "ip -6 route add default via 2001:db8:1::fe dev eth1 metric 2000",
     ] {

@@ -185,7 +185,11 @@ const DATA: &[&str] = &["vxlan"];
 /// Flannel's backends: of another nobody knows what does not apply to it.
 const KNOWN: &[&str] = &["host-gw", "udp", "vxlan"];
 
-/// The kinds that can take effect in clusters with one or more of these configs.
+/// What mends a host needs it spoilt by the same history before: too rare to insist on, and done at
+/// the end of each history.
+const MENDING: [&str; 2] = ["kernel ForwardingOn", "kernel RuleGone"];
+
+/// The kinds that must take effect in clusters with one or more of these configs.
 pub(super) fn kinds_under(configs: &[NetworkConfig]) -> Vec<&'static str> {
     let applies = |kind: &&&str, backend: &BackendType| {
         let backend = backend.as_str();
@@ -195,6 +199,7 @@ pub(super) fn kinds_under(configs: &[NetworkConfig]) -> Vec<&'static str> {
     let backends = || configs.iter().map(|config| config.backend().backend_type());
     KINDS
         .iter()
+        .filter(|kind| !MENDING.contains(kind))
         .filter(|kind| backends().any(|backend| applies(kind, backend)))
         .copied()
         .collect()

@@ -198,3 +198,43 @@ async fn nobody_loses_a_route_when_the_store_loses_all_records() {
     tokio::time::sleep(30 * SECOND).await;
     no_steps("everything", &kernels);
 }
+
+/// Once the config is back, the second reading comes, whatever else is deleted before it.
+#[tokio::test(start_paused = true)]
+async fn a_delete_after_the_config_is_back_puts_no_reading_off() {
+    let world = World::new(CONFIG);
+    let link = world.store.link("a");
+    let overlay = Overlay::builder(NodeId::new("a").expect("a node id"))
+        .manager(StoreManager::new(link.clone(), StoreOptions::default()))
+        .backend(VxlanBackend::new())
+        .kernel(FakeKernel::node(1))
+        .start();
+    let overlay = overlay.await.expect("all parts");
+    overlay.ready().await.expect("ready");
+    let join = async |n| acquire(&world.node("robot"), &request(n)).await.key;
+    for n in 0..3 {
+        join(n).await;
+    }
+    let knows = |n| move |status: &Status| status.peers == n;
+    overlay.wait_for(knows(3)).await.expect("running");
+    // None of them comes back.
+    delete_all(&world, KeyRange::prefix(world.layout.prefix()));
+    link.break_watches();
+    tokio::time::sleep(5 * SECOND).await;
+    let held = overlay.status();
+    let held = held.condition(ConditionType::Peers).expect("told");
+    assert_eq!(held.reason, "StoreUnconfigured");
+    world.store.put(world.layout.config(), CONFIG);
+    tokio::time::sleep(SECOND).await;
+    for n in 10..18 {
+        join(n).await;
+    }
+    overlay.wait_for(knows(11)).await.expect("running");
+    // More than is believed at once.
+    delete_all(&world, KeyRange::prefix(world.layout.subnets()));
+    let is_settled = |status: &Status| status.peers == 0 && status.is_true(ConditionType::Peers);
+    let settled = tokio::time::timeout(60 * SECOND, overlay.wait_for(is_settled)).await;
+    settled
+        .expect("the second reading decides")
+        .expect("running");
+}

@@ -99,7 +99,9 @@ impl World {
                 matches!(object, Object::Route(route) if Some(route.dst.family()) == family)
             })
         };
-        node.member && node.process.is_some() && (kind != ConditionType::Routes || has_routes())
+        // What somebody left in a peer's subnet is told all the while.
+        let can_tell = || has_routes() && !self.has_narrower(at);
+        node.member && node.process.is_some() && (kind != ConditionType::Routes || can_tell())
     }
 
     async fn all_tell(

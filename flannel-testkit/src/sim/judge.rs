@@ -131,6 +131,10 @@ struct State {
     changes: u64,
 }
 
+/// The longest time from a reading to the changes that follow from it, with the latency of a kernel both
+/// ways.
+const PLANNED: Duration = Duration::from_secs(2);
+
 /// What is known of one node.
 #[derive(Debug)]
 struct View {
@@ -146,6 +150,8 @@ struct View {
     doubted: BTreeSet<Subnet>,
     doubts_all: bool,
     batch: BatchView,
+    /// When somebody's device came to stand in the place of ours.
+    stranger: Option<Instant>,
     /// How many ops its program gave to its kernel.
     ops: u64,
     /// Its program was given a lease.
@@ -209,6 +215,7 @@ impl Judge {
             doubted: BTreeSet::new(),
             doubts_all: false,
             batch: BatchView::default(),
+            stranger: None,
             ops: 0,
             acquired: false,
         });
@@ -306,6 +313,11 @@ impl Judge {
     /// Others have these objects in a node's kernel now, and no other ones.
     pub(super) fn set_foreign(&self, node: usize, foreign: BTreeMap<ObjectKey, Object>) {
         self.state().nodes[node].foreign = foreign;
+    }
+
+    /// Somebody's device stands in the place of one of ours from now on.
+    pub(super) fn stranger_came(&self, node: usize) {
+        self.state().nodes[node].stranger = Some(Instant::now());
     }
 
     pub(super) fn foreign(&self, node: usize) -> BTreeMap<ObjectKey, Object> {
@@ -451,9 +463,14 @@ impl Judge {
     /// A node's program gives its kernel a batch of ops.
     pub(super) fn batch_begins(&self, node: usize, objects: &Objects, ops: &[Op]) {
         self.catch_up();
-        let networks = self.state().networks.clone();
+        let (networks, stranger) = {
+            let state = self.state();
+            (state.networks.clone(), state.nodes[node].stranger)
+        };
+        // A device is named by its name: what was planned before a stranger had it goes to that one.
+        let is_new = stranger.is_some_and(|came| came.elapsed() < PLANNED);
         for op in ops {
-            if let Err(why) = check_op(op, objects, ops, &networks) {
+            if let Err(why) = check_op(op, objects, ops, &networks, is_new) {
                 let what = format!("{} {}: {why}", op.verb(), op.object());
                 self.broken(Invariant::InsideThePool, Some(node), what);
             }
@@ -606,12 +623,20 @@ fn same(a: Option<&Lease>, b: Option<&Lease>) -> bool {
 }
 
 /// Whether a node's program may ask its kernel for this at all.
-fn check_op(op: &Op, objects: &Objects, ops: &[Op], networks: &[Subnet]) -> Result<(), String> {
+///
+/// `stranger_is_new`: a device of somebody else's has just come to the place of one of ours.
+fn check_op(
+    op: &Op,
+    objects: &Objects,
+    ops: &[Op],
+    networks: &[Subnet],
+    stranger_is_new: bool,
+) -> Result<(), String> {
     if matches!(op, Op::Delete(_)) {
         return Ok(());
     }
     let is_inner = |ip| networks.iter().any(|network| network.contains_ip(ip));
-    let is_of_others = |dev| {
+    let is_underlay = |dev| {
         let is_overlays = |link: &flannel_core::Link| {
             let alias = link.alias.as_deref().unwrap_or_default();
             // Of such a name none but an overlay's is there that somebody took the mark of.
@@ -625,6 +650,7 @@ fn check_op(op: &Op, objects: &Objects, ops: &[Op], networks: &[Subnet]) -> Resu
         });
         !made && link(objects, dev).is_some_and(|link| !is_overlays(link))
     };
+    let is_of_others = |dev| !stranger_is_new && is_underlay(dev);
     let complain = |bad: bool, why: &str| if bad { Err(why.to_owned()) } else { Ok(()) };
     match op.object() {
         Object::Route(route) => {
@@ -639,7 +665,7 @@ fn check_op(op: &Op, objects: &Objects, ops: &[Op], networks: &[Subnet]) -> Resu
             )
         }
         Object::Nexthop(nexthop) => complain(
-            !is_inner(nexthop.gateway) && !is_of_others(nexthop.dev) || !is_host(nexthop.gateway),
+            !is_inner(nexthop.gateway) && !is_underlay(nexthop.dev) || !is_host(nexthop.gateway),
             "its gateway is neither in the network nor on the underlay",
         ),
         Object::Neighbour(neighbour) => {

@@ -52,6 +52,8 @@ pub(super) struct Node {
     pub(super) refused: Vec<ObjectKey>,
     /// The device of ours whose place somebody took last.
     pub(super) taken: Option<Taken>,
+    /// Somebody took marks of its objects, first when so many configs had been written.
+    pub(super) unmarked: Option<u64>,
     /// A device that it lacked for long while it said that it works, and the config then.
     pub(super) lacked: Option<(IfName, NetworkConfig)>,
     pub(super) latency: Arc<Latency>,

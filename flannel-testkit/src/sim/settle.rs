@@ -16,6 +16,7 @@ use super::judge::Invariant;
 use super::model::{Expected, Hop, Me, own_record, peers};
 use super::node::Node;
 use super::path::{link, route_to};
+use super::strangers::unmarked;
 use super::world::World;
 
 /// What may pass until everything is right, leases aside: the longest wait for a store that failed
@@ -230,6 +231,10 @@ impl World {
             ConditionType::Routes,
             ConditionType::ReversePath,
         ] {
+            // A narrower route that somebody left in a peer's subnet is told.
+            if kind == ConditionType::Routes && self.has_narrower(at) {
+                continue;
+            }
             if !status.is_true(kind) {
                 let condition = status.condition(kind);
                 let condition = condition.map(|c| format!("{c}: {}", c.message));
@@ -280,6 +285,22 @@ impl World {
         }
         self.compare(at, &objects, &expected, &mut problems);
         problems
+    }
+
+    /// Tells if somebody's route leads a part of a subnet of a node's record elsewhere.
+    pub(super) fn has_narrower(&self, at: usize) -> bool {
+        let records = self.judge.records();
+        let subnets = records
+            .leases
+            .iter()
+            .flat_map(|lease| lease.subnet.values());
+        let subnets: Vec<&Subnet> = subnets.collect();
+        let foreign = self.judge.foreign(at);
+        foreign.values().any(|object| {
+            matches!(object, Object::Route(route) if subnets.iter().any(|subnet| {
+                subnet.contains(&route.dst) && subnet.len() < route.dst.len()
+            }))
+        })
     }
 
     /// Tells if a node that has no stake in it would reject a node's record.
@@ -353,33 +374,48 @@ impl World {
             }
         }
         let unclear = Unclear::of(&self.judge.records());
-        for object in ours(objects) {
-            let is_expected = match &object {
-                Object::Route(route) => expected.routes.contains_key(&route.dst),
-                Object::Nexthop(nexthop) => objects.values().any(|other| {
-                    matches!(other, Object::Route(Route { target: RouteTarget::Nexthop(id), .. })
+        let is_expected = |object: &Object| match object {
+            Object::Route(route) => expected.routes.contains_key(&route.dst),
+            Object::Nexthop(nexthop) => objects.values().any(|other| {
+                matches!(other, Object::Route(Route { target: RouteTarget::Nexthop(id), .. })
                         if *id == nexthop.id)
-                        || expected
-                            .routes
-                            .values()
-                            .flatten()
-                            .any(|hop| hop.gateway == nexthop.gateway && hop.dev == nexthop.dev)
-                }),
-                object => expected
-                    .objects
-                    .as_ref()
-                    .is_none_or(|objects| objects.contains_key(&object.key())),
-            };
-            // Who forgot that a network was its own cannot know what it had there.
-            let is_forgotten = self.nodes[at].forgetful && !self.is_inner(&object);
-            // A device stays for what others still send to it; nothing is sent there any more.
-            let leads_there = matches!(object, Object::Route(_) | Object::Nexthop(_));
-            let may_stay = !leads_there
+                    || expected
+                        .routes
+                        .values()
+                        .flatten()
+                        .any(|hop| hop.gateway == nexthop.gateway && hop.dev == nexthop.dev)
+            }),
+            object => expected
+                .objects
+                .as_ref()
+                .is_none_or(|objects| objects.contains_key(&object.key())),
+        };
+        // A device stays for what others still send to it; nothing is sent there any more.
+        let may_stay = |object: &Object| {
+            !matches!(object, Object::Route(_) | Object::Nexthop(_))
                 && object
                     .dev()
                     .and_then(|dev| link(objects, dev)?.kind.backend())
-                    .is_some_and(|backend| expected.may_stay.contains(&backend));
-            if !is_expected && !is_forgotten && !may_stay && !unclear.may_serve(&object) {
+                    .is_some_and(|backend| expected.may_stay.contains(&backend))
+        };
+        for object in unmarked(objects) {
+            let knows = |dev| !self.nodes[at].forgetful && self.nodes[at].disk.knows(dev);
+            let is_link = matches!(object, Object::Link(_));
+            let is_made_here = !is_link || expected.objects.is_some();
+            if is_made_here && is_expected(&object) {
+                problems.push(format!("{object} lacks its mark"));
+            } else if is_link && object.dev().is_some_and(knows) && !may_stay(&object) {
+                problems.push(format!("{object} should not be there"));
+            }
+        }
+        for object in ours(objects) {
+            // Who forgot that a network was its own cannot know what it had there.
+            let is_forgotten = self.nodes[at].forgetful && !self.is_inner(&object);
+            if !is_expected(&object)
+                && !is_forgotten
+                && !may_stay(&object)
+                && !unclear.may_serve(&object)
+            {
                 problems.push(format!("{object} should not be there"));
             }
         }

@@ -43,6 +43,8 @@ fn vxlan_family(vxlan: &Vxlan) -> Family {
 impl World {
     /// Takes the mark of one of those objects of ours that are ours without it, to whom knows them.
     pub(super) fn unmark(&mut self, at: usize, n: u8) -> bool {
+        let writes = self.config_writes.load(Ordering::Relaxed);
+        self.nodes[at].unmarked.get_or_insert(writes);
         let kernel = &self.nodes[at].kernel;
         let objects = kernel.objects();
         let mut all = ours(&objects);
@@ -118,6 +120,7 @@ impl World {
             self.judge.set_foreign(at, foreign);
         }
         self.judge.doubt_all(at);
+        self.judge.stranger_came(at);
         self.nodes[at].taken = Some(Taken {
             name: ours.name,
             since: Instant::now(),
@@ -209,7 +212,8 @@ impl World {
     }
 
     /// Somebody gives marks back where no program can know what bore them: its memory is lost or was
-    /// never written, or what it wants has changed while it did not run.
+    /// never written, what it wants has changed while it did not run, or has changed before it came to
+    /// mend them.
     pub(super) fn give_marks_back(&self, at: usize) {
         let node = &self.nodes[at];
         let objects = node.kernel.objects();
@@ -219,32 +223,40 @@ impl World {
                 node.kernel.set_alias(dev, Some(&alias));
             }
         }
-        if node.process.is_some() {
+        let writes = self.config_writes.load(Ordering::Relaxed);
+        let wants_the_same = node.unmarked.is_none_or(|before| before == writes);
+        if node.process.is_some() && wants_the_same {
             return;
         }
-        let is_flannels = |dev: IfName| dev.as_str().starts_with("flannel");
-        for object in objects.values() {
+        for object in unmarked(&objects) {
+            let protocol = RouteProtocol::OURS;
             let marked = match object {
-                Object::Route(route)
-                    if route.protocol == STATIC
-                        && dev_of(route, &objects).is_some_and(is_flannels) =>
-                {
-                    Object::Route(Route {
-                        protocol: RouteProtocol::OURS,
-                        ..route.clone()
-                    })
-                }
-                Object::Nexthop(nexthop) if nexthop.protocol == STATIC && has_our_id(nexthop) => {
-                    Object::Nexthop(Nexthop {
-                        protocol: RouteProtocol::OURS,
-                        ..nexthop.clone()
-                    })
-                }
+                Object::Route(route) => Object::Route(Route { protocol, ..route }),
+                Object::Nexthop(nexthop) => Object::Nexthop(Nexthop {
+                    protocol,
+                    ..nexthop
+                }),
                 _ => continue,
             };
             node.kernel.external(&Op::Change(marked)).ok();
         }
     }
+}
+
+/// What is ours by all but its mark, which somebody took: devices of an overlay's name, what leads
+/// through them, and nexthop objects of our numbers.
+pub(super) fn unmarked(objects: &Objects) -> Vec<Object> {
+    let bare = bare_devices(objects);
+    let is_flannels = |dev: IfName| dev.as_str().starts_with("flannel");
+    let lacks_mark = |object: &&Object| match object {
+        Object::Link(link) => bare.contains(&link.name),
+        Object::Nexthop(nexthop) => nexthop.protocol == STATIC && has_our_id(nexthop),
+        Object::Route(route) => {
+            route.protocol == STATIC && dev_of(route, objects).is_some_and(is_flannels)
+        }
+        _ => false,
+    };
+    objects.values().filter(lacks_mark).cloned().collect()
 }
 
 fn has_our_id(nexthop: &Nexthop) -> bool {

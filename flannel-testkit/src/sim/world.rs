@@ -120,6 +120,7 @@ impl World {
                 faults: Vec::new(),
                 refused: Vec::new(),
                 taken: None,
+                unmarked: None,
                 lacked: None,
                 latency: Arc::new(Latency::default()),
             });

@@ -173,7 +173,8 @@ impl Engine {
         if let Some(held) = held {
             self.confirm_at = match held.reason {
                 HeldReason::Share => Some(self.now() + self.parts.options.withdrawal_grace),
-                HeldReason::NoConfig => None,
+                // What is held meanwhile puts no reading off that is due since the config is back.
+                HeldReason::NoConfig => self.confirm_at,
             };
             let Held {
                 withdrawn,

@@ -54,9 +54,9 @@ pub(crate) fn sim(args: &[String]) -> Outcome {
     run(command.args(args))
 }
 
-/// How many seeds CI runs under each backend, each twice: clusters of four nodes and large ones. Fewer
-/// than there are to be: of 1,600 under VXLAN seven break (656, 658, 665, 840, 1349, 1486, and the
-/// large one 65), and two of all (131, and the large one 1). They are open.
+/// The number of seeds that CI runs under each backend, each twice: clusters of four nodes and
+/// large ones. Fewer than there are to be: of 1,600 under VXLAN seven break (656, 658, 665, 840,
+/// 1349, 1486, and the large one 65), and two of all (131, and the large one 1). They are open.
 const SIM_SEEDS: [(&str, u32, u32); 5] = [
     ("vxlan", 600, 60),
     ("host-gw", 500, 80),

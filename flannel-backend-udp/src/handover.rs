@@ -228,7 +228,7 @@ impl Forwarder {
     }
 }
 
-/// Whether the descriptors are those that the description speaks of, and of the namespace that we serve.
+/// Tells if the descriptors are those of the description, and of the namespace that we serve.
 fn judge(body: &Body, fds: Vec<OwnedFd>, here: &dyn Sockets) -> Result<Opened, HandoverError> {
     check(&body.tunnel, &body.options).map_err(HandoverError::Forwarder)?;
     let workers = usize::from(body.options.workers);

@@ -33,7 +33,7 @@ pub(crate) struct UdpNetwork {
     pub(crate) gateways: Gateways,
     pub(crate) underlay: Arc<Underlay>,
     pub(crate) lacks: DualStack<String>,
-    /// Whether IPv6 settings of a device can be set.
+    /// IPv6 settings of a device can be set.
     pub(crate) may_set: bool,
     pub(crate) notes: Vec<Note>,
     pub(crate) lease: Lease,

@@ -33,7 +33,7 @@ pub(crate) struct VxlanNetwork {
     pub(crate) devices: DualStack<Device>,
     pub(crate) checksums: Option<bool>,
     pub(crate) lacks: DualStack<String>,
-    /// Whether IPv6 settings of a device can be set.
+    /// IPv6 settings of a device can be set.
     pub(crate) may_set: bool,
     pub(crate) gateways: Gateways,
     pub(crate) notes: Vec<Note>,

@@ -192,8 +192,8 @@ fn changes(c: &mut Criterion) {
     group.finish();
 }
 
-/// What a look at the kernel costs a node that has so many records of no use in its store: a wake, in which
-/// nothing about them changes.
+/// The cost of a look at the kernel for a node that has so many records of no use in its store: a
+/// wake, in which nothing about them changes.
 fn wakes(c: &mut Criterion) {
     let mut group = c.benchmark_group("one wake beside records that are");
     group.sample_size(20);

@@ -235,7 +235,7 @@ impl<T> PerFamily<T> {
     /// Makes the part of each family. One that does not work on this host costs the others nothing.
     ///
     /// # Errors
-    /// What `make` answers, if no family works, or if it is not this host that is in the way.
+    /// The error of `make`, if no family works, or if it is not this host that is in the way.
     pub fn make(config: &NetworkConfig, mut make: impl FnMut(Family) -> Result<T>) -> Result<Self> {
         let (mut works, mut lacks) = (DualStack::default(), DualStack::default());
         let mut first = None;

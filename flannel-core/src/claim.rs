@@ -39,7 +39,7 @@ pub struct Claim {
     notes: Vec<Note>,
 }
 
-/// What ends with a claim.
+/// A thing that ends with a claim.
 trait Guard: Debug + Send + Sync {}
 
 impl<T: Debug + Send + Sync> Guard for T {}
@@ -83,7 +83,7 @@ impl Claim {
         std::future::pending().await
     }
 
-    /// What is worth telling about it, such as who tried to keep us out and has no right to.
+    /// The notes about it, such as who tried to keep us out and has no right to.
     pub fn notes(&self) -> &[Note] {
         &self.notes
     }

@@ -203,7 +203,7 @@ impl Conditions {
 
     /// Sets a condition; answers it if its status or reason is another than before.
     pub(crate) fn set(&mut self, mut condition: Condition) -> Option<&Condition> {
-        /// How many changes are remembered.
+        /// The number of changes that are remembered.
         const CHANGES: usize = 32;
         let slot = self
             .list

@@ -11,7 +11,7 @@ use crate::status::Status;
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) reason: String,
-    /// Who is the overlay now, if it was asked for.
+    /// The claimant that is the overlay now, if it was asked for.
     pub(crate) to: Option<Claimant>,
 }
 

@@ -23,7 +23,7 @@ pub(crate) const ALL_DROPPED: &str = "ReversePathDrops";
 /// The most of a kind that a message names.
 const NAMED: usize = 3;
 
-/// What an overlay counts on, as far as the kernel is asked about it.
+/// The things that an overlay counts on, as far as the kernel is asked about them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct HostPlan {
     /// The overlay's networks.
@@ -44,7 +44,7 @@ pub(crate) struct Way {
     pub(crate) kind: WayKind,
 }
 
-/// What is expected of a way.
+/// The expectation of a way.
 #[derive(Debug, Clone)]
 pub(crate) enum WayKind {
     /// It is the route of this destination: through a device, perhaps to a gateway.
@@ -57,7 +57,7 @@ pub(crate) enum WayKind {
     In { carries: bool },
 }
 
-/// What was found about one kind of condition.
+/// The finding about a condition of one kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Finding {
     pub(crate) kind: ConditionType,

@@ -58,8 +58,8 @@ impl Lookup {
 pub struct HostFacts {
     /// The settings of the devices, and the global ones under `None`.
     pub settings: BTreeMap<(Family, Option<IfName>), PacketSettings>,
-    /// What becomes of the packets asked about, in the order of the questions. Of those behind the
-    /// end it is not known either.
+    /// The fates of the packets asked about, in the order of the questions. Those behind the end
+    /// are not known either.
     pub routed: Vec<Option<Routed>>,
     /// The policy rules in front of that which leads to the main table, where an answer is of
     /// another table or none.
@@ -102,7 +102,7 @@ pub enum ReversePath {
     Loose,
 }
 
-/// What becomes of a packet.
+/// The fate of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Routed {
@@ -152,7 +152,7 @@ pub struct PolicyRule {
 pub struct Firewall {
     /// Chains at the hook of forwarded packets that drop what none of their rules accepts.
     pub dropping: Vec<FilterChain>,
-    /// What cannot be read, and why.
+    /// The part that cannot be read, and why.
     pub unread: Option<String>,
 }
 

@@ -31,7 +31,7 @@ pub enum Error {
     /// The process may not do this in this namespace.
     #[error("not permitted: {message}")]
     NotPermitted {
-        /// What was tried or what the kernel said, and what it needs.
+        /// The thing that was tried or the answer of the kernel, and what it needs.
         message: String,
     },
     /// The kernel has no such kind of object or no such attribute.
@@ -63,7 +63,7 @@ pub enum Error {
     InUse {
         /// Such as `UDP port 8472`.
         what: String,
-        /// Who has it, in words.
+        /// Its holder, in words.
         by: String,
     },
     /// The kernel is busy or out of a resource; later it may work.
@@ -93,7 +93,7 @@ pub enum Error {
     /// Somebody else runs the overlay in this network namespace.
     #[error("{by} runs this overlay in this network namespace")]
     Held {
-        /// Who does.
+        /// The one who does.
         by: Claimant,
     },
     /// The connection to the kernel broke; it is opened anew for the next call.
@@ -108,7 +108,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What is refused to whom lacks the right over the namespace. `message` is what the kernel said.
+    /// The refusal for lack of rights over the namespace. `message` is what the kernel said.
     pub fn lacks_net_admin(message: impl std::fmt::Display) -> Self {
         Self::NotPermitted {
             message: format!("{message}; CAP_NET_ADMIN in the network namespace is needed"),
@@ -234,8 +234,8 @@ pub enum Change {
     Neighbour(Option<IfName>),
     /// A route or a nexthop object.
     Route,
-    /// What decides about packets and is no object: a policy rule, a route of another table than the
-    /// main one, a setting of forwarding or of reverse-path filters.
+    /// A thing that decides about packets and is no object: a policy rule, a route of another table
+    /// than the main one, a setting of forwarding or of reverse-path filters.
     Policy,
     /// Anything may have changed: notifications were lost, or the watch starts.
     All,
@@ -268,8 +268,8 @@ pub struct Features {
     /// Packet paths run here: objects of kind tunnel can be made. No system kernel has them by
     /// itself; whoever wraps one and adds them says so.
     pub tunnels: bool,
-    /// What tells the namespace from every other one that ever was, as long as it is there: of an index
-    /// of a device it then says whose it is. `None`: not known.
+    /// The name that tells the namespace from every other one that ever was, as long as it is
+    /// there: of an index of a device it then says whose it is. `None`: not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
     /// The kernel's release, such as `6.1.0-18-amd64`.

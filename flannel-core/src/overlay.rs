@@ -497,8 +497,8 @@ impl Preflight {
 
 /// A running overlay. Dropping it stops its task and touches nothing: packets keep flowing.
 ///
-/// Of each name, one overlay runs in a network namespace at a time ([`Kernel::claim`]). Another one waits,
-/// says whom for, and goes on when that one has ended or hands over.
+/// One overlay of each name runs in a network namespace at a time ([`Kernel::claim`]). Another one
+/// waits, says whom for, and goes on when that one has ended or hands over.
 #[derive(Debug)]
 pub struct Overlay {
     node: NodeId,
@@ -522,7 +522,8 @@ impl Overlay {
         &self.node
     }
 
-    /// How the overlay is now; that it has stopped ([`Status::stopped`]) also after its runtime has ended.
+    /// The overlay's present state; that it has stopped ([`Status::stopped`]) also after its
+    /// runtime has ended.
     pub fn status(&self) -> Arc<Status> {
         let status = Arc::clone(&self.status.borrow());
         let traffic = self.kernel.traffic();

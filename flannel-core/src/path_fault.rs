@@ -12,6 +12,6 @@ use crate::object::IfName;
 pub struct PathFault {
     /// The TUN device.
     pub dev: IfName,
-    /// What is wrong, in the packet path's words.
+    /// The fault, in the packet path's words.
     pub problem: String,
 }

@@ -9,8 +9,8 @@ const LONGEST: u64 = 4 << 20;
 /// The most processes that are looked at.
 const PROCESSES: usize = 16_384;
 
-/// Who has a UDP port in the network namespace of the calling thread, in words; `None`: nobody, or
-/// it cannot be told. Reads `/proc`: not for use where time matters.
+/// Names who has a UDP port in the network namespace of the calling thread, in words; `None`:
+/// nobody, or it cannot be told. Reads `/proc`: not for use where time matters.
 pub fn udp_port_holder(port: u16) -> Option<String> {
     let lists = ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"];
     let mut sockets = lists.iter().flat_map(|list| sockets_of(&read(list), port));

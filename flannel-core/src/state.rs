@@ -67,7 +67,7 @@ pub trait StateStore: Debug + Send + Sync + 'static {
     async fn save(&self, state: &SavedState) -> io::Result<()>;
 }
 
-/// How many files that could not be read are kept beside the present one.
+/// The number of files that could not be read and are kept beside the present one.
 const KEPT: usize = 5;
 
 /// A [`StateStore`] in a file, replaced atomically. One that cannot be read is kept beside it, with

@@ -24,7 +24,7 @@ use crate::underlay::External;
 pub struct Status {
     /// One of each [`ConditionType`].
     pub conditions: Vec<Condition>,
-    /// What conditions became at their last 32 changes of status or reason, the latest last.
+    /// The conditions as they became at their last 32 changes of status or reason, the latest last.
     #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
     pub history: Arc<[Condition]>,
     /// The latch that start-up waits for: this node has worked at least once.

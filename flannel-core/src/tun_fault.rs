@@ -45,7 +45,7 @@ impl TunFault {
         matches!(self, Self::NoRight | Self::Mode | Self::Forbidden)
     }
 
-    /// What is wrong.
+    /// The problem.
     pub const fn problem(self) -> &'static str {
         match self {
             Self::NoRight => "the process lacks CAP_NET_ADMIN in the network namespace",
@@ -61,7 +61,7 @@ impl TunFault {
         }
     }
 
-    /// What to do.
+    /// The remedy.
     pub const fn fix(self) -> &'static str {
         match self {
             Self::NoRight => "run with CAP_NET_ADMIN in the network namespace (as root: sudo)",

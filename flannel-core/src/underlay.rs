@@ -154,7 +154,7 @@ pub enum Error {
         family: Family,
         /// The device.
         dev: IfName,
-        /// How it is known, in words.
+        /// The reason, in words.
         why: String,
     },
     /// The interface has addresses of the family, and none that other nodes may be told.
@@ -308,7 +308,7 @@ pub struct UnderlayOptions {
 }
 
 impl std::fmt::Display for UnderlayOptions {
-    /// What was asked for, in words: the same for the same options.
+    /// Says what was asked for, in words: the same for the same options.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let interfaces = self.interfaces.iter().map(ToString::to_string);
         let told = self.public_ip.ips().map(|ip| format!("told as {ip}"));

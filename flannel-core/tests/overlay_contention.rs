@@ -51,7 +51,7 @@ impl Drop for Adversary {
     }
 }
 
-/// How often an object was made or changed since the log was taken.
+/// The number of times that an object was made or changed since the log was taken.
 fn repairs(kernel: &FakeKernel, key: &ObjectKey) -> usize {
     let log = kernel.take_log();
     let ours = log.iter().filter(|entry| entry.op.key() == *key);

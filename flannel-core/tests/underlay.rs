@@ -311,7 +311,7 @@ fn a_default_route_that_leads_nowhere_is_none_and_one_that_is_unclear_is_named()
     assert!(error.to_string().contains("nhid 7"), "{error}");
 }
 
-/// What the host of `node` shows, with more on it.
+/// The view of the host of `node`, with more on it.
 fn observed(node: Underlay, more: Vec<Object>) -> Underlay {
     let routes = node.routes.into_iter().map(Object::Route);
     let observed = Observed {

@@ -9,7 +9,7 @@ use flannel_core::{ConditionType, Kernel, Object, ObjectKey, Op, OverlayEvent};
 use flannel_e2e::{Cluster, DUAL, Setup, until, within};
 use flannel_netlink::NetlinkKernel;
 
-/// How long the other program is there.
+/// The time that the other program is there.
 const FIGHT: Duration = Duration::from_secs(12);
 
 /// Deletes an object whenever it is there, as fast as it can, until told to stop; answers how often.

@@ -93,7 +93,7 @@ fn send(program: &Program, signal: Signal) {
     kill(Pid::from_raw(program.id().cast_signed()), signal).expect("it runs");
 }
 
-/// What the kernel has told of since it was asked last.
+/// The changes that the kernel has told of since it was asked last.
 async fn told(changes: &mut ChangeStream) -> Vec<Change> {
     let mut all = Vec::new();
     tokio::time::sleep(Duration::from_millis(100)).await;

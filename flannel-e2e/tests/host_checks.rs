@@ -1,5 +1,5 @@
-//! What keeps packets from passing although every object is right: each is told with the command
-//! that mends it, within seconds, and told no more once it is mended.
+//! The things that keep packets from passing although every object is right: each is told with the
+//! command that mends it, within seconds, and told no more once it is mended.
 #![allow(
     clippy::print_stderr,
     missing_docs,
@@ -24,7 +24,7 @@ struct Spoilt<'a> {
     spoil: String,
     mend: String,
     kind: ConditionType,
-    /// What the message has to say.
+    /// The parts that the message has to have.
     says: &'a [&'a str],
 }
 

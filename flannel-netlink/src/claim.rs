@@ -38,20 +38,20 @@ use crate::worker::Handle;
 
 mod owner;
 
-/// How many names a lock has.
+/// The number of names that a lock has.
 const NAMES: u8 = 4;
 /// The octet that asks for a handover.
 const ASK: u8 = b'r';
-/// How long whoever was asked for a handover may take, in milliseconds.
+/// The time that whoever was asked for a handover may take, in milliseconds.
 const HANDOVER: u16 = 10_000;
-/// How long there may be no room in a holder's queue, in seconds.
+/// The time that there may be no room in a holder's queue, in seconds.
 const FULL: i64 = 1;
-/// How often a name that is taken and not listened on is tried: a holder binds first and listens
-/// then, and one that ends does so in between.
+/// The number of tries of a name that is taken and not listened on: a holder binds first and
+/// listens then, and one that ends does so in between.
 const TRIES: u32 = 4;
 /// The wait between two of these tries.
 const RETRY: Duration = Duration::from_millis(5);
-/// How many connections are kept. One that has not asked makes room for the next.
+/// The number of connections that are kept. One that has not asked makes room for the next.
 const CALLERS: usize = 16;
 /// The wait after a connection that leads to nothing: so many of them a second cost nothing.
 const REST: Duration = Duration::from_millis(1);
@@ -96,7 +96,7 @@ fn failed(what: &str, source: impl std::error::Error + Send + Sync + 'static) ->
     }
 }
 
-/// What keeps others out: the socket. It is held here too, so that the claim outlives the thread.
+/// The socket, which keeps others out. It is held here too, so that the claim outlives the thread.
 #[derive(Debug)]
 struct Guard {
     listener: Option<Arc<UnixListener>>,
@@ -121,7 +121,7 @@ struct Granted {
     strangers: Vec<Note>,
 }
 
-/// What the thread does: takes the lock, tells so, and answers until it is let go.
+/// Runs the thread: takes the lock, tells so, and answers until it is let go.
 fn run(
     names: &Names,
     replace: bool,
@@ -166,7 +166,7 @@ fn run(
 #[derive(Debug)]
 struct Names(Vec<Vec<u8>>);
 
-/// What stands under a name.
+/// The thing that stands under a name.
 enum Found {
     Nothing,
     /// Whoever has the overlay. The stream leads there, if there was room.
@@ -322,7 +322,7 @@ fn is_left_to_us(mut stream: UnixStream, stop: &PipeReader) -> bool {
     ended && !given_up
 }
 
-/// Who is at the other end of a connection, by the kernel's word.
+/// The process at the other end of a connection, by the kernel's word.
 struct Who {
     pid: i32,
     uid: u32,
@@ -356,7 +356,7 @@ impl std::fmt::Display for Who {
     }
 }
 
-/// Whether a user may be taken to have rights over the namespace: ours, and root of our user
+/// Tells if a user may be taken to have rights over the namespace: ours, and root of our user
 /// namespace.
 fn has_rights(uid: u32) -> bool {
     uid == 0 || uid == geteuid().as_raw()
@@ -370,7 +370,7 @@ struct Caller {
     has_asked: bool,
 }
 
-/// What the thread answers with.
+/// The things that the thread answers with.
 struct Porter {
     listener: Arc<UnixListener>,
     stop: PipeReader,

@@ -190,7 +190,7 @@ fn set(connection: &mut Connection, link: &Link, message: &LinkMessage) -> Resul
     }
 }
 
-/// Who has the port that a VXLAN device needs, in words.
+/// Names who has the port that a VXLAN device needs, in words.
 fn port_holder(connection: &mut Connection, name: IfName, vxlan: &Vxlan) -> String {
     let (port, is_v6) = (vxlan.port, vxlan.local.is_some_and(|ip| ip.is_ipv6()));
     let devices = dump(connection).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What the host does with packets: settings, look-ups, rules and packet filters put together.
+//! The host's doings with packets: settings, look-ups, rules and packet filters put together.
 
 use std::fs;
 
@@ -69,7 +69,7 @@ fn settings(family: Family, dev: Option<IfName>) -> PacketSettings {
     settings
 }
 
-/// Of nf_tables the chains are read, of its predecessor only that it is there.
+/// Reads the chains of nf_tables, and of its predecessor only that it is there.
 fn firewall(worker: &mut Worker) -> Firewall {
     let mut firewall = Firewall::default();
     match filter::dropping(&mut worker.filter) {

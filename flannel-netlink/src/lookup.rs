@@ -97,7 +97,7 @@ fn ask_batch(
     Ok(answers)
 }
 
-/// What becomes of a packet: the device by index.
+/// The fate of a packet: the device by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
     Through {
@@ -173,8 +173,8 @@ pub(crate) fn answer(body: &[u8]) -> Result<Option<Answer>, Malformed> {
     })
 }
 
-/// What it means that the kernel refused to say where a packet goes: it says so of packets that go
-/// nowhere. A filter by the way back is `EXDEV`, on newer kernels (6.18) `EINVAL` like a black
+/// The meaning of the kernel's refusal to say where a packet goes: it refuses so for packets that
+/// go nowhere. A filter by the way back is `EXDEV`, on newer kernels (6.18) `EINVAL` like a black
 /// hole.
 const fn refused(errno: Errno) -> Option<Refused> {
     match errno {

@@ -86,7 +86,7 @@ impl Drop for Other {
     }
 }
 
-/// What the other process does: not a test of its own.
+/// Acts as the other process: not a test of its own.
 #[test]
 fn another_process() {
     let Ok(role) = std::env::var(ROLE) else {
@@ -162,7 +162,7 @@ fn dial(name: &str) -> Option<OwnedFd> {
     connect(fd.as_raw_fd(), &address).ok().map(|()| fd)
 }
 
-/// Who keeps an overlay from being claimed.
+/// Names who keeps an overlay from being claimed.
 async fn held_by(kernel: &NetlinkKernel) -> Claimant {
     match kernel.claim(&flannel(), false).await {
         Err(Error::Held { by }) => by,
@@ -296,7 +296,7 @@ fn cpu() -> Duration {
     spent.expect("a clock").into()
 }
 
-/// What a program starts does not have its overlay.
+/// A program that another one starts does not have its overlay.
 #[test]
 fn a_started_program_inherits_no_claim() {
     netns(async |net| {

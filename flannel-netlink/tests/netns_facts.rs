@@ -1,4 +1,4 @@
-//! What the kernel says of packets: the answers of Linux and the notifications that make one ask
+//! The kernel's word on packets: the answers of Linux and the notifications that make one ask
 //! again.
 #![allow(
     clippy::disallowed_methods,

@@ -43,7 +43,7 @@ impl StagedManager {
         }
     }
 
-    /// How often the node had its connections to the store made anew.
+    /// The number of times that the node had its connections to the store made anew.
     pub fn reconnects(&self) -> usize {
         self.reconnects.load(Ordering::Relaxed)
     }

@@ -526,8 +526,8 @@ async fn an_earlier_run_takes_nothing_from_a_later_one_under_another_name() {
     assert!(took < 20 * SECOND, "{took:?}");
 }
 
-/// What names another record under the marker of the former node id is of the machine that has the id
-/// now: without it, that one's node could get a second lease.
+/// A marker of the former node id that names another record is of the machine that has the id now:
+/// without it, that one's node could get a second lease.
 #[tokio::test(start_paused = true)]
 async fn the_marker_of_whoever_has_the_former_id_now_stays() {
     let marker = |world: &World| format!("{}/taken/node-web", world.layout.prefix());

@@ -30,7 +30,7 @@ pub(crate) struct Paths {
     pub(crate) forwarders: Forwarders,
     /// Whether they came from another process.
     pub(crate) are_taken: bool,
-    /// Whether the process that listened there is to be replaced: the operator named the socket.
+    /// The process that listened there is to be replaced: the operator named the socket.
     pub(crate) replaces: bool,
     is_named: bool,
     socket: PathBuf,

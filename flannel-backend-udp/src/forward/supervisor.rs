@@ -67,7 +67,7 @@ pub(crate) struct Supervisor {
     is_paused: bool,
     clock: Clock,
     failures: u32,
-    /// How often a thread has failed in short succession.
+    /// The number of times that a thread has failed in short succession.
     falls: u32,
     last_failure: Duration,
     retry: Option<Duration>,

@@ -161,8 +161,8 @@ fn a_socket_that_fails_is_opened_again() {
     assert_eq!(opened, 3, "one each time");
 }
 
-/// What is replaced again and again runs for moments only: until it has been calm for a while it does not
-/// count as running, and says why.
+/// A thread that is replaced again and again runs for moments only: until it has been calm for a
+/// while it does not count as running, and says why.
 #[test]
 fn a_thread_that_fails_again_and_again_does_not_count_as_running() {
     let Some(suffering) = Suffering::begin("udp-again") else {

@@ -122,7 +122,7 @@ pub(super) struct Records {
     peers: usize,
     own: BTreeSet<LeaseKey>,
     spoilt: BTreeSet<LeaseKey>,
-    /// How often something changed about those.
+    /// The number of changes to those.
     spoilings: u64,
     /// Those of them that spare routes.
     sparing: BTreeSet<LeaseKey>,

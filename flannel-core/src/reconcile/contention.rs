@@ -14,14 +14,14 @@ use crate::clock::{Moment, Rng};
 use crate::lease::LeaseKey;
 use crate::object::{Object, ObjectKey, RouteProtocol};
 
-/// How long an object has to be left alone for one repair of it to be forgotten: a program that
+/// The time for which an object is left alone until one repair of it is forgotten: a program that
 /// renews something every few seconds is borne with.
 pub(super) const FORGOTTEN: Duration = Duration::from_secs(3);
 
 /// The same for a repair of what went with something that it needs, as routes do with their interface.
 pub(super) const EXPLAINED: Duration = Duration::from_millis(300);
 
-/// What an object may owe before its repairs wait: twenty of them at once.
+/// The most that an object may owe before its repairs wait: twenty of them at once.
 pub(super) const MOST: Duration = Duration::from_secs(60);
 
 /// The first wait, and the longest. Each is shortened at random by up to half, so that two of a kind
@@ -44,7 +44,7 @@ pub(crate) struct Entry {
     pub(crate) object: Object,
     /// The peer that it serves.
     pub(crate) peer: Option<LeaseKey>,
-    /// How often it was repaired.
+    /// The number of its repairs.
     pub(crate) times: u64,
     /// When it was repaired first.
     pub(crate) since: Moment,
@@ -59,7 +59,7 @@ pub(crate) struct Entry {
     /// It is not right, and its repair waits.
     waits: bool,
     owed: Duration,
-    /// How many repairs have waited.
+    /// The number of repairs that have waited.
     level: u32,
 }
 
@@ -73,7 +73,7 @@ impl Default for Contention {
 }
 
 impl Contention {
-    /// Whether the repair of an object that is not right has to wait; what is no repair does not.
+    /// Tells if the repair of an object that is not right has to wait; what is no repair does not.
     pub(super) fn waits(&mut self, key: &ObjectKey, is_repair: bool, now: Moment) -> bool {
         let Some(entry) = self.entries.get_mut(key) else {
             return false;
@@ -135,8 +135,8 @@ impl Contention {
         }
     }
 
-    /// Of all keys, or of these that were planned, those without a step are right, unless somebody
-    /// else's object is in their place.
+    /// Takes the keys without a step, of all or of those that were planned, to be right, unless
+    /// somebody else's object is in their place.
     pub(super) fn planned(
         &mut self,
         planned: Option<&BTreeSet<ObjectKey>>,
@@ -185,7 +185,7 @@ impl Contention {
         calm.filter(|at| *at > now).chain(self.next()).min()
     }
 
-    /// What is fought for, or was a short while ago.
+    /// The objects that are fought for, or were a short while ago.
     pub(super) fn contended(&self, now: Moment) -> impl Iterator<Item = &Entry> {
         let entries = self.entries.values();
         entries.filter(move |entry| entry.level > 0 && !entry.owes(now).is_zero())
@@ -197,7 +197,7 @@ impl Contention {
 }
 
 impl Entry {
-    /// What is owed now: less and less while it is right.
+    /// The time owed now: less and less while it is right.
     fn owes(&self, now: Moment) -> Duration {
         match self.is_undone {
             true => self.owed,
@@ -212,7 +212,7 @@ impl Entry {
         }
     }
 
-    /// Whether it is not right, or may not be for long.
+    /// Tells if it is not right, or may not be for long.
     pub(crate) fn is_unsafe(&self, now: Moment) -> bool {
         self.is_undone || now.since(self.right) < CALM
     }

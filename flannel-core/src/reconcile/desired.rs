@@ -94,7 +94,7 @@ pub struct Compiler {
     keys: Settlement<ObjectKey>,
     desired: Desired,
     rejected: BTreeMap<LeaseKey, Rejections>,
-    /// How often that changed.
+    /// The number of changes to that.
     rejections: u64,
     /// The claim that our own record makes on other nodes.
     own: Option<OwnClaim>,

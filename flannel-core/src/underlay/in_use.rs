@@ -12,16 +12,16 @@ use crate::clock::Moment;
 use crate::family::{Family, PublicIp};
 use crate::object::IfName;
 
-/// How long an interface may be without its address before another address of it is taken: a DHCP
-/// client removes the old one before it sets the new one.
+/// The time that an interface may be without its address before another address of it is taken: a
+/// DHCP client removes the old one before it sets the new one.
 const NEW_ADDRESS: Duration = Duration::from_millis(500);
 
-/// How long the interface in use may be lost before another one is taken: a restart of the host's
-/// network takes seconds.
+/// The time that the interface in use may be lost before another one is taken: a restart of the
+/// host's network takes seconds.
 const ANOTHER: Duration = Duration::from_secs(3);
 
-/// How long a family may be without an address on the interface before the overlay goes on without
-/// it: a host that boots gets its IPv6 addresses later.
+/// The time that a family may be without an address on the interface before the overlay goes on
+/// without it: a host that boots gets its IPv6 addresses later.
 const WITHOUT_FAMILY: Duration = Duration::from_secs(10);
 
 /// The most peers of whom it is looked whether they are reached through the interface.
@@ -39,7 +39,7 @@ pub struct SavedInterface {
     pub others: Vec<IfName>,
     /// The addresses that outer packets are sent from.
     pub local: PublicIp,
-    /// What the interface was chosen by, in words.
+    /// The options that the interface was chosen by, in words.
     pub asked: String,
 }
 
@@ -78,7 +78,7 @@ impl fmt::Display for Lost {
     }
 }
 
-/// What became of the interface in use.
+/// The fate of the interface in use.
 #[derive(Debug)]
 pub(crate) enum Found {
     /// It is this, perhaps since now.
@@ -138,7 +138,7 @@ impl InUse {
         }
     }
 
-    /// What a restart needs.
+    /// The part that a restart needs.
     pub(crate) fn to_save(&self) -> Option<SavedInterface> {
         let external = self.external.as_ref()?;
         Some(SavedInterface {
@@ -150,7 +150,7 @@ impl InUse {
         })
     }
 
-    /// What it is chosen by.
+    /// The options that it is chosen by.
     pub(crate) const fn options(&self) -> &UnderlayOptions {
         &self.options
     }

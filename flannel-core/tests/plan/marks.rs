@@ -81,8 +81,8 @@ fn known_links(observed: &Observed) -> Vec<KnownLink> {
     known.collect()
 }
 
-/// Whether an object is a device, or goes with a device or a nexthop object: all but a route straight to
-/// a gateway on the underlay, of which only the one who made it knows.
+/// Tells if an object is a device, or goes with a device or a nexthop object: all but a route
+/// straight to a gateway on the underlay, of which only the one who made it knows.
 fn goes_with_what_is_ours(object: &Object, observed: &Observed) -> bool {
     let is_ours = |dev: &IfName| {
         let link = observed.objects.get(&ObjectKey::Link(*dev));

@@ -1,4 +1,4 @@
-//! Who is which overlay in the namespace, as processes on one host tell among themselves.
+//! The holder of each overlay in the namespace, as processes on one host tell among themselves.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use flannel_core::{Claim, Claimant, OverlayName};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-/// How long whoever is asked for a handover may take, as on Linux.
+/// The time that whoever is asked for a handover may take, as on Linux.
 const HANDOVER: Duration = Duration::from_secs(10);
 
 /// The claims of a namespace.
@@ -25,7 +25,7 @@ struct Held {
     released: watch::Sender<()>,
 }
 
-/// What ends with a claim.
+/// A thing that ends with a claim.
 #[derive(Debug)]
 struct Guard {
     claims: Claims,

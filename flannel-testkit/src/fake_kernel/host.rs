@@ -56,7 +56,7 @@ pub(super) struct Host {
     without_own_address: BTreeSet<IfName>,
     /// The device that a port belongs to.
     pub(super) masters: BTreeMap<IfName, IfName>,
-    /// What addresses are that are not plain ones.
+    /// The details of the addresses that are not plain ones.
     pub(super) marks: BTreeMap<(IfName, IpAddr), AddressInfo>,
     pub(super) told: Vec<Change>,
     policy: Policy,

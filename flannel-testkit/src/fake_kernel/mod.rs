@@ -11,8 +11,8 @@
 //! It runs packet paths ([`Tunnel`](flannel_core::Tunnel)) as a kernel with a packet path around it
 //! does: they go with their device, and with the program ([`FakeKernel::lose_tunnels`]).
 //!
-//! What it would do with packets ([`Kernel::host_facts`]) it finds in its own routes, policy rules and
-//! settings; its packet filters are what a test says.
+//! It finds what it would do with packets ([`Kernel::host_facts`]) in its own routes, policy rules
+//! and settings; its packet filters are what a test says.
 //!
 //! It is simpler than Linux in what no overlay does: it has no secondary addresses, no carrier, and
 //! no settings with consequences but `addr_gen_mode`, `forwarding` and `rp_filter`.

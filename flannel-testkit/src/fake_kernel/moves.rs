@@ -1,5 +1,5 @@
-//! What others do to the interfaces of a namespace: rename them, make them ports, set flags of
-//! addresses.
+//! The acts of others on the interfaces of a namespace: they rename them, make them ports, set
+//! flags of addresses.
 
 use std::net::IpAddr;
 

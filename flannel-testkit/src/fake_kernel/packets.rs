@@ -1,4 +1,4 @@
-//! What a host does with packets, set as its administrator sets it.
+//! The host's doings with packets, set as its administrator sets them.
 
 use flannel_core::{Family, Firewall, ReversePath, Subnet};
 

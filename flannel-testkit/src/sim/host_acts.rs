@@ -1,5 +1,5 @@
-//! What is done to the host around an overlay, which no object of ours says anything about, and the
-//! judge of what nodes tell of it.
+//! The acts on the host around an overlay, which no object of ours says anything about, and the
+//! judge of what nodes tell of them.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use super::hardware::ours;
 use super::judge::Invariant;
 use super::world::World;
 
-/// What may pass until a node tells what was done, and that it was undone: a second between two
-/// looks, a second look, and twice as much.
+/// The time that may pass until a node tells what was done, and that it was undone: a second
+/// between two looks, a second look, and twice as much.
 const BOUND: Duration = Duration::from_secs(5);
 
 /// The place of the policy rule that a stranger makes.
 const RULE: u32 = 100;
 
-/// What is off on a node's host.
+/// The things that are off on a node's host.
 #[derive(Debug, Default)]
 pub(super) struct HostState {
     pub(super) forwarding: Option<Family>,
@@ -110,7 +110,7 @@ impl World {
         kind: ConditionType,
         expected: ConditionStatus,
     ) -> Option<()> {
-        /// How often the nodes are asked.
+        /// The interval at which the nodes are asked.
         const LOOK: Duration = Duration::from_millis(500);
         let begun = self.judge.elapsed();
         loop {

@@ -185,8 +185,8 @@ const DATA: &[&str] = &["vxlan"];
 /// Flannel's backends: of another nobody knows what does not apply to it.
 const KNOWN: &[&str] = &["host-gw", "udp", "vxlan"];
 
-/// What mends a host needs it spoilt by the same history before: too rare to insist on, and done at
-/// the end of each history.
+/// The acts that mend a host need it spoilt by the same history before: too rare to insist on, and
+/// done at the end of each history.
 const MENDING: [&str; 2] = ["kernel ForwardingOn", "kernel RuleGone"];
 
 /// The kinds that must take effect in clusters with one or more of these configs.

@@ -1,4 +1,4 @@
-//! What strangers do to the devices of ours: they take their marks, or their places.
+//! The acts of strangers on the devices of ours: they take their marks, or their places.
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
@@ -17,8 +17,8 @@ use super::judge::Invariant;
 use super::path::link;
 use super::world::World;
 
-/// How long a node may take to notice that its place is taken: the longest wait for a kernel that
-/// refused, a whole reading, and the longest sleep of an engine.
+/// The time that a node may take to notice that its place is taken: the longest wait for a kernel
+/// that refused, a whole reading, and the longest sleep of an engine.
 const NOTICED: Duration = Duration::from_secs(30 + 11 + 15);
 
 /// A device of ours whose place somebody took.
@@ -29,7 +29,7 @@ pub(super) struct Taken {
     /// The config that asked for it, and how often one had been written by then.
     config: NetworkConfig,
     writes: u64,
-    /// How often the program had been started by then.
+    /// The number of times that the program had been started by then.
     starts: u64,
 }
 

@@ -41,7 +41,7 @@ pub(super) struct World {
     /// The config in force, and the one of the backup.
     pub(super) config: NetworkConfig,
     pub(super) backup: Option<NetworkConfig>,
-    /// How often a config was written, or deleted.
+    /// The number of times that a config was written, or deleted.
     pub(super) config_writes: AtomicU64,
     /// Keys that others wrote or deleted records under.
     pub(super) written: BTreeSet<LeaseKey>,

@@ -16,8 +16,8 @@ use crate::condition::{ConditionStatus, ConditionType};
 use crate::kernel;
 use crate::overlay::Error;
 
-/// How long whoever has the overlay may take to end before that is told: an overlay that was just
-/// dropped, or a process that was just killed, is gone soon.
+/// The time that whoever has the overlay may take to end before that is told: an overlay that was
+/// just dropped, or a process that was just killed, is gone soon.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The wait between two tries within that time.
@@ -39,7 +39,7 @@ pub(super) async fn asked_of(claim: &mut Option<Claim>) -> Claimant {
 struct Waiting {
     since: Moment,
     tries: u32,
-    /// What needs the claim, in the order in which it was asked.
+    /// The commands that need the claim, in the order in which they were asked.
     commands: VecDeque<Command>,
 }
 

@@ -34,10 +34,10 @@ const GAP: Duration = Duration::from_secs(1);
 /// back long before.
 const CONFIRM: Duration = Duration::from_millis(150);
 
-/// How often what is off is looked at without any hint.
+/// The interval at which what is off is looked at without any hint.
 const OFF: Duration = Duration::from_secs(5);
 
-/// How long an answer may take: the engine waits for it.
+/// The longest that an answer may take: the engine waits for it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The engine's knowledge of the host around the overlay.
@@ -48,7 +48,7 @@ pub(super) struct HostChecks {
     last: Option<Moment>,
     /// The host has been looked at: nobody waits for it any more.
     pub(super) done: bool,
-    /// What the last look saw to be off that was not before.
+    /// The conditions that the last look saw to be off and that were not before.
     doubted: BTreeSet<ConditionType>,
     /// Addresses to be asked about first.
     first: BTreeSet<IpAddr>,
@@ -261,7 +261,7 @@ impl Engine {
             .filter_map(|subnet| Some((subnet.family(), Lookup::to(subnet.nth(2)?, None))))
     }
 
-    /// What the overlay counts on, for some of the peers.
+    /// The things that the overlay counts on, for some of the peers.
     fn host_plan(&mut self) -> HostPlan {
         let sampled = self.sample();
         let addresses = self.own_addresses();
@@ -374,8 +374,8 @@ impl Engine {
         sampled.into_values().collect()
     }
 
-    /// What is to be asked about a route to a peer, if the kernel has that as it should: of what is
-    /// missing, or not ours, other conditions tell.
+    /// The question about a route to a peer, if the kernel has that as it should: other conditions
+    /// tell of what is missing, or not ours.
     fn sampled(&self, key: &ObjectKey, about: Option<IpAddr>) -> Option<Sampled> {
         let wanted = self.compiler.desired().objects.get(key)?;
         let observed = self.reconciler.observed()?;

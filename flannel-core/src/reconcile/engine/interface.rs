@@ -47,7 +47,7 @@ fn host_addresses(underlay: &Underlay, observed: &kernel::Observed) -> HostAddre
         .collect()
 }
 
-/// Whether Go flannel gives its devices of a kind such a name.
+/// Tells if Go flannel gives its devices of a kind such a name.
 fn is_flannels_name(name: &str, kind: &LinkKind) -> bool {
     let is_numbered = |start: &str| {
         let number = name.strip_prefix(start);

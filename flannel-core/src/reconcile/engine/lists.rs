@@ -21,7 +21,7 @@ const SHORT: usize = 1_000;
 pub(super) struct Lists {
     pub(super) rejected: Listed<Vec<RejectedPeer>>,
     pub(super) unreadable: Listed<BTreeMap<LeaseKey, String>>,
-    /// What they were made of: the versions of compiler and lease set.
+    /// The versions of compiler and lease set that they were made of.
     made_of: (u64, u64),
     /// When they may be made again.
     at: Moment,

@@ -108,7 +108,7 @@ pub(crate) struct Engine {
     handed_to: Option<Claimant>,
 
     saved: SavedState,
-    /// What is told of a saved state that could not be read.
+    /// The note on a saved state that could not be read.
     state_note: Option<Note>,
     /// Whether the saved lease and config may be used: the store has failed to answer.
     store_is_down: bool,

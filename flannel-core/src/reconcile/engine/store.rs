@@ -510,7 +510,7 @@ impl Engine {
     }
 }
 
-/// What is told of a saved state that could not be read.
+/// The note on a saved state that could not be read.
 fn unread(error: &std::io::Error, kept: std::io::Result<Option<String>>) -> Note {
     let kept = match kept {
         Ok(Some(place)) => format!("it is kept as {place}"),

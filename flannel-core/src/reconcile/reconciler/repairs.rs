@@ -11,24 +11,25 @@ use crate::object::{IfName, Object, ObjectKey, RouteProtocol};
 use crate::reconcile::contention::{Contention, EXPLAINED, Entry, FORGOTTEN};
 use crate::reconcile::plan::{Plan, Step, Why};
 
-/// How long a change of something explains that what needs it has to be made again.
+/// The time for which a change of something explains that what needs it has to be made again.
 const EXPLAINS: Duration = Duration::from_secs(1);
 
-/// How often repairs are forgotten.
+/// The interval at which repairs are forgotten.
 const FORGET: Duration = Duration::from_secs(1);
 
 /// The most places of foreign routes that are remembered.
 const PLACES: usize = 1024;
 
-/// What the reconciler knows of its repairs.
+/// The reconciler's knowledge of its repairs.
 #[derive(Debug, Default)]
 pub(super) struct Repairs {
     contention: Contention,
     /// Keys that are not right because their repair waits, or that of what they need.
     yielded: BTreeSet<ObjectKey>,
-    /// What others need and was changed or repaired, and when.
+    /// The keys that others need and that were changed or repaired, and when.
     changed: BTreeMap<ObjectKey, Moment>,
-    /// What was made, and when: earlier changes do not explain that it is to be made again.
+    /// The keys that were made, and when: earlier changes do not explain that these are to be made
+    /// again.
     made: BTreeMap<ObjectKey, Moment>,
     /// Whose routes were seen in the places of ours.
     places: BTreeMap<ObjectKey, RouteProtocol>,
@@ -70,7 +71,7 @@ impl Repairs {
         self.yielded.iter().filter(move |_| is_due)
     }
 
-    /// Whether anything waits.
+    /// Tells if anything waits.
     pub(super) fn yield_some(&self) -> bool {
         !self.yielded.is_empty()
     }
@@ -110,7 +111,8 @@ impl Repairs {
         self.places.extend(places);
     }
 
-    /// Whether something that an object needs changed, so that it is no wonder that it is not right.
+    /// Tells if something that an object needs changed, so that it is no wonder that this is not
+    /// right.
     fn explain(&self, object: &Object, dev: Option<IfName>, now: Moment) -> bool {
         let made = self.made.get(&object.key());
         let is_new = |key: &ObjectKey| {
@@ -139,7 +141,7 @@ impl Repairs {
 }
 
 impl Reconciler {
-    /// What is undone again and again: the node's own objects first.
+    /// The objects that are undone again and again: the node's own first.
     pub(crate) fn contended(&self) -> Vec<&Entry> {
         let now = self.clock.now();
         let mut all: Vec<_> = self.repairs_of.contention.contended(now).collect();
@@ -154,7 +156,7 @@ impl Reconciler {
         all.find(|entry| entry.peer.is_none() && entry.is_unsafe(now))
     }
 
-    /// Whether a step makes right what had been, or removes what had been removed.
+    /// Tells if a step makes right what had been, or removes what had been removed.
     fn is_repair(&self, step: &Step) -> bool {
         let is_for_itself = match step.why {
             Why::Missing | Why::Drifted { .. } | Why::Orphan => true,
@@ -165,7 +167,7 @@ impl Reconciler {
         is_for_itself && !self.unsettled.contains(&step.op.key())
     }
 
-    /// Whether a step makes what went with something else. Nothing comes so.
+    /// Tells if a step makes what went with something else. Nothing comes so.
     fn is_explained(&self, step: &Step, now: Moment) -> bool {
         let object = step.op.object();
         let makes = !matches!(step.op, Op::Delete(_));
@@ -182,7 +184,7 @@ impl Reconciler {
         })
     }
 
-    /// Whether a step has to wait, because what it makes right is undone again and again.
+    /// Tells if a step has to wait, because what it makes right is undone again and again.
     pub(super) fn must_wait(&mut self, step: &Step, now: Moment) -> bool {
         if self.repairs_of.contention.is_empty() {
             return false;

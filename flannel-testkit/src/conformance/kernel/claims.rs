@@ -35,7 +35,7 @@ pub async fn an_overlay_is_claimed_by_one_at_a_time(fixture: &KernelFixture) -> 
     Ok(())
 }
 
-/// Who has an overlay is told that another asks for it, and the other has it when it is dropped.
+/// A holder of an overlay is told that another asks for it; the other has it when it is dropped.
 pub async fn a_claim_is_handed_over_on_request(fixture: &KernelFixture) -> Outcome {
     let name = overlay("handed")?;
     let mut claim = fixture.kernel.claim(&name, false).await.map_err(text)?;

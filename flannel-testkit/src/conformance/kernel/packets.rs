@@ -1,5 +1,6 @@
-//! What a kernel says of packets ([`Kernel::host_facts`](flannel_core::Kernel::host_facts)) is so.
-//! One that says nothing keeps these promises.
+//! A kernel is right in what it says of packets
+//! ([`Kernel::host_facts`](flannel_core::Kernel::host_facts)). One that says nothing keeps these
+//! promises.
 
 use flannel_core::{
     Change, Family, Lookup, MAIN_TABLE, Object, Op, Questions, Refused, Route, RouteTarget, Routed,
@@ -63,8 +64,8 @@ pub async fn a_lookup_tells_a_black_hole(fixture: &KernelFixture) -> Outcome {
     Ok(())
 }
 
-/// Of a device on which IPv4 packets come in it is told whether they are forwarded, and that this
-/// changed is hinted.
+/// The kernel tells if IPv4 packets that come in on a device are forwarded, and it hints at a
+/// change of that.
 pub async fn forwarding_that_is_off_is_told(fixture: &KernelFixture) -> Outcome {
     if !fixture.features.sysctls {
         return Ok(());

@@ -1,4 +1,4 @@
-//! What becomes of packets: settings, policy rules, routes in the order in which Linux asks them,
+//! The fate of packets: settings, policy rules, routes in the order in which Linux asks them,
 //! and the filter by the way back.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use super::{FORWARDING, Host};
 /// The place of the rule that leads to the main table.
 const MAIN_RULE: u32 = 32_766;
 
-/// What a host does with packets beside what its objects say.
+/// The host's doings with packets beside what its objects say.
 #[derive(Debug)]
 pub(in super::super) struct Policy {
     /// The global settings of forwarding, which new IPv4 devices get.

@@ -65,7 +65,7 @@ async fn run() -> Result<(), Box<dyn std::error::Error>> {
             status.mtu.unwrap_or(0)
         );
     }
-    for condition in &status.conditions {
+    for condition in status.conditions.iter() {
         println!("condition {condition} {}", condition.message);
     }
     let healthy = status.is_true(ConditionType::Kernel);

@@ -160,7 +160,7 @@ impl std::fmt::Display for Condition {
 /// The conditions of one overlay, and what they were.
 #[derive(Debug, Clone)]
 pub(crate) struct Conditions {
-    list: Vec<Condition>,
+    list: Arc<[Condition]>,
     /// Copied when one changes, shared by all that is told in between.
     history: Arc<[Condition]>,
 }
@@ -181,7 +181,7 @@ impl Conditions {
         }
     }
 
-    pub(crate) fn list(&self) -> &[Condition] {
+    pub(crate) const fn list(&self) -> &Arc<[Condition]> {
         &self.list
     }
 
@@ -205,14 +205,20 @@ impl Conditions {
     pub(crate) fn set(&mut self, mut condition: Condition) -> Option<&Condition> {
         /// The number of changes that are remembered.
         const CHANGES: usize = 32;
-        let slot = self
+        let at = self
             .list
-            .iter_mut()
-            .find(|old| old.kind == condition.kind)?;
-        let news = slot.status != condition.status || slot.reason != condition.reason;
+            .iter()
+            .position(|old| old.kind == condition.kind)?;
+        let old = self.list.get(at)?;
+        let news = old.status != condition.status || old.reason != condition.reason;
         if !news {
-            condition.since = slot.since;
+            condition.since = old.since;
+            if *old == condition {
+                return None;
+            }
         }
+        // What was told before keeps its own copy.
+        let slot = Arc::make_mut(&mut self.list).get_mut(at)?;
         *slot = condition;
         if !news {
             return None;

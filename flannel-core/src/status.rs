@@ -23,7 +23,7 @@ use crate::underlay::External;
 #[non_exhaustive]
 pub struct Status {
     /// One of each [`ConditionType`].
-    pub conditions: Vec<Condition>,
+    pub conditions: Arc<[Condition]>,
     /// The conditions as they became at their last 32 changes of status or reason, the latest last.
     #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
     pub history: Arc<[Condition]>,

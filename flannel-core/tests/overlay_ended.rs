@@ -136,7 +136,7 @@ async fn the_last_changes_of_conditions_are_told_in_their_order() {
     let status = a.status();
     assert_eq!(status.history.len(), 32);
     assert!(status.history.is_sorted_by_key(|change| change.since));
-    for condition in &status.conditions {
+    for condition in status.conditions.iter() {
         let last = status.history.iter().rfind(|c| c.kind == condition.kind);
         // Messages may change in between.
         if let Some(last) = last {

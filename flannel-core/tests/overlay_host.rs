@@ -231,6 +231,33 @@ async fn what_is_in_front_of_one_peer_is_found_in_time_without_a_hint() {
     wait.expect("it is told").expect("running");
 }
 
+/// Where few are known all of them are asked about at once; among many it does no good to look for each.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_comes_to_many_does_not_have_the_host_looked_at_for_it() {
+    let manager = MemoryManager::new(config(
+        r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#,
+    ));
+    let kernel = FakeKernel::node(1);
+    let a = start("a", &manager, &kernel).await;
+    let come = async |peers: std::ops::Range<u8>| {
+        let before = kernel.looks();
+        for n in peers {
+            manager
+                .put_raw(peer(n, &format!("10.42.{n}.0/24")))
+                .expect("stored");
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            settle(&a).await;
+        }
+        kernel.looks() - before
+    };
+    // The timer has its own looks.
+    let few = come(2..8).await;
+    assert!(few >= 6, "{few} looks");
+    come(8..22).await;
+    let many = come(22..52).await;
+    assert!((6..20).contains(&many), "{many} looks for 30 peers");
+}
+
 /// The look on the timer comes just before the reading by which a lost hint is found out.
 #[tokio::test(start_paused = true)]
 async fn a_route_of_ours_that_is_missing_for_a_moment_is_no_news_of_the_host() {

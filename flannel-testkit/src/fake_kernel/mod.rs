@@ -77,6 +77,8 @@ struct State {
     refused: BTreeMap<ObjectKey, Failure>,
     log: Vec<LogEntry>,
     observations: usize,
+    /// How often it was asked what becomes of packets.
+    looks: usize,
     latency: Duration,
     path_faults: BTreeMap<IfName, String>,
     /// With each notification how late it is to come.
@@ -140,6 +142,7 @@ impl FakeKernel {
                 refused: BTreeMap::new(),
                 log: Vec::new(),
                 observations: 0,
+                looks: 0,
                 latency: Duration::ZERO,
                 path_faults: BTreeMap::new(),
                 watchers: Vec::new(),
@@ -377,6 +380,11 @@ impl FakeKernel {
     /// How often the state was read.
     pub fn observations(&self) -> usize {
         self.state().observations
+    }
+
+    /// How often it was asked what becomes of packets.
+    pub fn looks(&self) -> usize {
+        self.state().looks
     }
 
     /// Sets what [`Kernel::features`] answers.
@@ -635,7 +643,9 @@ impl Kernel for FakeKernel {
 
     async fn host_facts(&self, questions: &Questions) -> Result<HostFacts> {
         self.wait().await;
-        Ok(self.state().host.facts(questions))
+        let mut state = self.state();
+        state.looks += 1;
+        Ok(state.host.facts(questions))
     }
 
     async fn apply(&self, ops: &[Op]) -> Vec<Result<()>> {

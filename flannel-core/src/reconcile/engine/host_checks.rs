@@ -30,6 +30,9 @@ const FIRST: usize = 4;
 /// The least time between two looks, however much is told meanwhile.
 const GAP: Duration = Duration::from_secs(1);
 
+/// The same after peers have come that are too many to be asked about all at once.
+const SLOW: Duration = Duration::from_secs(10);
+
 /// The wait before what was seen to be off is believed: a route of ours that somebody deletes is
 /// back long before.
 const CONFIRM: Duration = Duration::from_millis(150);
@@ -73,7 +76,17 @@ impl HostChecks {
 
     /// Something happened that the host is to be looked at for.
     pub(super) fn hint(&mut self, now: Moment) {
-        let at = self.last.map_or(now, |last| now.max(last + GAP));
+        self.hint_after(GAP, now);
+    }
+
+    /// Peers have come, of which there are so many now. They are asked about in turn: it does no good to
+    /// look for each.
+    pub(super) fn hint_of_peers(&mut self, peers: usize, now: Moment) {
+        self.hint_after(if peers > SAMPLE { SLOW } else { GAP }, now);
+    }
+
+    fn hint_after(&mut self, gap: Duration, now: Moment) {
+        let at = self.last.map_or(now, |last| now.max(last + gap));
         self.at = Some(self.at.map_or(at, |before| before.min(at)));
     }
 

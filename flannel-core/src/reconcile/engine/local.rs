@@ -30,6 +30,32 @@ pub(super) struct Inputs {
     pub(super) lease: Lease,
 }
 
+impl Inputs {
+    fn is_of(
+        &self,
+        config: &Arc<NetworkConfig>,
+        external: &External,
+        underlay: &Arc<Underlay>,
+        lease: &Lease,
+    ) -> bool {
+        let same_config = Arc::ptr_eq(&self.config, config) || self.config == *config;
+        let same_underlay = Arc::ptr_eq(&self.underlay, underlay) || self.underlay == *underlay;
+        same_config
+            && same_underlay
+            && self.external == *external
+            && self.lease == settled(lease.clone())
+    }
+}
+
+/// The part of a lease that a network is made from: renewals change the rest.
+fn settled(lease: Lease) -> Lease {
+    Lease {
+        ttl: None,
+        revision: lease.created,
+        ..lease
+    }
+}
+
 pub(super) async fn ended_of(task: &mut Option<JoinHandle<backend::Result<()>>>) -> String {
     match task {
         Some(task) => match task.await {
@@ -175,36 +201,32 @@ impl Engine {
 
     /// Makes the network anew if anything it depends on is different.
     pub(super) async fn register(&mut self) {
-        let (Some(config), Some(external), Some(features), Some(backend), Some(lease)) = (
-            self.config.clone(),
-            self.external.clone(),
+        let (Some(config), Some(external), Some(lease)) =
+            (&self.config, &self.external, self.lease.lease())
+        else {
+            return;
+        };
+        let (Some(features), Some(backend), Some(observed)) = (
             self.features.clone(),
             self.backend.clone(),
-            self.lease.lease().cloned(),
+            self.reconciler.observed().cloned(),
         ) else {
             return;
         };
-        let Some(observed) = self.reconciler.observed().cloned() else {
-            return;
-        };
-        let lease = Lease {
-            ttl: None,
-            revision: lease.created,
-            ..lease
-        };
-        let inputs = Inputs {
-            config,
-            external,
-            underlay: Arc::clone(&self.underlay),
-            lease,
-        };
-        if self.inputs.as_ref() == Some(&inputs) {
+        let is_same = |inputs: &Inputs| inputs.is_of(config, external, &self.underlay, lease);
+        if self.inputs.as_ref().is_some_and(is_same) {
             // Of what was refused in between nothing is left.
             if std::mem::take(&mut self.register_failed) {
                 self.find_attrs();
             }
             return;
         }
+        let inputs = Inputs {
+            config: Arc::clone(config),
+            external: external.clone(),
+            underlay: Arc::clone(&self.underlay),
+            lease: settled(lease.clone()),
+        };
         let cx = NodeContext {
             overlay: &self.parts.name,
             node: &self.parts.node,

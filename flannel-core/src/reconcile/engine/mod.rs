@@ -328,7 +328,7 @@ impl Engine {
                 by = asked_of(&mut self.claim) => return self.hand_over(by),
                 answer = answer_of(&mut self.call) => self.answered(answer).await,
                 ended = ended_of(&mut self.data_path) => self.data_path_ended(ended),
-                batch = self.watch.next() => self.watched(batch).await,
+                batch = self.watch.next() => is_idle = self.watched(batch).await,
                 told = next_changes(&mut changes) => {
                     self.host_told(&told);
                     let (desired, ownership) = (self.compiler.desired(), self.ownership());

@@ -32,7 +32,7 @@ impl Engine {
             },
         });
         let status = Status {
-            conditions: self.conditions.list().to_vec(),
+            conditions: Arc::clone(self.conditions.list()),
             history: Arc::clone(self.conditions.history()),
             ready: self.ready,
             working: self.working,

@@ -77,11 +77,14 @@ impl Engine {
         }
     }
 
-    /// Takes what the watch delivered.
-    pub(super) async fn watched(&mut self, batch: Vec<Option<manager::Result<Event>>>) {
+    /// Takes what the watch delivered. Answers whether nothing follows from it yet.
+    pub(super) async fn watched(&mut self, batch: Vec<Option<manager::Result<Event>>>) -> bool {
+        let mut waits = true;
         for item in batch {
             match item {
                 Some(Ok(event)) => {
+                    waits &= self.conditions.reason(ConditionType::Store) == "Connected";
+                    waits &= self.waits_for_others(&event);
                     self.watch_failures = 0;
                     // The store is back. Whose lease ended meanwhile asks for it now: peers that
                     // come back too must find the record before they believe that it is gone.
@@ -92,6 +95,7 @@ impl Engine {
                     self.event(event).await;
                 }
                 Some(Err(error)) => {
+                    waits = false;
                     self.watch_broken = true;
                     let permanent = matches!(error, manager::Error::Denied { .. });
                     let message = format!(
@@ -101,6 +105,7 @@ impl Engine {
                     self.fails(ConditionType::Store, "WatchFailed", message, permanent);
                 }
                 None => {
+                    waits = false;
                     self.watch.0 = None;
                     self.watch_failures = self.watch_failures.saturating_add(1);
                     let wait = self.retry.after(self.watch_failures, &mut self.parts.rng);
@@ -108,6 +113,12 @@ impl Engine {
                 }
             }
         }
+        waits
+    }
+
+    /// Tells if an event is only kept for a while, to be judged with those that come with it.
+    fn waits_for_others(&self, event: &Event) -> bool {
+        matches!(event, Event::Delete { key, .. } if !self.leases.is_own_key(key))
     }
 
     pub(super) async fn event(&mut self, event: Event) {
@@ -117,11 +128,11 @@ impl Engine {
             Event::Snapshot(_) => drop(self.burst.take_all()),
             Event::Put(lease) => self.burst.written(&lease.key, lease.revision),
             Event::Unreadable(record) => self.burst.written(&record.key, record.revision),
-            Event::Delete { key, .. } if self.leases.is_own_key(key) => self.burst.add_own(now),
-            Event::Delete { key, revision } => {
+            Event::Delete { key, revision } if self.waits_for_others(&event) => {
                 self.burst.add(key.clone(), *revision, now);
                 return;
             }
+            Event::Delete { .. } => self.burst.add_own(now),
             _ => {}
         }
         let applied = match event {
@@ -267,7 +278,8 @@ impl Engine {
         }
         self.peers_changed = true;
         if !delta.added.is_empty() {
-            self.host_checks.hint(self.now());
+            let (peers, now) = (self.leases.peers().len(), self.now());
+            self.host_checks.hint_of_peers(peers, now);
         }
         for key in delta.added.iter().chain(&delta.changed) {
             if let Some(peer) = self.leases.peer(key) {

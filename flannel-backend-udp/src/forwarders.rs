@@ -179,7 +179,7 @@ impl Forwarders {
             Arc::clone(&self.shared.sockets),
             self.watch(&lost),
         )
-        .map_err(meaning)?;
+        .map_err(|error| self.shared.meaning(error))?;
         let entry = Entry {
             forwarder,
             peers: Arc::default(),
@@ -225,6 +225,22 @@ impl Shared {
 
     fn ending(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
         self.ending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The meaning of a forwarder's error to who asks a kernel; who has a port is named.
+    fn meaning(&self, error: Error) -> kernel::Error {
+        match &error {
+            Error::Socket { listen, source } if source.kind() == io::ErrorKind::AddrInUse => {
+                kernel::Error::InUse {
+                    what: format!("UDP port {} on {}", listen.port(), listen.ip()),
+                    by: self
+                        .sockets
+                        .holder(*listen)
+                        .unwrap_or_else(|| "something that cannot be told".to_owned()),
+                }
+            }
+            _ => meaning(error),
+        }
     }
 
     fn end(&self, ended: Vec<Entry>) {
@@ -294,7 +310,8 @@ impl PacketPath for Forwarders {
         self.blocking(move |this| {
             let all = this.shared.all();
             let entry = all.get(&tunnel.dev).ok_or_else(|| nowhere(tunnel.dev))?;
-            entry.forwarder.alter(tunnel.clone()).map_err(meaning)
+            let altered = entry.forwarder.alter(tunnel.clone());
+            altered.map_err(|error| this.shared.meaning(error))
         })
         .await
     }
@@ -403,8 +420,7 @@ fn meaning(error: Error) -> kernel::Error {
         }
         io::ErrorKind::PermissionDenied => kernel::Error::lacks_net_admin(&text),
         io::ErrorKind::Unsupported => kernel::Error::Unsupported { what: text.clone() },
-        io::ErrorKind::AddrInUse
-        | io::ErrorKind::AddrNotAvailable
+        io::ErrorKind::AddrNotAvailable
         | io::ErrorKind::ResourceBusy
         | io::ErrorKind::OutOfMemory
         | io::ErrorKind::Interrupted => kernel::Error::Busy {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::thread;
 
-use flannel_core::IfName;
+use flannel_core::{IfName, udp_address_holder};
 use nix::sched::{CloneFlags, setns};
 
 use crate::namespace::NamespaceId;
@@ -51,6 +51,12 @@ pub trait Sockets: fmt::Debug + Send + Sync {
     ///
     /// What the system said.
     fn path_mtu(&self, to: SocketAddr) -> io::Result<u32>;
+
+    /// Names who has an address and port that is in use, in words; `None`: it cannot be told.
+    fn holder(&self, listen: SocketAddr) -> Option<String> {
+        let _ = listen;
+        None
+    }
 
     /// The namespace that all this is opened in: a device that is in another one is none of this
     /// overlay's, though a queue of it is open here.
@@ -126,6 +132,11 @@ impl Sockets for InNamespace {
 
     fn path_mtu(&self, to: SocketAddr) -> io::Result<u32> {
         self.run(|| sys::path_mtu(to))
+    }
+
+    fn holder(&self, listen: SocketAddr) -> Option<String> {
+        let holder = self.run(|| Ok(udp_address_holder(listen)));
+        holder.ok().flatten()
     }
 
     fn namespace(&self) -> io::Result<NamespaceId> {

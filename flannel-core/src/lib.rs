@@ -82,7 +82,7 @@ pub use object::{
 };
 pub use overlay::{Check, Error, Overlay, OverlayBuilder, Preflight};
 pub use path_fault::PathFault;
-pub use port_holder::udp_port_holder;
+pub use port_holder::{udp_address_holder, udp_port_holder};
 pub use reconnect::{Dead, Reconnect};
 pub use state::{FileState, SavedState, StateStore};
 pub use status::{FailingObject, LeaseStatus, OverlayEvent, RejectedPeer, Status};

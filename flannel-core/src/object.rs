@@ -417,6 +417,14 @@ pub struct Route {
 }
 
 impl Route {
+    /// The same route with another protocol number.
+    pub(crate) fn with_number(&self, protocol: RouteProtocol) -> Self {
+        Self {
+            protocol,
+            ..self.clone()
+        }
+    }
+
     /// The metric that the kernel gives a route made without one.
     pub const fn default_metric(family: Family) -> u32 {
         match family {

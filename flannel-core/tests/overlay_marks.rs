@@ -5,16 +5,18 @@
 #[path = "overlay/common.rs"]
 mod common;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use common::*;
 use flannel_backend_hostgw::HostGwBackend;
 use flannel_backend_vxlan::VxlanBackend;
 use flannel_core::{
-    ConditionType, Family, Features, Link, MemoryManager, Nexthop, Object, ObjectKey, Op, Overlay,
-    OverlayBuilder, Route, RouteProtocol,
+    BackendType, ConditionType, DualStack, Family, Features, Lease, LeaseAttrs, Link,
+    MemoryManager, Nexthop, Object, ObjectKey, Op, Overlay, OverlayBuilder, Route, RouteProtocol,
+    RouteTarget, Subnet,
 };
-use flannel_testkit::fake_kernel::FakeKernel;
+use flannel_testkit::fake_kernel::{Failure, FakeKernel};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const THEIRS: RouteProtocol = RouteProtocol(4);
@@ -151,6 +153,81 @@ async fn a_route_on_the_underlay_is_ours_if_it_was() {
         assert_eq!(route_to(&kernels[0], dst), Some(theirs.clone()));
         assert!(!a.status().is_true(ConditionType::Foreign));
     }
+}
+
+/// A node straight behind the underlay, with a peer that is only a record.
+async fn with_a_peer() -> (MemoryManager, FakeKernel, Overlay, Subnet) {
+    let manager = MemoryManager::new(config(&DUAL.replace("vxlan", "host-gw")));
+    let kernel = FakeKernel::node(1);
+    let mut features = Features::all();
+    features.nexthops = false;
+    kernel.set_features(features);
+    manager.put_raw(gateway(7)).expect("it is sound");
+    let a = host_gw("a", &manager, &kernel).start().await;
+    let a = a.expect("all parts");
+    ready_within(MINUTE, &a).await;
+    settle(&a).await;
+    let dst = gateway(7).subnet.v4.expect("an IPv4 subnet");
+    (manager, kernel, a, dst)
+}
+
+/// The record of a subnet behind a host of the underlay.
+fn gateway(n: u8) -> Lease {
+    let record = peer(n, "10.42.77.0/24");
+    Lease {
+        node: node("peer"),
+        attrs: LeaseAttrs {
+            backend_type: Some(BackendType::host_gw()),
+            backend_data: DualStack::default(),
+            ..record.attrs
+        },
+        ..record
+    }
+}
+
+/// Something else may be wanted in its place by the time that it is mended, or nothing.
+#[tokio::test(start_paused = true)]
+async fn a_route_that_lost_its_number_is_ours_whatever_is_wanted_in_its_place_meanwhile() {
+    let (manager, kernel, a, dst) = with_a_peer().await;
+    let ours = route_to(&kernel, dst).expect("there");
+    // The node hears of the one before it has mended the other, and the other way round.
+    for (n, refused) in [(8, false), (9, true), (10, false)] {
+        let before = route_to(&kernel, dst).expect("there");
+        if refused {
+            kernel.refuse(before.key(), Failure::Busy);
+        }
+        route_numbered(&kernel, before.clone());
+        if refused {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        manager.put_raw(gateway(n)).expect("it is sound");
+        if refused {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            kernel.accept(&before.key());
+        }
+        let leads_to = |n: u8| {
+            let gateway = IpAddr::from([192, 0, 2, n]);
+            matches!(route_to(&kernel, dst), Some(Object::Route(Route {
+                target: RouteTarget::Gateway { gateway: found, .. },
+                protocol: RouteProtocol::OURS,
+                ..
+            })) if found == gateway)
+        };
+        until(MINUTE, "it leads to the new gateway", || leads_to(n)).await;
+        settle(&a).await;
+        assert!(a.status().is_true(ConditionType::Foreign), "{n}");
+    }
+    // And removed when nobody wants it.
+    let before = route_to(&kernel, dst).expect("there");
+    route_numbered(&kernel, before);
+    assert!(manager.remove(&gateway(10).key), "it was there");
+    until(MINUTE, "it is gone", || route_to(&kernel, dst).is_none()).await;
+    // What comes to the place of one that was removed is somebody's, however alike.
+    manager.put_raw(gateway(7)).expect("it is sound");
+    until(MINUTE, "it is there", || route_to(&kernel, dst).is_some()).await;
+    settle(&a).await;
+    assert_eq!(route_to(&kernel, dst), Some(ours.clone()));
+    a.stop().await.expect("running");
 }
 
 fn remembering(kernel: &FakeKernel, manager: &MemoryManager, memory: &Memory) -> OverlayBuilder {

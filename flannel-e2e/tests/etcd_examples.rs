@@ -13,7 +13,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use etcd_client::Client;
-use flannel_e2e::{LIMIT, Program, V4, V4_UDP, until};
+use flannel_e2e::{LIMIT, Program, V4, V4_GW, V4_UDP, until};
 use flannel_testkit::netns::{Lab, Ns};
 use flannel_testkit::prober::{self, Prober};
 use flannel_testkit::require_tool;
@@ -120,6 +120,22 @@ fn subnet(line: &str) -> String {
     values.next().expect("the line has a subnet").to_owned()
 }
 
+/// Packets between two pods, for a minute at most.
+fn flow(a: &(Ns, IpAddr), b: &(Ns, IpAddr)) -> Prober {
+    let options = prober::Options {
+        packets: 60_000,
+        rate: 1_000,
+        ..prober::Options::default()
+    };
+    Prober::start((&a.0, a.1), (&b.0, b.1), options).expect("a prober")
+}
+
+/// Waits for packets to come.
+fn more(prober: &Prober) {
+    let enough = prober.received() + 500;
+    assert!(prober.wait_received(enough, LIMIT), "packets flow");
+}
+
 fn send(program: &Program, signal: Signal) {
     let pid = i32::try_from(program.id()).expect("Linux has no larger ones");
     kill(Pid::from_raw(pid), signal).expect("it runs");
@@ -204,20 +220,9 @@ async fn packets_of_the_udp_backend_flow_on_while_programs_come_and_go() {
         bench.pings("a", &subnet(&ready_b)) && bench.pings("b", &subnet(&ready_a))
     })
     .await;
-    let flow = |packets| {
-        let options = prober::Options {
-            packets,
-            rate: 1_000,
-            ..prober::Options::default()
-        };
-        Prober::start((&pod_a.0, pod_a.1), (&pod_b.0, pod_b.1), options).expect("a prober")
-    };
-    let more = |prober: &Prober| {
-        let enough = prober.received() + 500;
-        assert!(prober.wait_received(enough, LIMIT), "packets flow");
-    };
+    let flow = || flow(&pod_a, &pod_b);
 
-    let prober = flow(60_000);
+    let prober = flow();
     for _ in 0..2 {
         more(&prober);
         // The next one is started before the first has ended.
@@ -239,7 +244,7 @@ async fn packets_of_the_udp_backend_flow_on_while_programs_come_and_go() {
     let report = prober.finish();
     assert_eq!(report.lost(), 0, "{report}");
 
-    let prober = flow(60_000);
+    let prober = flow();
     more(&prober);
     a.kill();
     a = bench.node("a", &[]);
@@ -261,6 +266,53 @@ async fn packets_of_the_udp_backend_flow_on_while_programs_come_and_go() {
         !bench.is_kept("a") && !Path::new(&socket_b).exists()
     })
     .await;
+}
+
+/// A node of a lab whose packets the kernel carries is replaced as well: the second process waits until
+/// the first has let go of the namespace, and who only looks if anybody listens replaces nothing.
+#[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::print_stdout, reason = "a measured outage is worth a line")]
+async fn a_node_of_a_lab_is_replaced_with_every_backend() {
+    for (test, config) in [("repl-vx", V4), ("repl-gw", V4_GW)] {
+        let Some(bench) = Bench::new(test).await else {
+            return;
+        };
+        let mut client = bench.client().await;
+        client.put(CONFIG, config, None).await.expect("an answer");
+        let socket = format!("/run/flannel/{}-b.asked", bench.lab);
+        let asks = ["--handover", socket.as_str()];
+        let (a, b) = (bench.node("a", &[]), bench.node("b", &asks));
+        let (of_a, of_b) = (subnet(&a.line("ready")), subnet(&b.line("ready")));
+        until("they reach one another", LIMIT, async || {
+            bench.pings("a", &of_b) && bench.pings("b", &of_a)
+        })
+        .await;
+        let pods = (bench.pod("a", &of_a), bench.pod("b", &of_b));
+        drop(UnixStream::connect(&socket).expect("it listens"));
+        let prober = flow(&pods.0, &pods.1);
+        more(&prober);
+        let start = Instant::now();
+        let next = bench.node("b", &asks);
+        assert_eq!(subnet(&next.line("ready")), of_b, "it keeps its lease");
+        let took = start.elapsed();
+        let (code, _, said) = b.end();
+        assert_eq!(code, 0, "{said}");
+        assert!(said.contains("another process is the node now"), "{said}");
+        more(&prober);
+        prober.stop();
+        let report = prober.finish();
+        assert_eq!(report.lost(), 0, "{test}: {report}");
+        println!("{test}: replaced after {took:?}, {report}");
+        for node in [&a, &next] {
+            send(node, Signal::SIGTERM);
+        }
+        for node in [a, next] {
+            let (code, _, said) = node.end();
+            assert_eq!(code, 0, "{said}");
+        }
+        assert_eq!(bench.namespaces(), [""; 0], "nothing stays behind");
+        assert!(!Path::new(&socket).exists());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_backend_udp::PacketPath;
-use flannel_core::{Family, Kernel, Object, ObjectKey, Op, Scope};
+use flannel_core::{Error, Family, Kernel, Object, ObjectKey, Op, Scope};
 use flannel_e2e::{
-    Cluster, DUAL, DUAL_GW, DUAL_UDP, LIMIT, Node, Path, Setup, config, dev, no_loss, until, within,
+    Cluster, DUAL, DUAL_GW, DUAL_UDP, LIMIT, Node, Path, Setup, V4_UDP, config, dev, no_loss,
+    until, within,
 };
+use tokio::time::Instant;
 
 /// So long between two readings without a hint that whatever is repaired in time is hinted at.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -168,4 +170,52 @@ async fn teardown_leaves_no_device_and_no_forwarder() {
     assert_eq!(node.ours().await.into_values().collect::<Vec<Object>>(), []);
     assert_eq!(index_of_device(node).await, None);
     assert_eq!(node.paths.running(), []);
+}
+
+/// The port of the backend is another program's when the node starts: it waits, says whose, and is ready
+/// as soon as the port is free.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_port_is_taken_names_the_holder_and_waits() {
+    let Some(mut cluster) = Cluster::start("udp-taken", every(V4_UDP, 2, NEVER)).await else {
+        return;
+    };
+    let torn = cluster.nodes[0].take_overlay().teardown().await;
+    torn.expect("it can be removed");
+    let ns = cluster.nodes[0].host.ns.clone();
+    let mut socket = None;
+    until("the threads that had it have ended", LIMIT, async || {
+        let bound = ns.run(|| std::net::UdpSocket::bind("0.0.0.0:8285"));
+        socket = bound.expect("the namespace").ok();
+        socket.is_some()
+    })
+    .await;
+    let node = &cluster.nodes[0];
+    let overlay = cluster.builder(0, &node.id, &node.host, &node.paths);
+    let overlay = overlay.start().await.expect("all parts");
+    let soon = Duration::from_secs(2);
+    let condition = match overlay.ready_within(soon).await {
+        Err(Error::NotReady(condition)) => condition,
+        other => panic!("{other:?}"),
+    };
+    let holder = format!("process {} (", std::process::id());
+    for part in ["UDP port 8285", "is in use by", &holder] {
+        assert!(
+            condition.message.contains(part),
+            "{condition} {}",
+            condition.message
+        );
+    }
+    let start = Instant::now();
+    drop(socket);
+    within("it is ready", LIMIT, overlay.ready())
+        .await
+        .expect("ready");
+    eprintln!(
+        "ready {:?} after the port was free: {}",
+        start.elapsed(),
+        condition.message
+    );
+    overlay.stop().await.expect("stopped");
+    cluster.restart(0).await;
+    cluster.reachable_within("the port is ours", LIMIT).await;
 }

@@ -6,6 +6,8 @@
 //! Of devices and addresses it remembers what it was told last: the kernel repeats itself often, and
 //! which change takes along what is on a device shows only in what the device was before.
 
+mod filters;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, PipeReader, PipeWriter};
 use std::net::IpAddr;
@@ -23,6 +25,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv};
 
+use self::filters::FilterWatch;
 use crate::connection::{Connection, Settings, open};
 use crate::link::Device;
 use crate::names::{Named, Names};
@@ -127,6 +130,12 @@ pub(crate) fn watch(worker: &Handle) -> ChangeStream {
             let of_worker = Arc::clone(&shared);
             let sent = worker.send(move |worker| {
                 // A thread starts in the namespace of the one that makes it.
+                if let Some(filters) = FilterWatch::new(&of_thread, &reader) {
+                    let thread = std::thread::Builder::new().name("netlink-filters".to_owned());
+                    if let Err(error) = thread.spawn(move || filters.run()) {
+                        tracing::debug!(%error, "packet filters are not watched: no thread");
+                    }
+                }
                 let watcher = Watcher::new(worker, of_thread, reader);
                 let started = std::thread::Builder::new()
                     .name("netlink-watch".to_owned())
@@ -207,7 +216,7 @@ impl Watcher {
                     warned = true;
                 }
             }
-            if self.wait(None, PollTimeout::from(RETRY)).is_err() {
+            if wait(&self.stop, None, PollTimeout::from(RETRY)).is_err() {
                 return;
             }
         }
@@ -223,7 +232,8 @@ impl Watcher {
         self.shared.tell_all();
         let mut buffer = vec![0; DATAGRAM];
         loop {
-            let result = self.wait(Some(&socket), PollTimeout::NONE).and_then(|()| {
+            let told = wait(&self.stop, Some(&socket), PollTimeout::NONE);
+            let result = told.and_then(|()| {
                 std::thread::sleep(GATHER);
                 self.drain(&socket, &mut buffer)
             });
@@ -231,18 +241,6 @@ impl Watcher {
                 return end;
             }
         }
-    }
-
-    /// Waits for the socket, or for the time. The stream's end is an error.
-    fn wait(&self, socket: Option<&Socket>, timeout: PollTimeout) -> Result<(), End> {
-        let mut files = vec![PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
-        files.extend(socket.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
-        match poll(&mut files, timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        let stopped = files.first().and_then(PollFd::any).unwrap_or(true);
-        if stopped { Err(End::Stopped) } else { Ok(()) }
     }
 
     /// Reads what there is, then tells it all at once.
@@ -273,6 +271,18 @@ impl Watcher {
         self.shared.tell(&mut changes);
         Ok(())
     }
+}
+
+/// Waits for the socket, or for the time. The stream's end is an error.
+fn wait(stop: &PipeReader, socket: Option<&Socket>, timeout: PollTimeout) -> Result<(), End> {
+    let mut files = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+    files.extend(socket.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
+    match poll(&mut files, timeout) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let stopped = files.first().and_then(PollFd::any).unwrap_or(true);
+    if stopped { Err(End::Stopped) } else { Ok(()) }
 }
 
 /// What was in a socket.

@@ -125,6 +125,34 @@ fn neighbours_that_come_by_themselves_are_not_hinted() {
 }
 
 /// A device that is made or renamed while we watch is called by its name.
+/// That filters changed is told once for all that changes within a second, and each time.
+#[test]
+fn changes_of_packet_filters_are_hinted_at_together() {
+    if !flannel_testkit::require_tool("watch-filters", "nft") {
+        return;
+    }
+    netns(async |net| {
+        let mut hints = net.kernel.changes();
+        assert_eq!(next(&mut hints).await, Change::All);
+        run("nft add table inet guard").expect("nf_tables");
+        assert_eq!(next(&mut hints).await, Change::Policy);
+        let start = std::time::Instant::now();
+        for n in 0..20 {
+            run(&format!("nft add chain inet guard chain{n}")).expect("nf_tables");
+        }
+        let seconds = 1 + usize::try_from(start.elapsed().as_secs()).expect("a few");
+        assert_eq!(next(&mut hints).await, Change::Policy);
+        let more = pending(&mut hints).await.len();
+        assert!(more < seconds, "{more} hints more within {seconds} s");
+        // What was in the quiet second is not forgotten.
+        run("nft delete table inet guard").expect("it is there");
+        while pending(&mut hints).await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert!(start.elapsed() < Duration::from_secs(5), "it is not told");
+        }
+    });
+}
+
 #[test]
 fn hints_follow_the_names() {
     netns(async |net| {

@@ -56,7 +56,8 @@ impl Place {
             let lab = None;
             return Ok(Self { lab, paths, pod });
         };
-        let joined = block_in_place(|| join(lab, node, paths.are_taken));
+        let is_handed_over = paths.are_taken || paths.replaces;
+        let joined = block_in_place(|| join(lab, node, is_handed_over));
         let lab = joined.map_err(|error| match error {
             LabError::Name { .. } => End::usage(format!("--lab, --node: {error}")),
             error => failed(&error),
@@ -68,6 +69,11 @@ impl Place {
         }
         let lab = Some(lab);
         Ok(Self { lab, paths, pod })
+    }
+
+    /// Whether the next process has to wait for this one to let go of the node's namespace.
+    pub(crate) const fn is_held(&self) -> bool {
+        self.lab.is_some()
     }
 
     /// Another process is the node now.
@@ -137,7 +143,7 @@ impl Place {
     }
 }
 
-/// Takes part in the lab. Who has handed the packet path over ends soon, if it has not ended.
+/// Takes part in the lab. Who has handed the node over ends soon, if it has not ended.
 fn join(lab: &str, node: &NodeId, is_handed_over: bool) -> Result<SharedLab, LabError> {
     let start = Instant::now();
     loop {

@@ -1,5 +1,6 @@
 //! The node at work: from the start of its overlay to its end.
 
+use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::time::Duration;
@@ -154,8 +155,8 @@ async fn run(
                 why => Err(End::failed(error_chain(&why))),
             },
             stream = accept(listener.as_ref()) => {
-                // Where there is no packet path, the next process asks our overlay.
-                if place.paths.are_needed() {
+                // Where there is neither, the next process asks our overlay.
+                if place.paths.are_needed() || place.is_held() && is_waiting(&stream) {
                     return Ok(Over::Another(stream));
                 }
             }
@@ -208,6 +209,12 @@ async fn accept(listener: Option<&UnixListener>) -> UnixStream {
     }
     // It is heard of by the next that asks, if at all.
     std::future::pending().await
+}
+
+/// Whether the other end is still there: who only looks if anybody listens is not to be the node.
+fn is_waiting(mut stream: &UnixStream) -> bool {
+    let read = stream.read(&mut [0]);
+    read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// In a lab: a pod for the lease that is held now.

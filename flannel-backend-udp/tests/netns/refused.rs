@@ -1,9 +1,10 @@
-//! What is not forwarded, and that it is counted.
+//! What is not forwarded, and that it is counted; who has a port that is refused.
 
 use std::net::UdpSocket;
 
-use flannel_backend_udp::Options;
-use flannel_core::Family;
+use flannel_backend_udp::{Forwarders, Options, PacketPath};
+use flannel_core::kernel::Error;
+use flannel_core::{Family, Tunnel};
 
 use crate::bed::{Bed, wait_until};
 
@@ -72,4 +73,56 @@ fn strangers_liars_and_nonsense_are_dropped_and_counted() {
         (2, 10),
         "{peers:?}"
     );
+}
+
+/// The address and port of a packet path is there once: who has it is named, at the start and when the
+/// address changes, and nobody who has the port elsewhere. Once it is free all is well.
+#[test]
+fn who_has_the_port_of_a_packet_path_is_named() {
+    let Some(bed) = Bed::new("udp-port", 1, Family::V4) else {
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.expect("a runtime");
+    let paths = Forwarders::new(Options::default(), bed.sockets(0));
+    let bind = |address: &str| {
+        let address = address.to_owned();
+        let socket = bed.ns(0).run(|| UdpSocket::bind(address));
+        socket.expect("the namespace").expect("a socket")
+    };
+    let us = format!("process {} (", std::process::id());
+    let tunnel = bed.tunnel(0);
+    let listen = bed.endpoint(0);
+    let is_ours = |result| match result {
+        Err(Error::InUse { what, by }) => {
+            assert_eq!(
+                what,
+                format!("UDP port {} on {}", listen.port(), listen.ip())
+            );
+            assert!(by.starts_with(&us), "{by}");
+        }
+        result => panic!("{result:?}"),
+    };
+    // In nobody's way, and first in the list of sockets where the kernel's order makes it so.
+    let elsewhere = bind("127.0.0.1:8285");
+    let taken = bind(&listen.to_string());
+    is_ours(runtime.block_on(paths.open(&tunnel)));
+    assert_eq!(paths.running(), []);
+    drop(taken);
+    runtime.block_on(paths.open(&tunnel)).expect("it is free");
+    let mut other = listen;
+    other.set_port(8286);
+    let moved = |to| Tunnel {
+        listen: flannel_core::DualStack::v4(to),
+        ..tunnel.clone()
+    };
+    runtime.block_on(paths.alter(&moved(other))).expect("free");
+    let taken = bind("0.0.0.0:8287");
+    let mut other = listen;
+    other.set_port(8287);
+    match runtime.block_on(paths.alter(&moved(other))) {
+        Err(Error::InUse { by, .. }) => assert!(by.starts_with(&us), "{by}"),
+        result => panic!("{result:?}"),
+    }
+    drop((taken, elsewhere));
 }

@@ -22,7 +22,7 @@ use std::time::Duration;
 use crate::clock::Moment;
 use crate::compact::compact_map;
 use crate::kernel::{Change, Observed, Op};
-use crate::object::{IfName, Link, Object, ObjectKey, Objects, RouteTarget};
+use crate::object::{IfName, Link, Object, ObjectKey, Objects, Route, RouteTarget};
 use crate::subnet::Subnet;
 use crate::underlay::LinkInfo;
 
@@ -110,6 +110,8 @@ pub(super) struct News {
     pub(super) confirmed: Vec<ObjectKey>,
     /// Destinations of routes that came, went or changed.
     pub(super) routes: BTreeSet<Subnet>,
+    /// Routes that are what they were but for their number: before and after.
+    pub(super) renumbered: Vec<(Route, Route)>,
     /// Links or addresses are not what they were.
     pub(super) host: bool,
     /// Links were read.
@@ -301,6 +303,11 @@ impl Copy {
         now: Moment,
     ) {
         compact_map(&mut observed.objects);
+        let before = self.observed.take().unwrap_or_default();
+        let changed = different(&before.objects, &observed.objects);
+        let renumbered = changed
+            .filter_map(|key| renumbered(before.objects.get(key), observed.objects.get(key)))
+            .collect();
         *self = Self {
             through: count_routes(&observed.objects),
             observed: Some(Arc::new(observed)),
@@ -309,6 +316,7 @@ impl Copy {
             news: News {
                 host: true,
                 links: true,
+                renumbered,
                 ..News::default()
             },
             ..Self::default()
@@ -356,6 +364,8 @@ impl Copy {
         self.news.links = true;
         self.news.host |= observed.links != found.links || observed.addresses != found.addresses;
         for key in different(&observed.objects, &found.objects) {
+            let changed = renumbered(observed.objects.get(key), found.objects.get(key));
+            self.news.renumbered.extend(changed);
             if let ObjectKey::Route { dst, .. } = key {
                 self.news.routes.insert(*dst);
             }
@@ -493,6 +503,8 @@ impl Copy {
     /// Believes something else of a key than before, with what follows from it.
     fn set(&mut self, key: ObjectKey, is: Option<Object>) {
         self.unstamp(&key);
+        let was = self.observed.as_ref().and_then(|o| o.objects.get(&key));
+        self.news.renumbered.extend(renumbered(was, is.as_ref()));
         let is_gone = is.is_none();
         self.put(&key, is);
         if let ObjectKey::Route { dst, .. } = key {
@@ -568,6 +580,15 @@ impl Copy {
             self.awaited -= 1;
         }
     }
+}
+
+/// The route before and after, if only its number is another.
+fn renumbered(was: Option<&Object>, is: Option<&Object>) -> Option<(Route, Route)> {
+    let (Some(Object::Route(was)), Some(Object::Route(is))) = (was, is) else {
+        return None;
+    };
+    let alike = was.protocol != is.protocol && was.target == is.target;
+    (alike && was.with_number(is.protocol) == *is).then(|| (was.clone(), is.clone()))
 }
 
 /// The nexthop object that a route leads through.

@@ -103,6 +103,10 @@ pub(crate) struct Reconciler {
     links_read: bool,
     /// Keys in whose place somebody else's object was before ours.
     strange: BTreeSet<ObjectKey>,
+    /// Routes that were ours in this run, as they are since somebody changed their number.
+    unmarked: BTreeMap<ObjectKey, Object>,
+    /// Those that get it back, and are to be other ones after that.
+    mending: BTreeSet<ObjectKey>,
     /// Destinations of routes that changed since that was asked.
     routes_changed: BTreeSet<Subnet>,
     /// Those that did not matter when it was asked.
@@ -155,6 +159,8 @@ impl Reconciler {
             host_changed: false,
             links_read: false,
             strange: BTreeSet::new(),
+            unmarked: BTreeMap::new(),
+            mending: BTreeSet::new(),
             routes_changed: BTreeSet::new(),
             routes_passed: BTreeSet::new(),
         }
@@ -352,7 +358,7 @@ impl Reconciler {
         } else {
             plan_keys(observed, desired, ownership, &self.dirty)
         };
-        let plan = self.with_lost_numbers(plan, whole);
+        let plan = self.with_lost_numbers(plan, desired, ownership, whole);
         let unread = self.to_be_read(&plan);
         if !unread.is_empty() {
             self.copy.doubt(unread);
@@ -588,6 +594,7 @@ impl Reconciler {
                     }
                     self.failures.remove(&key);
                     self.open.remove(&key);
+                    self.is_marked(&key);
                     let repair = !self.unsettled.contains(&key)
                         && !matches!(step.why, Why::Orphan | Why::InTheWay { .. });
                     if repair {

@@ -108,6 +108,7 @@ impl Reconciler {
             mut touched,
             confirmed,
             routes,
+            renumbered,
             host,
             links,
         } = self.copy.take_news();
@@ -116,6 +117,9 @@ impl Reconciler {
         self.routes_changed.extend(routes);
         for key in confirmed {
             self.unsettled.remove(&key);
+        }
+        if !renumbered.is_empty() || !self.unmarked.is_empty() {
+            self.note_lost_numbers(renumbered, ownership);
         }
         if touched.is_empty() {
             return touched;

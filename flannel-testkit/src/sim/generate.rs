@@ -185,8 +185,8 @@ impl Draw {
         let fails = *self.one_of(&Fails::ALL);
         let kind = *self.one_of(&Kind::ALL);
         let n = self.byte(32);
-        match self.below(46) {
-            40..=45 => self.uplink_action(n),
+        match self.below(48) {
+            40..=47 => self.uplink_action(n),
             0..=5 => KernelAction::FailOp(kind, fails),
             6 | 7 => KernelAction::FailKey(n, fails),
             8..=10 => KernelAction::FailObserve(fails),
@@ -227,14 +227,14 @@ impl Draw {
     fn uplink_action(&mut self, n: u8) -> KernelAction {
         let mut time = |all: &[u64]| Duration::from_millis(*self.one_of(all));
         match n % 16 {
-            0..=2 => KernelAction::UnderlayRenamed,
-            3..=5 => KernelAction::UnderlayPort(*self.one_of(&Master::ALL)),
-            6 => KernelAction::UnderlayFree,
-            7 | 8 => KernelAction::UnderlayFlap(time(&[100, 800, 2_500, 4_000, 12_000])),
+            0 | 1 => KernelAction::UnderlayRenamed,
+            2..=4 => KernelAction::UnderlayPort(*self.one_of(&Master::ALL)),
+            5..=7 => KernelAction::UnderlayFree,
+            8 => KernelAction::UnderlayFlap(time(&[100, 800, 2_500, 4_000, 12_000])),
             9 | 10 => KernelAction::UnderlayBare,
-            11 => KernelAction::UnderlayDressed,
-            12 => KernelAction::UnderlayRenumbered(n / 16 + 1, time(&[0, 300, 900, 5_000])),
-            13 | 14 => KernelAction::SecondUplink,
+            11 | 12 => KernelAction::UnderlayDressed,
+            13 => KernelAction::UnderlayRenumbered(n / 16 + 1, time(&[0, 300, 900, 5_000])),
+            14 => KernelAction::SecondUplink,
             _ => KernelAction::SecondUplinkGone,
         }
     }

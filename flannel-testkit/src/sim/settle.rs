@@ -141,6 +141,17 @@ impl World {
         }
     }
 
+    /// Somebody removes what cannot be read and was written by a node alone; whether there is any.
+    pub(super) fn remove_unreadable_of(&self, id: &NodeId) -> bool {
+        let mut is_any = false;
+        for record in &self.judge.records().unreadable {
+            if self.judge.only_node_of(&record.key).as_ref() == Some(id) {
+                is_any |= self.tamper(Tamper::Remove(record.key.clone()));
+            }
+        }
+        is_any
+    }
+
     /// Whether the cluster stays as it is; `None` if something was broken.
     async fn rests(&mut self) -> Option<bool> {
         let changes = self.judge.changes();

@@ -221,11 +221,13 @@ impl World {
                 }
             }
         }
-        self.nothing_torn(nodes)
+        self.nothing_torn(nodes, before)
     }
 
-    fn nothing_torn(&mut self, nodes: &[usize]) -> Option<()> {
+    fn nothing_torn(&mut self, nodes: &[usize], before: &[Published]) -> Option<()> {
         let deeds = std::mem::take(&mut self.deeds);
+        let subnets = subnets(before);
+        let tears = |op: &Op| tears(op) && serves(op.object(), &subnets);
         let mut of_nodes = deeds.into_iter().filter(|(at, _)| nodes.contains(at));
         match of_nodes.find(|(_, op)| tears(op)) {
             Some((at, op)) => {
@@ -434,11 +436,14 @@ impl World {
         let Some(at) = self.some_node() else {
             return Some(false);
         };
+        // Whoever knows the last value of what cannot be read holds it against all but its very node id.
+        let mut differs = self.remove_unreadable_of(&self.nodes[at].id);
         if let Some(record) = self.record_of(at) {
             // What is reserved for an id is not its successor's.
-            if self.tamper(Tamper::Unreserve(record.node, record.subnet)) {
-                self.is_right_again("a reservation ended").await?;
-            }
+            differs |= self.tamper(Tamper::Unreserve(record.node, record.subnet));
+        }
+        if differs {
+            self.is_right_again("a node's records were mended").await?;
         }
         let before = self.published(at);
         let others: Vec<usize> = (0..self.nodes.len()).filter(|other| *other != at).collect();
@@ -475,6 +480,7 @@ impl World {
     }
 
     async fn act_on_node_now(&mut self, at: usize, renaming: Renaming) {
+        self.remove_unreadable_of(&self.nodes[at].id);
         let action = super::action::Action::Node(at, NodeAction::Rename(renaming));
         self.act(&action).await;
     }
@@ -535,20 +541,19 @@ impl World {
 
     /// Copies of records change nothing for those whose they are.
     async fn try_copies(&mut self) -> Option<bool> {
-        let nodes: Vec<usize> = (0..self.nodes.len())
-            .filter(|at| self.nodes[*at].member)
-            .collect();
+        let is_held = |at: &usize| {
+            let lease = self.condition_of(*at, ConditionType::Lease);
+            lease.is_some_and(|lease| lease.reason == "Held")
+        };
+        // What others reject already they may reject for the copy.
+        let nodes: Vec<usize> = (0..self.nodes.len()).filter(is_held).collect();
         let before: Vec<Published> = nodes.iter().map(|at| self.published(*at)).collect();
         let mut done = false;
         for at in &nodes {
             let n = u8::try_from(13 * at % 250).unwrap_or_default();
             done |= self.act_on_store(StoreAction::Put(Hostile::Clone, *at, n));
         }
-        let subnets = before
-            .iter()
-            .flatten()
-            .flat_map(|(_, subnet, ..)| subnet.values().copied());
-        let subnets: Vec<Subnet> = subnets.collect();
+        let subnets = subnets(&before);
         let begun = self.judge.elapsed();
         while self.judge.elapsed().saturating_sub(begun) < 4 * QUIET {
             self.pass(LOOK).await;
@@ -576,6 +581,13 @@ impl World {
         }
         Some(done)
     }
+}
+
+fn subnets(published: &[Published]) -> Vec<Subnet> {
+    let of_each = published.iter().flatten();
+    of_each
+        .flat_map(|(_, subnet, ..)| subnet.values().copied())
+        .collect()
 }
 
 /// Tells if an op takes what packets need, or makes anew what they went through.

@@ -235,6 +235,12 @@ pub enum Error {
         /// The interface of IPv6.
         v6: IfName,
     },
+    /// The interface is administratively down.
+    #[error("interface {dev} is down")]
+    Down {
+        /// The interface.
+        dev: IfName,
+    },
     /// The interface reports no MTU.
     #[error("interface {dev} has MTU 0")]
     NoMtu {
@@ -267,6 +273,7 @@ impl Error {
             | Self::Unreachable { .. }
             | Self::NoAddress { .. }
             | Self::Disagree { .. }
+            | Self::Down { .. }
             | Self::NoMtu { .. } => true,
         }
     }

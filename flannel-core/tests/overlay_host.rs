@@ -8,10 +8,11 @@ mod common;
 use std::time::Duration;
 
 use common::*;
+use flannel_backend_hostgw::HostGwBackend;
 use flannel_core::{
-    ConditionStatus, ConditionType, Error, Family, FilterChain, FilterFamily, Firewall, MAIN_TABLE,
-    MemoryManager, Object, Op, Overlay, OverlayEvent, ReversePath, Route, RouteProtocol,
-    RouteTarget, Status, Subnet, Sysctl,
+    BackendType, ConditionStatus, ConditionType, DualStack, Error, Family, FilterChain,
+    FilterFamily, Firewall, LeaseAttrs, LeaseKey, MAIN_TABLE, MemoryManager, Object, Op, Overlay,
+    OverlayEvent, PublicIp, ReversePath, Route, RouteProtocol, RouteTarget, Status, Subnet, Sysctl,
 };
 use flannel_testkit::fake_kernel::{FakeKernel, FaultKind};
 
@@ -360,5 +361,35 @@ async fn a_dropping_chain_alone_is_unknown_and_names_the_chain() {
         assert_ne!(found.status, ConditionStatus::False);
         assert!(status.working && status.obstacle().is_none());
         a.stop().await.expect("stopped");
+    }
+}
+
+/// A network of both families whose only peer has one of them counts on the host in both.
+#[tokio::test(start_paused = true)]
+async fn forwarding_is_judged_of_a_family_that_no_peer_has_yet() {
+    let both = DUAL.replace("vxlan", "host-gw");
+    let manager = MemoryManager::new(config(&both));
+    let mut other = peer(9, "10.42.9.0/24");
+    other.key = LeaseKey::new("v6-alone");
+    other.subnet = DualStack::v6(net("fd00:42:0:9::/64"));
+    other.attrs = LeaseAttrs {
+        public_ip: PublicIp::both([192, 0, 2, 9].into(), "2001:db8::9".parse().expect("one")),
+        backend_type: Some(BackendType::host_gw()),
+        ..LeaseAttrs::default()
+    };
+    manager.put_raw(other).expect("stored");
+    let kernel = FakeKernel::node(1);
+    let overlay = Overlay::builder(node("a"))
+        .manager(manager.clone())
+        .backend(HostGwBackend::new())
+        .kernel(kernel.clone());
+    let overlay = overlay.start().await.expect("all parts are there");
+    ready_within(MINUTE, &overlay).await;
+    settle(&overlay).await;
+    for family in Family::ALL {
+        kernel.set_forwarding(family, false);
+        obstacle(&overlay, ConditionType::Forwarding).await;
+        kernel.set_forwarding(family, true);
+        becomes(&overlay, "it works again", |status| status.working).await;
     }
 }

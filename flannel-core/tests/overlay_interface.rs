@@ -414,3 +414,68 @@ async fn an_interface_that_a_boot_brings_late_is_waited_for() {
     let gone = ObjectKey::Link(dev("eth0"));
     assert!(kernel.get(&gone).is_some());
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_interface_that_is_down_is_no_other_choice_though_it_is_named() {
+    let kernel = FakeKernel::node(1);
+    let manager = MemoryManager::new(config(DUAL));
+    let overlay = builder("a", &manager, &kernel).underlay(by_name("eth0"));
+    let overlay = overlay.start().await.expect("all parts");
+    ready_within(MINUTE, &overlay).await;
+    settle(&overlay).await;
+    let before = overlay.status().lease.clone();
+    // Linux keeps its IPv4 address, and takes that of IPv6.
+    kernel.set_link_down(dev("eth0"));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(overlay.status().lease, before, "nothing else is published");
+    tokio::time::sleep(MINUTE).await;
+    let status = overlay.status();
+    let obstacle = status.obstacle().expect("it does not work");
+    assert_eq!(obstacle.kind, ConditionType::Underlay);
+    assert!(
+        obstacle.message.contains("eth0 is down"),
+        "{}",
+        obstacle.message
+    );
+    kernel.set_link_up(dev("eth0"), true);
+    kernel
+        .insert_foreign(Object::Address(Address {
+            dev: dev("eth0"),
+            ip: ip("2001:db8::1"),
+            prefix_len: 64,
+        }))
+        .expect("it fits");
+    moves(&overlay, MINUTE, "eth0 (192.0.2.1, 2001:db8::1)").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_address_of_the_interface_comes_before_an_interface_that_looks_better() {
+    let kernel = host();
+    let (_manager, overlay) = started(&kernel).await;
+    let worse = default_route("eth0", "192.0.2.254", 50);
+    kernel.insert_foreign(worse.clone()).expect("it fits");
+    kernel.delete(&default_route("eth0", "192.0.2.254", 0).key());
+    kernel.delete(&address("eth0", "192.0.2.1").key());
+    kernel
+        .insert_foreign(default_route("eth1", "198.51.100.254", 9))
+        .expect("it fits");
+    for object in [address("eth0", "192.0.2.77"), worse] {
+        kernel.insert_foreign(object).expect("it fits");
+    }
+    let to_peer = Object::Route(Route {
+        table: MAIN_TABLE,
+        dst: "203.0.113.0/24".parse().expect("a subnet"),
+        metric: 0,
+        target: RouteTarget::Gateway {
+            gateway: ip("192.0.2.254"),
+            dev: dev("eth0"),
+            onlink: false,
+        },
+        protocol: RouteProtocol::BOOT,
+        source: None,
+    });
+    kernel.insert_foreign(to_peer).expect("it fits");
+    moves(&overlay, Duration::from_secs(1), "eth0 (192.0.2.77)").await;
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(carried_by(&overlay), "eth0 (192.0.2.77)");
+}

@@ -305,6 +305,9 @@ impl Underlay {
             }
             links.push(link);
         }
+        if let (Some(first), true) = (links.first(), links.iter().all(|link| !link.up)) {
+            return Err(Error::Down { dev: first.name });
+        }
         let [first, others @ ..] = links.as_slice() else {
             let family = families.first().copied().unwrap_or(Family::V4);
             return Err(Error::NoDefaultRoute { family });

@@ -211,7 +211,8 @@ impl InUse {
         };
         let since = *self.lost_since.get_or_insert(now);
         let mut chosen = underlay.choose_some(&self.options, families);
-        if let (Err(_), Some(old)) = (&chosen, &self.external)
+        if let Some(old) = &self.external
+            && (chosen.is_err() || self.may_have_another_address(lost.as_ref()))
             && let Ok(again) = underlay.again(old, &self.options, families)
         {
             chosen = Ok((again, Vec::new()));
@@ -239,6 +240,13 @@ impl InUse {
             }
             (Err(error), None) => Found::None(error),
         }
+    }
+
+    /// Tells if another address of the interface comes before another interface, however good that one
+    /// looks: nobody asked for any, and it has only lost its own.
+    const fn may_have_another_address(&self, lost: Option<&Lost>) -> bool {
+        let is_free = self.options.interfaces.is_empty();
+        is_free && matches!(lost, Some(Lost::Address { .. }))
     }
 
     /// Takes the first one, if it is complete, or has been incomplete for long.

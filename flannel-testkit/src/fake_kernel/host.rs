@@ -53,7 +53,7 @@ pub(super) struct Host {
     pub(super) indices: BTreeMap<IfName, u32>,
     made: u32,
     /// Devices that were made to have no IPv6 link-local address unless told otherwise.
-    without_own_address: BTreeSet<IfName>,
+    pub(super) without_own_address: BTreeSet<IfName>,
     /// The device that a port belongs to.
     pub(super) masters: BTreeMap<IfName, IfName>,
     /// The details of the addresses that are not plain ones.

@@ -67,6 +67,14 @@ impl Host {
                 ((dev, ip), info)
             })
             .collect();
+        let new_name = |dev: IfName| if dev == from { to } else { dev };
+        self.masters = std::mem::take(&mut self.masters)
+            .into_iter()
+            .map(|(port, master)| (new_name(port), new_name(master)))
+            .collect();
+        if self.without_own_address.remove(&from) {
+            self.without_own_address.insert(to);
+        }
         for dev in [from, to] {
             self.told.push(Change::Link(Some(dev)));
         }

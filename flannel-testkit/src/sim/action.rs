@@ -11,6 +11,9 @@ use serde::Serialize;
 
 use crate::fake_kernel::Failure;
 
+/// The time that an interface is waited for that is lost.
+pub(super) const LOST: Duration = Duration::from_secs(3);
+
 /// One thing that happens, and the time that passes after it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Step {
@@ -67,6 +70,25 @@ pub enum NodeAction {
     Jump(Duration),
     /// Something is wrong with the place of the saved state.
     State(StateFault),
+    /// The program dies and is started under another node id.
+    Rename(Renaming),
+}
+
+/// What else happens to a node that is renamed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum Renaming {
+    /// Nothing.
+    Kept,
+    /// Its saved state is lost.
+    Forgotten,
+    /// It has other addresses on the underlay.
+    Moved,
+}
+
+impl Renaming {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Kept, Self::Forgotten, Self::Moved];
 }
 
 /// When a program dies.
@@ -259,6 +281,27 @@ pub enum KernelAction {
     UnderlayMtu(u16),
     /// The node has other addresses on the underlay: its own ones of this number.
     UnderlayAddress(u8),
+    /// The external interface gets its other name, or its first one again.
+    UnderlayRenamed,
+    /// The external interface becomes a port, and the device that it belongs to has its addresses and
+    /// routes.
+    UnderlayPort(Master),
+    /// The external interface is no port any more and has its addresses and routes itself, on the next
+    /// node where it is one.
+    UnderlayFree,
+    /// The external interface goes down for so long.
+    UnderlayFlap(Duration),
+    /// The external interface loses its addresses and default routes.
+    UnderlayBare,
+    /// It has them again, on the next node where it lacks them.
+    UnderlayDressed,
+    /// The external interface loses its addresses, and after so long it has the node's own ones of this
+    /// number.
+    UnderlayRenumbered(u8, Duration),
+    /// A second uplink comes, with better default routes.
+    SecondUplink,
+    /// It goes, on the next node that has one.
+    SecondUplinkGone,
     /// Somebody switches forwarding off.
     ForwardingOff,
     /// It is switched on, on the next node where it is off.
@@ -267,6 +310,22 @@ pub enum KernelAction {
     RuleInFront,
     /// It is taken away, on the next node that has one.
     RuleGone,
+}
+
+/// Devices that interfaces can be ports of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Master {
+    /// A bridge.
+    Bridge,
+    /// A bond.
+    Bond,
+    /// A VRF.
+    Vrf,
+}
+
+impl Master {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Bridge, Self::Bond, Self::Vrf];
 }
 
 /// The kinds of kernel objects.
@@ -534,6 +593,7 @@ impl Action {
                 NodeAction::Crash(CrashPoint::After(_)) => "node crash after a call".to_owned(),
                 NodeAction::Crash(CrashPoint::InBatch(_)) => "node crash in a batch".to_owned(),
                 NodeAction::State(fault) => format!("state {fault:?}"),
+                NodeAction::Rename(renaming) => format!("node Rename {renaming:?}"),
                 other => format!("node {}", word(other)),
             },
             Self::Link(_, action) => match action {
@@ -547,6 +607,11 @@ impl Action {
                 KernelAction::Delete(kind, _) => format!("kernel Delete {}", kind.word()),
                 KernelAction::Alter(kind, _) => format!("kernel Alter {}", kind.word()),
                 KernelAction::FailObserve(fails) => format!("kernel FailObserve {fails:?}"),
+                KernelAction::UnderlayPort(master) => format!("kernel UnderlayPort {master:?}"),
+                KernelAction::UnderlayFlap(time) => match *time < LOST {
+                    true => "kernel UnderlayFlap short".to_owned(),
+                    false => "kernel UnderlayFlap long".to_owned(),
+                },
                 other => format!("kernel {}", word(other)),
             },
             Self::Go(_, action) => format!("go {}", word(action)),

@@ -7,7 +7,7 @@ use flannel_core::Rng;
 use super::History;
 use super::action::{
     Action, CrashPoint, Debris, Delivery, Fails, GoAction, Hostile, KernelAction, Kind, LinkAction,
-    NodeAction, StateFault, Step, StoreAction, WireAction,
+    Master, NodeAction, Renaming, StateFault, Step, StoreAction, WireAction,
 };
 use crate::permute::below;
 
@@ -98,7 +98,8 @@ impl Draw {
     }
 
     fn node_action(&mut self) -> NodeAction {
-        match self.below(20) {
+        match self.below(21) {
+            20 => NodeAction::Rename(*self.one_of(&Renaming::ALL)),
             0..=4 => NodeAction::Start,
             5 => NodeAction::Stop,
             6 => NodeAction::Leave,
@@ -184,7 +185,8 @@ impl Draw {
         let fails = *self.one_of(&Fails::ALL);
         let kind = *self.one_of(&Kind::ALL);
         let n = self.byte(32);
-        match self.below(40) {
+        match self.below(48) {
+            40..=47 => self.uplink_action(n),
             0..=5 => KernelAction::FailOp(kind, fails),
             6 | 7 => KernelAction::FailKey(n, fails),
             8..=10 => KernelAction::FailObserve(fails),
@@ -219,6 +221,21 @@ impl Draw {
                 KernelAction::UnderlayMtu(9000),
             ]),
             _ => KernelAction::UnderlayAddress(n),
+        }
+    }
+
+    fn uplink_action(&mut self, n: u8) -> KernelAction {
+        let mut time = |all: &[u64]| Duration::from_millis(*self.one_of(all));
+        match n % 16 {
+            0 | 1 => KernelAction::UnderlayRenamed,
+            2..=4 => KernelAction::UnderlayPort(*self.one_of(&Master::ALL)),
+            5..=7 => KernelAction::UnderlayFree,
+            8 => KernelAction::UnderlayFlap(time(&[100, 800, 2_500, 4_000, 12_000])),
+            9 | 10 => KernelAction::UnderlayBare,
+            11 | 12 => KernelAction::UnderlayDressed,
+            13 => KernelAction::UnderlayRenumbered(n / 16 + 1, time(&[0, 300, 900, 5_000])),
+            14 => KernelAction::SecondUplink,
+            _ => KernelAction::SecondUplinkGone,
         }
     }
 

@@ -22,12 +22,15 @@ pub(super) const PLACE_TAKEN: &str = "in your place";
 /// How many addresses lie between one set of addresses of a node and its next.
 const STRIDE: u8 = 40;
 
-/// The external interface of every node.
+/// The metric of the default routes of the first uplink: there are better ones.
+pub(super) const FIRST_METRIC: u32 = 1024;
+
+/// The external interface that every node has at first.
 pub(super) fn external() -> IfName {
     name("eth0")
 }
 
-fn name(name: &str) -> IfName {
+pub(super) fn name(name: &str) -> IfName {
     IfName::new(name).expect("a device name")
 }
 
@@ -55,12 +58,11 @@ fn lan(number: u8) -> Vec<(IpAddr, u8)> {
     ]
 }
 
-/// All addresses of a machine that are not the overlay's, each with the length of its prefix.
-pub(super) fn all_addresses(number: u8, set: u8) -> Vec<(IpAddr, u8)> {
-    let underlay = addresses(number, set);
-    let underlay = underlay.ips().map(|ip| (ip, prefix_len(Family::of(&ip))));
+/// The addresses of a machine that belong neither to the overlay nor to an uplink, each with the length
+/// of its prefix.
+pub(super) fn inner_addresses(number: u8) -> impl Iterator<Item = (IpAddr, u8)> {
     let bridge = [(Ipv4Addr::new(10, 99, 0, 1).into(), 24)];
-    underlay.chain(bridge).chain(lan(number)).collect()
+    bridge.into_iter().chain(lan(number))
 }
 
 /// The router of the underlay.
@@ -86,10 +88,32 @@ pub(super) fn with_external(kernel: FakeKernel, number: u8, set: u8) -> FakeKern
         .ips()
         .map(|ip| (ip, prefix_len(Family::of(&ip))))
         .collect();
-    Family::ALL.into_iter().fold(
-        kernel.with_link("eth0", 1500, &addresses),
-        |kernel, family| kernel.with_default_route("eth0", router(family)),
-    )
+    let kernel = kernel.with_link("eth0", 1500, &addresses);
+    for family in Family::ALL {
+        let route = default_route(external(), router(family), FIRST_METRIC);
+        kernel.insert_foreign(route).ok();
+    }
+    kernel
+}
+
+/// A default route through an interface.
+pub(super) fn default_route(dev: IfName, gateway: IpAddr, metric: u32) -> Object {
+    let any = match gateway {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    Object::Route(Route {
+        table: MAIN_TABLE,
+        dst: Subnet::new(any, 0).expect("a subnet"),
+        metric,
+        target: RouteTarget::Gateway {
+            gateway,
+            dev,
+            onlink: false,
+        },
+        protocol: RouteProtocol::BOOT,
+        source: None,
+    })
 }
 
 pub(super) const fn prefix_len(family: Family) -> u8 {

@@ -17,6 +17,7 @@ use super::cluster::Cluster;
 use super::hardware::PLACE_TAKEN;
 use super::model::is_host;
 use super::path::{Way, is_whole, link, routes_to, whole};
+use super::uplink::is_uplink;
 use crate::fake_kernel::LogEntry;
 
 /// What must hold in every history.
@@ -51,6 +52,10 @@ pub enum Invariant {
     GoPeersLive,
     /// A node says what about its host keeps packets from passing, and that it does no more.
     Tells,
+    /// The overlay follows the interface that carries it, and stays with it while that can be.
+    Follows,
+    /// A node is the same under another id, and none other is because a record says so.
+    StaysItself,
 }
 
 impl fmt::Display for Invariant {
@@ -70,6 +75,8 @@ impl fmt::Display for Invariant {
             Self::TellsTheTruth => "a node that cannot work does not say that it does",
             Self::GoPeersLive => "nothing crashes or empties a Go peer",
             Self::Tells => "a node tells what is off about its host",
+            Self::Follows => "the overlay follows the interface that carries it",
+            Self::StaysItself => "a node stays itself",
         })
     }
 }
@@ -139,6 +146,8 @@ const PLANNED: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 struct View {
     id: NodeId,
+    /// The ids that it had before.
+    former: Vec<NodeId>,
     /// What others have in its kernel.
     foreign: BTreeMap<ObjectKey, Object>,
     /// The subnets it holds, as far as it knows.
@@ -183,6 +192,11 @@ impl State {
 }
 
 impl View {
+    /// Tells if a record bears its id, or one that it had before.
+    fn is(&self, lease: &Lease) -> bool {
+        self.id == lease.node || self.former.contains(&lease.node)
+    }
+
     fn set_own(&mut self, own: DualStack<Subnet>) {
         if self.last_own != own {
             self.last_own = own;
@@ -209,6 +223,7 @@ impl Judge {
     pub(super) fn new(cluster: Arc<dyn Cluster>, nodes: impl Iterator<Item = NodeId>) -> Self {
         let nodes = nodes.map(|id| View {
             id,
+            former: Vec::new(),
             foreign: BTreeMap::new(),
             own: DualStack::default(),
             last_own: DualStack::default(),
@@ -290,6 +305,18 @@ impl Judge {
         let state = self.state();
         let holders = state.holders.get(key)?;
         holders.first().filter(|_| holders.len() == 1).cloned()
+    }
+
+    /// A node has another id from now on.
+    pub(super) fn renamed(&self, node: usize, id: NodeId) {
+        let view = &mut self.state().nodes[node];
+        let former = std::mem::replace(&mut view.id, id);
+        view.former.push(former);
+    }
+
+    /// Tells if a node had an id before.
+    pub(super) fn had_id(&self, node: usize, id: &NodeId) -> bool {
+        self.state().nodes[node].former.contains(id)
     }
 
     /// A node may rightly withdraw any route.
@@ -573,17 +600,21 @@ impl Judge {
     pub(super) fn check_records(&self, written: &BTreeSet<LeaseKey>) {
         let overlap = {
             let state = self.state();
-            let ours: Vec<&Lease> = state
+            let of_ours = |lease| {
+                let mut nodes = state.nodes.iter();
+                Some((nodes.position(|view| view.is(lease))?, lease))
+            };
+            let ours: Vec<(usize, &Lease)> = state
                 .truth
                 .values()
                 .filter(|lease| !written.contains(&lease.key))
-                .filter(|lease| state.nodes.iter().any(|view| view.id == lease.node))
                 .filter(|lease| !state.is_replaced(lease))
+                .filter_map(of_ours)
                 .collect();
-            ours.iter().enumerate().find_map(|(at, a)| {
-                let b = ours[at + 1..]
+            ours.iter().enumerate().find_map(|(nth, (at, a))| {
+                let (_, b) = ours[nth + 1..]
                     .iter()
-                    .find(|b| a.node != b.node && a.subnet.overlaps(&b.subnet))?;
+                    .find(|(of, b)| at != of && a.subnet.overlaps(&b.subnet))?;
                 Some(format!(
                     "records {} of {} and {} of {}",
                     a.key, a.node, b.key, b.node
@@ -648,7 +679,9 @@ fn check_op(
             matches!(op, Op::Create(Object::Link(link)) | Op::Change(Object::Link(link))
                 if link.name == dev && is_overlays(link))
         });
-        !made && link(objects, dev).is_some_and(|link| !is_overlays(link))
+        // An uplink may be renamed, or gone, since this was planned.
+        let was_one = || link(objects, dev).is_none() && is_uplink(dev);
+        !made && (was_one() || link(objects, dev).is_some_and(|link| !is_overlays(link)))
     };
     let is_of_others = |dev| !stranger_is_new && is_underlay(dev);
     let complain = |bad: bool, why: &str| if bad { Err(why.to_owned()) } else { Ok(()) };

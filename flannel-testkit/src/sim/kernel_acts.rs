@@ -3,13 +3,12 @@
 use std::net::SocketAddr;
 
 use flannel_core::{
-    Address, Family, Fdb, IfName, Link, LinkKind, MAIN_TABLE, MacAddr, Neighbour, Nexthop, Object,
-    ObjectKey, Op, Route, RouteTarget, Subnet, Sysctl, TunnelPeer,
+    Address, Family, Fdb, Link, MAIN_TABLE, MacAddr, Neighbour, Nexthop, Object, ObjectKey, Op,
+    Route, RouteTarget, Subnet, Sysctl, TunnelPeer,
 };
 
 use super::action::{Action, KernelAction, Kind};
-use super::hardware::{STATIC, addresses, external, ours, prefix_len, router, with_external};
-use super::path::link;
+use super::hardware::{STATIC, addresses, ours, router};
 use super::strangers::is_taken;
 use super::world::World;
 use crate::fake_kernel::FaultKind;
@@ -101,10 +100,16 @@ impl World {
             | KernelAction::UnderlayUp
             | KernelAction::UnderlayRemade
             | KernelAction::UnderlayMtu(_)
-            | KernelAction::UnderlayAddress(_) => {
-                self.judge.doubt_all(at);
-                self.act_on_underlay(at, action)
-            }
+            | KernelAction::UnderlayAddress(_)
+            | KernelAction::UnderlayRenamed
+            | KernelAction::UnderlayPort(_)
+            | KernelAction::UnderlayFree
+            | KernelAction::UnderlayBare
+            | KernelAction::UnderlayDressed
+            | KernelAction::SecondUplink
+            | KernelAction::SecondUplinkGone => self.act_on_uplink(at, action),
+            // They take time.
+            KernelAction::UnderlayFlap(_) | KernelAction::UnderlayRenumbered(..) => false,
         };
         self.follow_foreign(at);
         done
@@ -115,6 +120,9 @@ impl World {
         let can = |at: &usize| match action {
             KernelAction::Accept => !self.nodes[*at].refused.is_empty(),
             KernelAction::UnderlayUp => self.nodes[*at].unplugged,
+            KernelAction::UnderlayFree => self.nodes[*at].uplink.has_master(),
+            KernelAction::UnderlayDressed => self.nodes[*at].uplink.is_bare(),
+            KernelAction::SecondUplinkGone => self.nodes[*at].uplink.has_second(),
             KernelAction::ForwardingOn => self.nodes[*at].host.forwarding.is_some(),
             KernelAction::RuleGone => self.nodes[*at].host.rule.is_some(),
             KernelAction::ForeignGone => {
@@ -214,7 +222,7 @@ impl World {
                     RouteTarget::Gateway { dev, .. } => RouteTarget::Device(*dev),
                     RouteTarget::Device(_) => RouteTarget::Gateway {
                         gateway: router(route.dst.family()),
-                        dev: external(),
+                        dev: self.nodes[at].uplink.dev(),
                         onlink: false,
                     },
                     _ => return None,
@@ -243,7 +251,7 @@ impl World {
         let theirs = Object::Route(Route {
             target: RouteTarget::Gateway {
                 gateway: router(route.dst.family()),
-                dev: external(),
+                dev: self.nodes[at].uplink.dev(),
                 onlink: false,
             },
             protocol: STATIC,
@@ -286,68 +294,6 @@ impl World {
                 && self.config.pools().values().any(|pool| pool.network().contains(&route.dst)))
     }
 
-    fn act_on_underlay(&mut self, at: usize, action: KernelAction) -> bool {
-        let dev = external();
-        let node = &mut self.nodes[at];
-        let mtu = match link(&node.kernel.objects(), dev) {
-            Some(link) => link.mtu,
-            None => return false,
-        };
-        match action {
-            KernelAction::UnderlayDown if !node.unplugged => {
-                node.unplugged = true;
-                node.kernel.set_link_down(dev);
-                true
-            }
-            KernelAction::UnderlayUp if node.unplugged => {
-                node.unplugged = false;
-                node.kernel.set_link_up(dev, true);
-                self.put_addresses(at);
-                true
-            }
-            KernelAction::UnderlayRemade => {
-                node.kernel.delete_link(dev);
-                node.unplugged = false;
-                node.kernel = with_external(node.kernel.clone(), node.number, node.address);
-                true
-            }
-            KernelAction::UnderlayMtu(new) => {
-                let changed = Object::Link(Link {
-                    name: dev,
-                    kind: LinkKind::Other(String::new()),
-                    mtu: Some(new.into()),
-                    mac: None,
-                    up: !node.unplugged,
-                    alias: None,
-                });
-                mtu != Some(new.into()) && node.kernel.external(&Op::Change(changed)).is_ok()
-            }
-            KernelAction::UnderlayAddress(set) if set % 4 != node.address => {
-                let old = addresses(node.number, node.address);
-                node.address = set % 4;
-                self.put_addresses(at);
-                for ip in old.ips() {
-                    let address = address(dev, ip);
-                    self.nodes[at].kernel.delete(&address.key());
-                }
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// Gives the external interface its addresses and default routes, as far as it has them not.
-    fn put_addresses(&mut self, at: usize) {
-        let node = &mut self.nodes[at];
-        for ip in addresses(node.number, node.address).ips() {
-            let address = address(external(), ip);
-            node.kernel.insert_foreign(address).ok();
-            let family = Family::of(&ip);
-            let kernel = node.kernel.clone();
-            node.kernel = kernel.with_default_route(external().as_str(), router(family));
-        }
-    }
-
     /// Everything in a node's kernel works, and its external interface is up.
     pub(super) fn repair_kernel(&mut self, at: usize) {
         self.gather_effects(at);
@@ -359,16 +305,6 @@ impl World {
         self.act_on_host(at, KernelAction::ForwardingOn);
         self.act_on_host(at, KernelAction::RuleGone);
         self.give_marks_back(at);
-        if self.nodes[at].unplugged {
-            self.act_on_kernel(at, KernelAction::UnderlayUp);
-        }
+        self.repair_uplink(at);
     }
-}
-
-fn address(dev: IfName, ip: std::net::IpAddr) -> Object {
-    Object::Address(Address {
-        dev,
-        ip,
-        prefix_len: prefix_len(Family::of(&ip)),
-    })
 }

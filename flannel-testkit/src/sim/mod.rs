@@ -37,6 +37,7 @@ mod model_udp;
 mod model_vxlan;
 mod node;
 pub mod path;
+mod rename;
 mod report;
 mod run;
 mod settle;
@@ -45,6 +46,8 @@ mod store_acts;
 mod store_cluster;
 mod strangers;
 mod trace;
+mod trials;
+mod uplink;
 mod wall;
 mod watch;
 mod world;
@@ -58,7 +61,7 @@ use serde::Serialize;
 
 pub use action::{
     Action, CrashPoint, Debris, Delivery, Fails, GoAction, Hostile, KernelAction, Kind, LinkAction,
-    NodeAction, StateFault, Step, StoreAction, WireAction,
+    Master, NodeAction, Renaming, StateFault, Step, StoreAction, WireAction,
 };
 pub use cluster::{Cluster, Founding, Managers, MemoryCluster, Tamper};
 pub use judge::{Invariant, Violation};

@@ -33,11 +33,19 @@ pub struct Me<'a> {
     pub addresses: &'a [(IpAddr, u8)],
     /// The external interface.
     pub external: IfName,
+    /// The interfaces by which hosts are reached without a router, each with the prefix of these.
+    pub links: &'a [(IfName, Subnet)],
     /// The MTU of the external interface.
     pub mtu: u32,
 }
 
 impl Me<'_> {
+    /// The interface on whose link an address is.
+    pub fn on_link(&self, ip: IpAddr) -> Option<IfName> {
+        let mut links = self.links.iter();
+        links.find_map(|(dev, prefix)| prefix.contains_ip(ip).then_some(*dev))
+    }
+
     /// What is wrong with the address that it publishes of a family; `None`: nothing.
     pub fn fault_of_address(&self, family: Family) -> Option<String> {
         let (published, has) = (
@@ -261,15 +269,6 @@ fn is_inner(me: &Me<'_>, ip: IpAddr) -> bool {
         .pools()
         .values()
         .any(|pool| pool.network().contains_ip(ip))
-}
-
-/// Whether an address is on the link of the external interface: both of its networks are known.
-pub(super) fn is_on_link(public: &PublicIp, ip: IpAddr) -> bool {
-    match (ip, public.v4, public.v6) {
-        (IpAddr::V4(ip), Some(own), _) => ip.octets()[..3] == own.octets()[..3],
-        (IpAddr::V6(ip), _, Some(own)) => ip.segments()[..4] == own.segments()[..4],
-        _ => false,
-    }
 }
 
 /// Whether an address can be one host of an underlay.

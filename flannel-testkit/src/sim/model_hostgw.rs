@@ -6,10 +6,10 @@ use std::net::IpAddr;
 
 use flannel_core::{BackendData, BackendType, NetworkConfig, Objects};
 
-use super::model::{Expected, Hop, Me, Model, UdpModel, Usable, VxlanModel, is_on_link};
+use super::model::{Expected, Hop, Me, Model, UdpModel, Usable, VxlanModel};
 
-/// The model of flannel's host-gw: a route to each peer's public address, if that is on the link of
-/// the external interface, and nothing else. Peers of VXLAN and of UDP are reached in the same way,
+/// The model of flannel's host-gw: a route to each peer's public address, if that is on a
+/// link, and nothing else. Peers of VXLAN and of UDP are reached in the same way,
 /// and while there are any, what their backend once made may stay.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HostGwModel;
@@ -36,9 +36,9 @@ impl Model for HostGwModel {
                 }
             }
             let remote = peer.lease.attrs.public_ip(peer.family);
-            match remote.filter(|ip| is_on_link(me.public_ip, *ip) && taken.insert(*ip)) {
-                Some(gateway) => {
-                    let dev = me.external;
+            let on_link = remote.and_then(|ip| Some((ip, me.on_link(ip)?)));
+            match on_link.filter(|(ip, _)| taken.insert(*ip)) {
+                Some((gateway, dev)) => {
                     let hop = Some(Hop { dev, gateway });
                     expected.routes.insert(peer.subnet, hop);
                 }

@@ -8,7 +8,7 @@ use flannel_core::{
     Object, Objects, OverlayName, Sysctl, Tun, Tunnel, TunnelPeer,
 };
 
-use super::model::{Expected, Hop, Me, Model, Usable, is_on_link};
+use super::model::{Expected, Hop, Me, Model, Usable};
 
 /// The model of flannel's UDP backend: one TUN device, a packet path on it, and of each peer an
 /// endpoint at the port of the config and a route. Peers of host-gw and VXLAN are routed directly.
@@ -95,8 +95,8 @@ impl Model for UdpModel {
             }
             // Who runs another backend is reached without a tunnel or not at all.
             if !peer.lease.attrs.is_backend(&BackendType::udp()) {
-                if is_on_link(me.public_ip, gateway) && taken.insert(gateway) {
-                    let dev = me.external;
+                let on_link = me.on_link(gateway);
+                if let Some(dev) = on_link.filter(|_| taken.insert(gateway)) {
                     let hop = Some(Hop { dev, gateway });
                     expected.routes.insert(peer.subnet, hop);
                 } else {

@@ -7,7 +7,7 @@ use flannel_core::{
     NetworkConfig, Object, Objects, OverlayName, Sysctl, Vxlan,
 };
 
-use super::model::{Expected, Hop, Me, Model, Usable, is_on_link, mac};
+use super::model::{Expected, Hop, Me, Model, Usable, mac};
 
 /// The model of flannel's VXLAN: a device of each family; to each peer a route through its subnet's
 /// first address, which is a neighbour with the peer's MAC, which is forwarded to the peer's public
@@ -147,15 +147,14 @@ impl Model for VxlanModel {
                 expected.may_stay.insert(BackendType::udp());
             }
             let host_gw = udp || lease.attrs.is_backend(&BackendType::host_gw());
-            let on_link = remote.filter(|ip| is_on_link(me.public_ip, *ip));
+            let on_link = remote.and_then(|ip| Some((ip, me.on_link(ip)?)));
             let direct = on_link.filter(|_| keys.direct || host_gw);
             if host_gw && direct.is_none() {
                 expected.rejected.insert(lease.key.clone());
                 continue;
             }
-            if let Some(gateway) = direct {
+            if let Some((gateway, dev)) = direct {
                 if taken.insert(format!("next node {gateway}")) {
-                    let dev = me.external;
                     expected.routes.insert(subnet, Some(Hop { dev, gateway }));
                 } else {
                     expected.rejected.insert(lease.key.clone());

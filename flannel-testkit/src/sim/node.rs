@@ -22,6 +22,7 @@ use super::io::{Batch, Io};
 use super::judge::Judge;
 use super::link::Link;
 use super::strangers::Taken;
+use super::uplink::Uplink;
 use crate::fake_kernel::{FakeKernel, FaultKind};
 
 /// A node. What a crash leaves is here; what it takes is in [`Process`].
@@ -44,7 +45,10 @@ pub(super) struct Node {
     pub(super) address: u8,
     /// The external interface is down.
     pub(super) unplugged: bool,
+    pub(super) uplink: Uplink,
     pub(super) host: HostState,
+    /// The number of its renamings.
+    pub(super) renamings: u64,
     /// Something went wrong with its saved state: it may not know its old networks.
     pub(super) forgetful: bool,
     /// The faults given to the kernel, with the kinds of their actions.
@@ -269,6 +273,13 @@ impl Disk {
     pub(super) fn knows(&self, dev: IfName) -> bool {
         let is_it = |known: &KnownLink| known.link.name == dev;
         matches!(&self.state().now, Content::State(saved) if saved.devices.iter().any(is_it))
+    }
+
+    /// Tells if the saved state can be read and names an interface.
+    pub(super) fn remembers_interface(&self) -> bool {
+        let state = self.state();
+        let names_one = |saved: &SavedState| saved.interface.is_some();
+        matches!(&state.now, Content::State(saved) if !state.read_fails && names_one(saved))
     }
 
     /// The subnets of the lease that the saved state names, if it can be read.

@@ -11,19 +11,20 @@ use flannel_core::{
 };
 
 use super::cluster::Tamper;
-use super::hardware::{addresses, all_addresses, external, ours};
+use super::hardware::{addresses, ours};
 use super::judge::Invariant;
 use super::model::{Expected, Hop, Me, own_record, peers};
 use super::node::Node;
 use super::path::{link, route_to};
 use super::strangers::unmarked;
+use super::uplink::all_links;
 use super::world::World;
 
 /// What may pass until everything is right, leases aside: the longest wait for a store that failed
 /// (60 s) and a call to it that waits for an answer (30 s), twice, because a lease may be lost just
 /// then; the longest wait for a kernel that refused (30 s); a whole reading (11 s); a withdrawal
 /// that is doubted (10 s); and the longest sleep of an engine (15 s), twice.
-const BOUND: Duration = Duration::from_secs(2 * (60 + 30) + 30 + 11 + 10 + 2 * 15);
+pub(super) const BOUND: Duration = Duration::from_secs(2 * (60 + 30) + 30 + 11 + 10 + 2 * 15);
 
 /// The number of a host on the underlay that is no node.
 const NOBODY: u8 = 250;
@@ -61,6 +62,7 @@ impl World {
             let took = self.judge.elapsed().saturating_sub(begun);
             if problems.is_empty() && self.rests().await? {
                 self.finish();
+                self.is_tried().await?;
                 self.hosts_are_told_of().await?;
                 return Some(took);
             }
@@ -139,6 +141,17 @@ impl World {
         }
     }
 
+    /// Somebody removes what cannot be read and was written by a node alone; whether there is any.
+    pub(super) fn remove_unreadable_of(&self, id: &NodeId) -> bool {
+        let mut is_any = false;
+        for record in &self.judge.records().unreadable {
+            if self.judge.only_node_of(&record.key).as_ref() == Some(id) {
+                is_any |= self.tamper(Tamper::Remove(record.key.clone()));
+            }
+        }
+        is_any
+    }
+
     /// Whether the cluster stays as it is; `None` if something was broken.
     async fn rests(&mut self) -> Option<bool> {
         let changes = self.judge.changes();
@@ -191,7 +204,7 @@ impl World {
     }
 
     /// What is not as it should be.
-    fn problems(&self) -> Vec<(Option<usize>, String)> {
+    pub(super) fn problems(&self) -> Vec<(Option<usize>, String)> {
         let of = |at| {
             let problems = self.problems_of(at).into_iter();
             problems.map(move |what| (Some(at), what))
@@ -242,16 +255,25 @@ impl World {
             }
         }
         let objects = node.kernel.objects();
-        let public_ip = addresses(node.number, node.address);
-        let all_addresses = all_addresses(node.number, node.address);
+        let (all_addresses, links) = self.addresses_of(at);
+        let first = addresses(node.number, node.address);
+        let carrier = self.carrier(at, status.external.as_ref());
+        let (external, public_ip) = match carrier {
+            Ok(carrier) => carrier,
+            Err(why) => {
+                problems.push(why);
+                (node.uplink.dev(), first)
+            }
+        };
         let me = Me {
             addresses: &all_addresses,
             node: &node.id,
             config: &self.config,
             lease,
             public_ip: &public_ip,
-            external: external(),
-            mtu: link(&objects, external())
+            external,
+            links: &links,
+            mtu: link(&objects, external)
                 .and_then(|l| l.mtu)
                 .unwrap_or_default(),
         };
@@ -323,6 +345,7 @@ impl World {
             lease: &lease,
             public_ip: &public_ip,
             addresses: &[],
+            links: &all_links(),
             ..*me
         };
         let (usable, rejected) = peers(&other, backends, records);

@@ -12,9 +12,10 @@ use flannel_core::{
 use tokio::time::Instant;
 
 use super::action::Kind;
-use super::hardware::{PLACE_TAKEN, STATIC, external, ours};
+use super::hardware::{PLACE_TAKEN, STATIC, ours};
 use super::judge::Invariant;
 use super::path::link;
+use super::uplink::is_uplink;
 use super::world::World;
 
 /// The time that a node may take to notice that its place is taken: the longest wait for a kernel
@@ -51,7 +52,7 @@ impl World {
         all.retain(|object| match object {
             Object::Link(_) | Object::Nexthop(_) => true,
             // Straight to a node leads the route of anybody.
-            Object::Route(route) => dev_of(route, &objects).is_some_and(|dev| dev != external()),
+            Object::Route(route) => dev_of(route, &objects).is_some_and(|dev| !is_uplink(dev)),
             _ => false,
         });
         let Some(nth) = usize::from(n).checked_rem(all.len()) else {

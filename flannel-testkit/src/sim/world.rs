@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use flannel_core::{
-    Clock, ConditionType, Lease, LeaseKey, NetworkConfig, NodeId, Overlay, OverlayEvent, Snapshot,
-    Status, stable_hash,
+    Clock, ConditionType, Lease, LeaseKey, NetworkConfig, NodeId, Op, Overlay, OverlayEvent,
+    Snapshot, Status, stable_hash,
 };
 use tokio::sync::{Notify, broadcast};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::action::{Action, CrashPoint, LinkAction, NodeAction};
+use super::action::{Action, CrashPoint, KernelAction, LinkAction, NodeAction};
 use super::cluster::{Cluster, Founding, Tamper};
 use super::go::Go;
 use super::hardware;
@@ -22,6 +22,7 @@ use super::judge::{Invariant, Judge};
 use super::link::{Faulty, Link};
 use super::node::{Disk, Latency, Node, NodeClock, NodeDisk, NodeKernel, Process};
 use super::trace::Trace;
+use super::uplink::{Uplink, asked};
 use super::wall::Deadline;
 use super::{History, Setup};
 use crate::go_peer::GoMode;
@@ -47,6 +48,12 @@ pub(super) struct World {
     pub(super) written: BTreeSet<LeaseKey>,
     /// Nodes whose lease others may have taken away, and who may not know it yet.
     pub(super) misled: BTreeSet<usize>,
+    /// Somebody lost the uplink that carried it while it had another one: nobody needs stay.
+    pub(super) may_move: bool,
+    /// The seed of the history: it says what is tried at the end.
+    pub(super) seed: u64,
+    /// What was done in kernels since the list was begun.
+    pub(super) deeds: Vec<(usize, Op)>,
     pub(super) counts: BTreeMap<String, u64>,
     pub(super) trace: Trace,
     pub(super) gos: Vec<Go>,
@@ -92,6 +99,9 @@ impl World {
             config_writes: AtomicU64::new(0),
             written: BTreeSet::new(),
             misled: BTreeSet::new(),
+            may_move: false,
+            seed: history.seed,
+            deeds: Vec::new(),
             counts: BTreeMap::new(),
             trace: Trace::new(keep_trace),
             gos: Vec::new(),
@@ -115,6 +125,8 @@ impl World {
                 member: false,
                 address: 0,
                 unplugged: false,
+                uplink: Uplink::default(),
+                renamings: 0,
                 host: HostState::default(),
                 forgetful: false,
                 faults: Vec::new(),
@@ -155,6 +167,12 @@ impl World {
                 matches!(what, LinkAction::Heal)
             }
             Action::Go(peer, what) => self.act_on_go(peer, what).await,
+            Action::Kernel(node, KernelAction::UnderlayFlap(time)) => {
+                self.flap(at(node), time).await
+            }
+            Action::Kernel(node, KernelAction::UnderlayRenumbered(set, gap)) => {
+                self.renumber(at(node), set, gap).await
+            }
             Action::Kernel(node, what) => self.act_on_kernel(at(node), what),
             Action::Store(what) => {
                 let done = self.act_on_store(what);
@@ -213,6 +231,7 @@ impl World {
                 node.refused.clear();
                 node.taken = None;
                 node.unplugged = false;
+                node.uplink = Uplink::default();
                 node.host = HostState::default();
                 node.frozen = false;
                 node.link.freeze(false);
@@ -233,16 +252,18 @@ impl World {
             }
             NodeAction::Jump(by) => self.nodes[at].clock.jump(by),
             NodeAction::State(fault) => self.nodes[at].disk.act(fault),
+            NodeAction::Rename(renaming) => return self.rename(at, renaming).await,
         }
         true
     }
 
     /// Starts a node's program.
     pub(super) async fn start(&mut self, at: usize) -> bool {
-        let node = &mut self.nodes[at];
-        if node.process.is_some() {
+        if self.nodes[at].process.is_some() {
             return false;
         }
+        self.note_start(at);
+        let node = &mut self.nodes[at];
         node.member = true;
         self.judge.started(at, node.disk.remembered());
         let io = Arc::new(Io::new(node.frozen, Arc::clone(&self.died)));
@@ -271,7 +292,8 @@ impl World {
             .seed(stable_hash(seed.as_bytes()))
             .manager(manager)
             .kernel(kernel)
-            .state(disk);
+            .state(disk)
+            .underlay(asked(node.number));
         let overlay = (self.setup.backend)(builder)
             .start()
             .await
@@ -286,7 +308,7 @@ impl World {
     }
 
     /// Ends a node's program without a word to it.
-    async fn kill(&mut self, at: usize) -> bool {
+    pub(super) async fn kill(&mut self, at: usize) -> bool {
         let process = self.nodes[at].process.take();
         self.seen[at] = None;
         let killed = process.is_some();
@@ -439,6 +461,7 @@ impl World {
             let (op, answer) = (&entry.op, &entry.result);
             let line = format!("node {at}: {} {} {answer:?}", op.verb(), op.object());
             self.trace.add(&line);
+            self.deeds.push((at, entry.op));
         }
         let Some(process) = &mut self.nodes[at].process else {
             return;

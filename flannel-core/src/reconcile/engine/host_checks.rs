@@ -320,9 +320,11 @@ impl Engine {
                 kind,
             }));
         }
-        if plan.inputs.is_empty() {
-            let families = config.families();
-            plan.inputs = families.map(|family| (family, external.dev)).collect();
+        // Where there is no peer of a family yet, what comes will come in there.
+        for family in config.families() {
+            if !plan.inputs.iter().any(|(of, _)| *of == family) {
+                plan.inputs.insert((family, external.dev));
+            }
         }
         plan
     }

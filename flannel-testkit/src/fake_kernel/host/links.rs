@@ -299,6 +299,8 @@ impl Host {
             };
             self.indices.remove(&dev);
             self.without_own_address.remove(&dev);
+            self.masters
+                .retain(|port, master| *port != dev && *master != dev);
             self.told.push(Change::Link(Some(dev)));
             if let LinkKind::Veth { peer: Some(peer) } = link.kind {
                 going.push(peer);

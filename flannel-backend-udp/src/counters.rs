@@ -70,6 +70,9 @@ counters! {
         too_big,
         /// Dropped: its TTL or hop limit is used up.
         ttl_exceeded,
+        /// Dropped: the socket had no room. What waited below it was not sent for a while, and nobody
+        /// waits for that at the others' cost.
+        send_full,
         /// Dropped: the kernel could not send it (no route on the underlay, a firewall, no memory).
         send_failed,
         /// Dropped: there is no socket of the endpoint's family.

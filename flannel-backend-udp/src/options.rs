@@ -15,7 +15,8 @@ pub struct Options {
     /// The checksum of a packet is verified before it is merged with others: without it, a packet
     /// that was damaged on the way could reach its receiver as a good one.
     pub verify: bool,
-    /// Bytes of the sockets' buffers, in each direction.
+    /// Bytes of the sockets' receive buffers. To be sent may wait what the kernel keeps for
+    /// neighbours that do not answer, however many there are.
     pub socket_buffer: u32,
     /// ICMP errors a second, at most.
     pub icmp_rate: u32,

@@ -72,7 +72,7 @@ pub trait Sockets: fmt::Debug + Send + Sync {
 /// What a socket is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UdpOptions {
-    /// Bytes of its buffers, in each direction.
+    /// Bytes of its receive buffer. How much may wait to be sent the forwarder sets itself.
     pub buffer: u32,
     /// Datagrams may come up together.
     pub merge: bool,

@@ -6,6 +6,7 @@ mod io;
 mod load;
 mod open;
 mod outbound;
+mod patience;
 mod share;
 mod slot;
 mod state;

@@ -103,8 +103,11 @@ impl Socket {
     /// Takes a socket that is bound.
     pub(crate) fn new(fd: OwnedFd, options: &Options) -> Self {
         let (can_segment, can_merge) = sys::can_segment(fd.as_fd());
+        // Also of one that was handed over: who opened it may have given it less.
+        let is_wide = sys::widen(fd.as_fd());
         Self {
             fd,
+            is_wide,
             can_segment: AtomicBool::new(can_segment && options.offload),
             can_merge,
         }

@@ -14,6 +14,7 @@ use nix::sys::uio::readv;
 use nix::unistd::read;
 
 use super::io::{Failure, Io, View};
+use super::patience::Patience;
 use crate::counters::Shard;
 use crate::packet::group::{Grouper, Message};
 use crate::packet::icmp::{self, Problem};
@@ -36,8 +37,6 @@ const SKEW: usize = 16 - vnet::LEN;
 /// After so many packets in a row that are not like the last large one, the next is not expected to
 /// be.
 const UNLIKE: u32 = 4;
-/// How long a full socket is waited for: then something is wrong below, and packets are dropped.
-const SOCKET_WAIT_MS: u16 = 200;
 /// Sizes of links (RFC 1191, 7), for where the kernel does not know the path's.
 const PLATEAUS: [u32; 10] = [
     32_000, 17_914, 8_166, 4_352, 2_002, 1_492, 1_280, 1_006, 508, 296,
@@ -55,6 +54,7 @@ pub(crate) struct Outbound {
     unlike: u32,
     groups: [Grouper; 2],
     sender: SendBatch,
+    patience: [Patience; 2],
     last: Option<(IpAddr, u32)>,
     icmp: Icmp,
 }
@@ -78,6 +78,7 @@ impl Outbound {
             unlike: 0,
             groups: [Grouper::new(Family::V4, 1), Grouper::new(Family::V6, 1)],
             sender: SendBatch::new(),
+            patience: Default::default(),
             last: None,
             icmp: Icmp {
                 bucket: TokenBucket::new(icmp_rate),
@@ -342,6 +343,7 @@ impl Outbound {
             }
             let mut sending = Sending {
                 sender: &mut self.sender,
+                patience: &mut self.patience[class(family)],
                 arena: &self.arena,
                 icmp: &mut self.icmp,
                 io,
@@ -370,6 +372,7 @@ const fn class(family: Family) -> usize {
 /// What sends to one family.
 struct Sending<'a> {
     sender: &'a mut SendBatch,
+    patience: &'a mut Patience,
     arena: &'a [u8],
     icmp: &'a mut Icmp,
     io: &'a Io,
@@ -398,8 +401,10 @@ impl Sending<'_> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if !wait_writable(socket.fd.as_fd()) {
-                        self.shard.send_failed.add(first.count.into());
+                    let socket = socket.fd.as_fd();
+                    let has_room = |wait| wait_writable(socket, wait);
+                    if !self.patience.wait(self.now, has_room) {
+                        self.shard.send_full.add(first.count.into());
                         messages = &messages[1..];
                     }
                 }
@@ -486,9 +491,9 @@ impl Sending<'_> {
     }
 }
 
-fn wait_writable(socket: std::os::fd::BorrowedFd<'_>) -> bool {
+fn wait_writable(socket: std::os::fd::BorrowedFd<'_>, wait_ms: u16) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::POLLOUT)];
-    match poll(&mut fds, PollTimeout::from(SOCKET_WAIT_MS)) {
+    match poll(&mut fds, PollTimeout::from(wait_ms)) {
         Ok(ready) => ready > 0,
         Err(error) => error == Errno::EINTR,
     }

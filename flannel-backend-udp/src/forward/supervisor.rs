@@ -349,6 +349,12 @@ impl Supervisor {
                 "no UDP_GRO (Linux 5.0 has it): each datagram comes alone",
             ),
             (
+                all(&|socket| socket.is_wide),
+                "the send buffers are small (CAP_NET_ADMIN in the first user namespace, or \
+                 net.core.wmem_max, makes them large): what is for peers that do not answer can \
+                 take the room of what is for others",
+            ),
+            (
                 self.raw.is_some(),
                 "no raw socket (CAP_NET_RAW): ICMP errors over IPv4 bear the address that the \
                  packet was for",

@@ -28,12 +28,9 @@ pub(crate) fn open_udp(listen: SocketAddr, options: &UdpOptions) -> io::Result<O
     }
     socket.set_reuse_port(options.shared)?;
     let size = libc::c_int::try_from(options.buffer).unwrap_or(libc::c_int::MAX);
-    // The forced forms need CAP_NET_ADMIN and know no limit; the others give what the host allows.
+    // The forced form needs CAP_NET_ADMIN and knows no limit; the other gives what the host allows.
     if set(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, size).is_err() {
         set(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, size)?;
-    }
-    if set(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, size).is_err() {
-        set(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, size)?;
     }
     if options.merge {
         // Without it each message is one datagram; the receiver does not care.
@@ -41,6 +38,22 @@ pub(crate) fn open_udp(listen: SocketAddr, options: &UdpOptions) -> io::Result<O
     }
     socket.bind(&listen.into())?;
     Ok(socket.into())
+}
+
+/// Bytes that may wait on a socket to be sent: those that the kernel keeps for two thousand
+/// neighbours which do not answer (`unres_qlen_bytes`, 212,992 for each), twice as many as it knows
+/// neighbours at once (`gc_thresh3`). It grants twice what it is asked for.
+const SEND_BUFFER: libc::c_int = 256 << 20;
+
+/// Gives a socket room for all that waits for neighbours. Says if it has it; else it has as much as
+/// the host allows.
+pub(crate) fn widen(socket: BorrowedFd<'_>) -> bool {
+    let set = |name| set(socket, libc::SOL_SOCKET, name, SEND_BUFFER);
+    if set(libc::SO_SNDBUFFORCE).is_err() {
+        let _ = set(libc::SO_SNDBUF);
+    }
+    let has = read(socket, libc::SOL_SOCKET, libc::SO_SNDBUF);
+    has.is_ok_and(|has| has >= SEND_BUFFER)
 }
 
 /// Whether a socket sends many datagrams as one message, and gives many as one.

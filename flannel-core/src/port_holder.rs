@@ -28,7 +28,7 @@ fn holder(port: u16, is_meant: impl Fn(IpAddr) -> bool) -> Option<String> {
     let sockets = lists.iter().flat_map(|list| sockets_of(&read(list), port));
     let Socket { uid, inode, .. } = sockets.into_iter().find(|socket| is_meant(socket.bound))?;
     if inode == 0 {
-        return Some("a tunnel of the kernel's own".to_owned());
+        return Some("a tunnel of the kernel's own: see ip -d link".to_owned());
     }
     Some(process_of(inode).unwrap_or_else(|| format!("a process of user {uid}")))
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use common::*;
 use flannel_backend_hostgw::HostGwBackend;
 use flannel_core::{
-    BackendType, ConditionStatus, ConditionType, DualStack, Error, Family, FilterChain,
+    Address, BackendType, ConditionStatus, ConditionType, DualStack, Error, Family, FilterChain,
     FilterFamily, Firewall, LeaseAttrs, LeaseKey, MAIN_TABLE, MemoryManager, Object, Op, Overlay,
     OverlayEvent, PublicIp, ReversePath, Route, RouteProtocol, RouteTarget, Status, Subnet, Sysctl,
 };
@@ -311,6 +311,47 @@ async fn a_strict_filter_is_told_only_where_the_way_back_is_another() {
     );
     kernel.set_reverse_path(ReversePath::Loose);
     becomes(&a, "a loose one passes it", |status| status.working).await;
+}
+
+/// Packets to an address of the loopback device come in on the device that the way to peers leads through.
+#[tokio::test(start_paused = true)]
+async fn a_strict_filter_is_told_where_the_address_is_on_the_loopback_device_too() {
+    let (manager, kernels, [a, _b]) = pair().await;
+    a.stop().await.expect("running");
+    let own = "198.51.100.9".parse().expect("an address");
+    let on_loopback = Object::Address(Address {
+        dev: dev("lo"),
+        ip: own,
+        prefix_len: 32,
+    });
+    kernels[0].insert_foreign(on_loopback).expect("it fits");
+    let is_default =
+        |object: &Object| matches!(object, Object::Route(route) if route.dst == net("0.0.0.0/0"));
+    let objects = kernels[0].objects();
+    let Some(Object::Route(default)) = objects.values().find(|object| is_default(object)) else {
+        panic!("there is no default route");
+    };
+    let from_loopback = Route {
+        source: Some(own),
+        ..default.clone()
+    };
+    let changed = kernels[0].external(&Op::Change(Object::Route(from_loopback)));
+    changed.expect("anybody may");
+    let a = start("a", &manager, &kernels[0]).await;
+    settle(&a).await;
+    let status = a.status();
+    let lease = status.lease.as_ref().expect("it is held");
+    assert_eq!(lease.public_ip.ip(Family::V4), Some(own));
+    kernels[0].set_reverse_path(ReversePath::Strict);
+    tokio::time::sleep(MINUTE).await;
+    assert!(a.status().working, "the way back is the same");
+    let kernel = kernels[0].clone().with_link("eth1", 1500, &[]);
+    let through = RouteTarget::Device(dev("eth1"));
+    let back = route(MAIN_TABLE, net("192.0.2.2/32"), through);
+    kernel.insert_foreign(back).expect("it fits");
+    let message = obstacle(&a, ConditionType::ReversePath).await;
+    let mend = "sysctl -w net.ipv4.conf.eth0.rp_filter=2";
+    assert!(message.contains(mend), "{message}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -223,11 +223,25 @@ async fn another_address_of_the_interface_is_published_within_a_second() {
     })
     .await;
     assert_eq!(carried_by(&overlay), "eth0 (192.0.2.77)");
+    // What is connected without an address gets that of any device.
     assert_eq!(
         manager.reconnects(),
-        1,
+        2,
         "to the store from an address that is there"
     );
+    // At once in the place of the other, it is the only one.
+    kernel.delete(&address("eth0", "192.0.2.77").key());
+    kernel
+        .insert_foreign(address("eth0", "192.0.2.78"))
+        .expect("it fits");
+    moves(&overlay, MINUTE, "eth0 (192.0.2.78)").await;
+    assert_eq!(manager.reconnects(), 3);
+    // One more changes nothing.
+    kernel
+        .insert_foreign(address("eth1", "198.51.100.77"))
+        .expect("it fits");
+    tokio::time::sleep(MINUTE).await;
+    assert_eq!(manager.reconnects(), 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -478,4 +492,29 @@ async fn another_address_of_the_interface_comes_before_an_interface_that_looks_b
     moves(&overlay, Duration::from_secs(1), "eth0 (192.0.2.77)").await;
     tokio::time::sleep(MINUTE).await;
     assert_eq!(carried_by(&overlay), "eth0 (192.0.2.77)");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_is_tentative_is_waited_for_with_the_reason() {
+    let kernel = host();
+    let own = (dev("eth0"), ip("2001:db8::1"));
+    kernel.set_address(own.0, own.1, |info| info.tentative = true);
+    let manager = MemoryManager::new(config(
+        r#"{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:42::/48",
+            "Backend": {"Type": "vxlan"}}"#,
+    ));
+    let overlay = builder("a", &manager, &kernel).start().await;
+    let overlay = overlay.expect("all parts");
+    let condition = match overlay.ready_within(Duration::from_secs(2)).await {
+        Err(Error::NotReady(condition)) => condition,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(condition.kind, ConditionType::Underlay, "{condition}");
+    assert!(!condition.permanent, "{condition}");
+    for part in ["2001:db8::1", "eth0", "tentative"] {
+        assert!(condition.message.contains(part), "{}", condition.message);
+    }
+    kernel.set_address(own.0, own.1, |info| info.tentative = false);
+    ready_within(Duration::from_secs(2), &overlay).await;
+    assert_eq!(carried_by(&overlay), "eth0 (2001:db8::1)");
 }

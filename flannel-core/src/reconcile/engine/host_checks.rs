@@ -286,9 +286,11 @@ impl Engine {
             return plan;
         };
         plan.networks = config.pools().values().map(|pool| pool.network()).collect();
-        // What comes to an address comes in on the device that has it.
+        // What comes to an address comes in on the device that has it, or to one of a loopback device
+        // on that which the route leads through.
         let local = external.local.ip(Family::V4);
-        let local = local.filter(|local| self.has_address(external.dev, *local));
+        let local = local
+            .filter(|local| self.has_address(external.dev, *local) || self.is_on_loopback(*local));
         for (peer, about, route, (dev, gateway)) in sampled {
             let family = Family::of(&about);
             plan.inputs.insert((family, dev));
@@ -335,6 +337,13 @@ impl Engine {
         addresses
             .iter()
             .any(|address| (address.dev, address.ip) == (dev, ip))
+    }
+
+    fn is_on_loopback(&self, ip: IpAddr) -> bool {
+        let observed = self.reconciler.observed();
+        let links = observed.map_or(&[][..], |observed| &observed.links);
+        let mut loopback = links.iter().filter(|link| link.loopback);
+        loopback.any(|link| self.has_address(link.name, ip))
     }
 
     /// The node's own addresses on the overlay's devices.

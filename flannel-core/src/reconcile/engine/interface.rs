@@ -106,16 +106,28 @@ impl Engine {
         self.peers_differ(&delta);
     }
 
-    /// Has connections to the store made anew when an address that they may be bound to is gone.
+    /// Has connections to the store made anew when an address that they may be bound to is gone, and once
+    /// more when another one comes: the kernel gives what is connected in between the address of any
+    /// device, be it one of ours, to which no answer comes.
     fn follow_addresses(&mut self, underlay: &Underlay) {
         let addresses = underlay.addresses.iter();
         let addresses = addresses.filter(|a| !a.link_scope && !underlay.inward.contains(&a.dev));
         let addresses: BTreeSet<IpAddr> = addresses.map(|address| address.ip).collect();
         let former = std::mem::replace(&mut self.addresses, addresses);
-        if let Some(gone) = former.difference(&self.addresses).next() {
-            tracing::info!(%gone, "an address is gone: the store is connected to anew");
+        let gone = former.difference(&self.addresses);
+        let come = self.addresses.difference(&former);
+        let gone: BTreeSet<Family> = gone.map(Family::of).collect();
+        let come: BTreeSet<Family> = come.map(Family::of).collect();
+        if !gone.is_empty() || !self.gone.is_disjoint(&come) {
+            tracing::info!(
+                ?gone,
+                ?come,
+                "addresses are others: the store is connected to anew"
+            );
             self.parts.manager.reconnect();
         }
+        self.gone.extend(gone);
+        self.gone.retain(|family| !come.contains(family));
     }
 
     /// Goes over to the interface that the host program asks for now.

@@ -131,6 +131,8 @@ pub(crate) struct Engine {
     in_use: InUse,
     /// The addresses of the host that connections to the store may be bound to.
     addresses: BTreeSet<IpAddr>,
+    /// The families of those that have gone, until others come.
+    gone: BTreeSet<Family>,
     /// The interface that was in use before, and why it is no more, in words.
     moved: String,
     /// The families without an address on the interface, and why.
@@ -232,6 +234,7 @@ impl Engine {
             networks: Vec::new(),
             external: None,
             addresses: BTreeSet::new(),
+            gone: BTreeSet::new(),
             in_use: InUse::new(options.underlay),
             moved: String::new(),
             lacking: Vec::new(),

@@ -130,8 +130,8 @@ pub use flannel_core::{
 
 // The seams.
 pub use flannel_core::{
-    Backend, Claim, Claimant, Clock, FileState, Kernel, Manager, MemoryManager, Network,
-    SavedState, StateStore,
+    Backend, Claim, Claimant, Clock, FileState, FileStateError, Kernel, Manager, MemoryManager,
+    MemoryState, Network, SavedState, StateStore,
 };
 
 // Leases and their store.

@@ -27,8 +27,9 @@ use crate::host_checks::{ALL_DROPPED, ALL_ELSEWHERE};
 /// | `Routes` | false with reason `RoutedElsewhere`: the kernel's own answer is not ours for any peer of a family that it was asked about | false with another reason: single peers. `Unknown` |
 /// | `ReversePath` | false with reason `ReversePathDrops`: the same of packets that come in | false with another reason: single peers. `Unknown` |
 /// | `Firewall` | – | `Unknown`: nobody can judge its rules from outside. It is never false |
+/// | `State` | – | false: what is to be remembered over a restart cannot be saved (`NotSaved`, `NoAnswer`), or what could not be read cannot be kept aside (`NotKept`); it is tried again |
 ///
-/// The last four are about the host around the overlay, which we do not change. Before a node is ready
+/// The four before the last one are about the host around the overlay, which we do not change. Before a node is ready
 /// they have been looked at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -60,11 +61,13 @@ pub enum ConditionType {
     ReversePath,
     /// No packet filter is known that drops forwarded packets unless a rule accepts them.
     Firewall,
+    /// What the node remembers over restarts is saved, where it was given a place.
+    State,
 }
 
 impl ConditionType {
-    /// All of them, in the order in which they come about.
-    pub const ALL: [Self; 13] = [
+    /// All of them, in the order in which they come about; the last one may come about at any time.
+    pub const ALL: [Self; 14] = [
         Self::Store,
         Self::Config,
         Self::Underlay,
@@ -78,6 +81,7 @@ impl ConditionType {
         Self::Routes,
         Self::ReversePath,
         Self::Firewall,
+        Self::State,
     ];
 }
 
@@ -142,7 +146,8 @@ impl Condition {
             | ConditionType::Families
             | ConditionType::Peers
             | ConditionType::Foreign
-            | ConditionType::Firewall => false,
+            | ConditionType::Firewall
+            | ConditionType::State => false,
         }
     }
 }

@@ -84,7 +84,7 @@ pub use overlay::{Check, Error, Overlay, OverlayBuilder, Preflight};
 pub use path_fault::PathFault;
 pub use port_holder::{udp_address_holder, udp_port_holder};
 pub use reconnect::{Dead, Reconnect};
-pub use state::{FileState, SavedState, StateStore};
+pub use state::{FileState, FileStateError, SavedState, StateStore};
 pub use status::{FailingObject, LeaseStatus, OverlayEvent, RejectedPeer, Status};
 pub use subnet::{Subnet, SubnetError};
 pub use traffic::{PeerTraffic, Traffic};

@@ -13,6 +13,7 @@ mod interface;
 mod known;
 mod lists;
 mod local;
+mod memory;
 mod report;
 mod store;
 mod watch;
@@ -32,6 +33,7 @@ use self::claim::asked_of;
 use self::host_checks::HostChecks;
 use self::lists::Lists;
 use self::local::{Inputs, ended_of};
+use self::memory::{Memory, written};
 use self::store::{Call, LeaseState, answer_of};
 use self::watch::Watch;
 use crate::backend::{self, Backend, Network, Note};
@@ -108,6 +110,7 @@ pub(crate) struct Engine {
     handed_to: Option<Claimant>,
 
     saved: SavedState,
+    memory: Memory,
     /// The note on a saved state that could not be read.
     state_note: Option<Note>,
     /// Whether the saved lease and config may be used: the store has failed to answer.
@@ -220,6 +223,7 @@ impl Engine {
             claim: None,
             handed_to: None,
             saved: SavedState::default(),
+            memory: Memory::default(),
             state_note: None,
             store_is_down: false,
             started: now,
@@ -330,6 +334,7 @@ impl Engine {
                 },
                 by = asked_of(&mut self.claim) => return self.hand_over(by),
                 answer = answer_of(&mut self.call) => self.answered(answer).await,
+                written = written(&mut self.memory) => self.written(written),
                 ended = ended_of(&mut self.data_path) => self.data_path_ended(ended),
                 batch = self.watch.next() => is_idle = self.watched(batch).await,
                 told = next_changes(&mut changes) => {
@@ -435,6 +440,7 @@ impl Engine {
         if self.known != self.saved.devices {
             self.save().await;
         }
+        self.save_again();
         self.publish();
         for done in self.resyncs.drain(..) {
             done.send(()).ok();
@@ -483,6 +489,7 @@ impl Engine {
             self.data_path_at,
             self.host_check_at(),
             self.lists.due,
+            self.memory.due,
             self.former.values().min().copied(),
         ]
         .into_iter()
@@ -534,6 +541,7 @@ impl Engine {
             }
             Command::Stop(reply) => {
                 self.stop_data_path();
+                self.save_at_last().await;
                 self.claim = None;
                 reply.send(()).ok();
                 return Some("it was asked to".to_owned());

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::config::Refusal;
-use super::{Engine, NETWORKS, PATIENCE};
-use crate::backend::Note;
+use super::{Engine, PATIENCE};
 use crate::clock::Moment;
 use crate::condition::ConditionType;
 use crate::config::{self, NetworkConfig};
@@ -17,7 +16,6 @@ use crate::lease::Lease;
 use crate::lease_set::Own;
 use crate::manager::{self, LeaseRequest};
 use crate::overlay::Error;
-use crate::state::SavedState;
 use crate::status::OverlayEvent;
 
 /// Leases that are lost no further apart than this are lost for one reason. The double of the longest
@@ -87,63 +85,6 @@ pub(super) async fn answer_of(call: &mut Option<Call>) -> Answer {
 }
 
 impl Engine {
-    /// Reads what was remembered of an earlier run.
-    pub(super) async fn load(&mut self) {
-        let Some(state) = &self.parts.state else {
-            return;
-        };
-        match state.load().await {
-            Ok(Some(saved)) => {
-                self.networks = saved.networks.iter().copied().take(NETWORKS).collect();
-                let given = self.parts.instance.or(saved.instance);
-                self.instance = given.unwrap_or(self.instance);
-                if let Some(interface) = &saved.interface {
-                    self.in_use.remember(interface);
-                }
-                self.saved = saved;
-            }
-            Ok(None) => {}
-            Err(error) => {
-                let kept = state.keep_aside().await;
-                self.state_note = Some(unread(&error, kept));
-            }
-        }
-    }
-
-    /// Remembers lease and config, if they are other than what is remembered.
-    pub(super) async fn save(&mut self) {
-        let Some(state) = &self.parts.state else {
-            return;
-        };
-        // Before the kernel was asked, what an earlier run knew is neither confirmed nor wrong.
-        let (devices, namespace) = match &self.features {
-            Some(features) => (self.known.clone(), features.namespace.clone()),
-            None => (self.saved.devices.clone(), self.saved.namespace.clone()),
-        };
-        let saved = SavedState {
-            lease: self
-                .lease
-                .held()
-                .cloned()
-                .or_else(|| self.saved.lease.clone()),
-            config: match &self.config {
-                Some(config) => Some(config.text().to_owned()),
-                None => self.saved.config.clone(),
-            },
-            networks: self.networks.clone(),
-            interface: self.in_use.to_save(),
-            instance: Some(self.instance),
-            devices,
-            namespace,
-        };
-        if saved != self.saved {
-            if let Err(error) = state.save(&saved).await {
-                tracing::warn!(%error, "the state cannot be saved");
-            }
-            self.saved = saved;
-        }
-    }
-
     /// Uses what is remembered, once the store has failed to answer.
     pub(super) async fn use_saved(&mut self) {
         if !self.store_is_down && self.now() < self.started + PATIENCE {
@@ -508,20 +449,4 @@ impl Engine {
         let delta = self.leases.set_own(own);
         self.peers_differ(&delta);
     }
-}
-
-/// The note on a saved state that could not be read.
-fn unread(error: &std::io::Error, kept: std::io::Result<Option<String>>) -> Note {
-    let kept = match kept {
-        Ok(Some(place)) => format!("it is kept as {place}"),
-        Ok(None) => "it is written over".to_owned(),
-        Err(error) => format!("it cannot be kept ({error}) and is written over"),
-    };
-    let text = format!(
-        "the saved state cannot be read ({error}): this node starts without its memory, as a new machine \
-         unless its instance id is given; {kept}"
-    );
-    tracing::warn!("{text}");
-    let topic = "saved-state".to_owned();
-    Note { topic, text }
 }

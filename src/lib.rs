@@ -116,6 +116,7 @@
 //! It never exits, forks, runs a shell, reads the environment, installs a signal handler or sets a
 //! global; it writes no file unless given one. Those are the host program's.
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub use flannel_core::{
     alloc, backend, config, keeper, kernel, manager, mtu, reconcile, underlay, wire,

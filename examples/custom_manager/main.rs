@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use flannel::{Manager, NetworkConfig};
-use flannel_testkit::conformance::manager::{ManagerFixture, StoreFixture, all};
+use flannel_testkit::conformance::manager::{ManagerFixture, StoreFixture, all, summary};
 
 use crate::kv::Store;
 use crate::manager::KvManager;
@@ -51,6 +51,7 @@ async fn main() -> ExitCode {
     for report in &reports {
         println!("{report}");
     }
+    println!("{}", summary(&reports));
     if reports.iter().all(|report| report.outcome.is_ok()) {
         ExitCode::SUCCESS
     } else {

@@ -73,6 +73,7 @@
 //! It makes no device, address or route: `flannel-netlink` does. It encrypts nothing, and whoever can
 //! send with a peer's address and port can send as that peer.
 #![deny(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
 #[cfg(feature = "baseline")]

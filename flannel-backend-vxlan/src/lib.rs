@@ -28,6 +28,7 @@
 //! It makes no system call and runs no task: it computes [`Object`](flannel_core::Object)s. The
 //! overlay of `flannel-core` makes them so, and `flannel-netlink` talks to the kernel.
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
 mod config;

@@ -1,6 +1,7 @@
 //! Traits, values and pure logic of the flannel overlay SDK.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod admission;
 pub mod alloc;

@@ -252,3 +252,58 @@ async fn every_flaw_is_caught_by_its_law() {
         );
     }
 }
+
+/// What a law says of a toy with a flaw.
+async fn said(flaw: Flaw, law: &str) -> String {
+    let backend = Toy(flaw);
+    let input = Input::new(&backend, CONFIG, 50).expect("a valid config");
+    let outcomes = backend::all(&backend, &input).await;
+    let mut outcomes = outcomes.into_iter().filter(|(name, _)| *name == law);
+    let (_, outcome) = outcomes.next().expect("a law");
+    outcome.expect_err("it is broken")
+}
+
+#[tokio::test]
+async fn a_broken_law_tells_the_fields_that_differ_and_no_others() {
+    let attrs = said(Flaw::MovingAttrs, "attrs_are_a_pure_function").await;
+    let lines: Vec<&str> = attrs.lines().collect();
+    assert_eq!(lines.len(), 3, "{attrs}");
+    assert_eq!(lines[0], "attrs: the second answer is not the first:");
+    assert!(lines[1].starts_with("  backend_data.v4: found "), "{attrs}");
+    assert!(lines[2].starts_with("  backend_data.v6: found "), "{attrs}");
+
+    let objects = said(Flaw::MovingObjects, "network_is_pure").await;
+    assert_eq!(
+        objects.lines().next(),
+        Some(
+            "what lease4 with subnet.v4: found 10.5.4.0/32, wanted 10.5.4.0/24; \
+             subnet.v6: found fd00:5:0:4::/128, wanted fd00:5:0:4::/64 causes: \
+             the second answer is not the first:"
+        )
+    );
+    let metrics = objects.lines().skip(1);
+    assert!(
+        metrics.clone().count() == 2
+            && metrics.clone().all(|line| line.contains(".metric: found ")),
+        "{objects}"
+    );
+}
+
+#[tokio::test]
+async fn a_broken_law_tells_what_is_odd_about_the_lease_that_broke_it() {
+    let panics = said(Flaw::Panics, "hostile_leases_never_panic").await;
+    assert!(
+        panics.starts_with("peer() panics on lease2 with attrs.backend_data."),
+        "{panics}"
+    );
+    let refused = said(Flaw::RefusesAll, "peers_accept_what_we_publish").await;
+    assert_eq!(
+        refused,
+        format!("nothing leads to 10.5.2.0/24: {}", Rejection::NoSubnet)
+    );
+    let families = said(Flaw::OtherFamilies, "peer_objects_stay_in_bounds").await;
+    assert!(families.contains(", answered for "), "{families}");
+    for text in [panics, families] {
+        assert!(!text.contains("Lease {"), "a dump: {text}");
+    }
+}

@@ -69,6 +69,7 @@
 //! somebody configured and that say no more than an object can (a forwarding entry with a port of
 //! its own is not shown, but nothing is put in its place). Devices whose names are not printable
 //! ASCII are left out with all that is on them.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod address;
 mod apply;

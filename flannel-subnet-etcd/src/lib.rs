@@ -19,6 +19,7 @@
 //! Building it needs `protoc` and its well-known types: on Debian
 //! `apt-get install protobuf-compiler libprotobuf-dev`.
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod client;
 mod codec;

@@ -31,6 +31,7 @@
 //! A program in whose build nothing else chooses a version of Kubernetes' API types
 //! (`k8s-openapi`) turns on the feature `k8s-latest`.
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod access;
 mod calls;

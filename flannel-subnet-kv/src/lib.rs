@@ -6,6 +6,7 @@
 //! `flannel-testkit` a fake store on which everything can go wrong. What a node writes to hold a
 //! lease is decided by a pure function, [`decide`].
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod ask;
 mod decide;

@@ -1,5 +1,6 @@
 //! Test tools for the flannel overlay SDK.
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod conformance;
 pub mod fake_kernel;

@@ -16,10 +16,23 @@ use crate::setup::apt_get;
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
 
 /// The folder in the user's cache; `flannel_testkit::servers::KubeApiServer` has the same.
-const CACHE: &str = "flannel-test/kube-apiserver-1.20";
+///
+/// Its name says what the program was made of, so that a machine that has an older one builds it.
+const CACHE: &str = "flannel-test/kube-apiserver-1.20-reflect2-1.0.2";
 
 /// The version whose sources can be built as below: that of Debian 12.
 const VERSION: &str = "1.20.2";
+
+/// The source package of the library that is put in the place of the one that Kubernetes 1.20
+/// brings, which is wrong for Go since 1.18: it works on wild pointers when it reads or writes a map
+/// as JSON, and a Pod or a `ConfigMap` that is made ends the server.
+const REFLECT: &str = "golang-github-modern-go-reflect2";
+
+/// The library's folder in the sources of Kubernetes.
+const VENDORED: &str = "vendor/github.com/modern-go/reflect2";
+
+/// The library's file that a version fit for this Go has, and an older one has not.
+const FIT: &str = "go_above_118.go";
 
 /// What the build needs: a program, and the package it is in.
 const TOOLS: &[(&str, &str)] = &[
@@ -84,7 +97,9 @@ fn build(work: &Path, program: &Path) -> Outcome {
     let failed = |error: std::io::Error| format!("{}: {error}", work.display());
     let parent = work.join("go/src/k8s.io");
     fs::create_dir_all(&parent).map_err(failed)?;
-    let source = unpack(work)?;
+    unpack(work)?;
+    let source = kubernetes(work)?;
+    replace(&source.join(VENDORED), &reflect(work)?)?;
     // Without modules the folder's place says which package it is.
     let place = parent.join("kubernetes");
     fs::rename(source, &place).map_err(failed)?;
@@ -111,11 +126,11 @@ fn build(work: &Path, program: &Path) -> Outcome {
     fs::rename(place.join("_output/bin/kube-apiserver"), program).map_err(failed)
 }
 
-/// Fetches the package's sources and unpacks them, with Debian's patches.
+/// Fetches the sources of both packages and unpacks them, with Debian's patches.
 ///
 /// The machine's own list of sources may name binary packages only, and stays as it is: the
 /// places of its binary packages, which apt tells, have the sources too.
-fn unpack(work: &Path) -> Outcome<PathBuf> {
+fn unpack(work: &Path) -> Outcome {
     let failed = |error: std::io::Error| format!("{}: {error}", work.display());
     let targets = output(Command::new("apt-get").args([
         "indextargets",
@@ -149,13 +164,12 @@ fn unpack(work: &Path) -> Outcome<PathBuf> {
         command
     };
     run::run(&mut apt(&["update"]))?;
-    run::run(&mut apt(&["source", "kubernetes"]))?;
-    let unpacked = fs::read_dir(work)
-        .map_err(failed)?
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .find(|path| path.join("cmd/kube-apiserver").is_dir())
-        .ok_or("the source package has no kube-apiserver")?;
+    run::run(&mut apt(&["source", "kubernetes", REFLECT]))
+}
+
+/// The unpacked sources of Kubernetes.
+fn kubernetes(work: &Path) -> Outcome<PathBuf> {
+    let unpacked = folder_with(work, "cmd/kube-apiserver")?;
     let name = unpacked.to_string_lossy();
     if name.contains(VERSION.trim_end_matches(".2")) {
         Ok(unpacked)
@@ -163,5 +177,58 @@ fn unpack(work: &Path) -> Outcome<PathBuf> {
         Err(format!(
             "this system's sources of kubernetes are not those of {VERSION}: set {ASSETS}"
         ))
+    }
+}
+
+/// The unpacked sources of the library.
+fn reflect(work: &Path) -> Outcome<PathBuf> {
+    folder_with(work, FIT).map_err(|reason| format!("{REFLECT}: {reason}: set {ASSETS}"))
+}
+
+/// The unpacked package that has a path.
+fn folder_with(work: &Path, inside: &str) -> Outcome<PathBuf> {
+    fs::read_dir(work)
+        .map_err(|error| format!("{}: {error}", work.display()))?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .find(|path| path.join(inside).exists())
+        .ok_or_else(|| format!("no source package here has {inside}"))
+}
+
+/// Puts a folder in the place of another, which has to be there.
+fn replace(old: &Path, new: &Path) -> Outcome {
+    let failed = |error: std::io::Error| format!("{}: {error}", old.display());
+    fs::remove_dir_all(old).map_err(failed)?;
+    fs::rename(new, old).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_vendored_library_is_the_new_one_and_has_nothing_of_the_old() {
+        let work = env::temp_dir().join(format!("xtask-kube-{}", process::id()));
+        let (source, new) = (work.join("kubernetes-1.20.2"), work.join("reflect2-1.0.2"));
+        let vendored = source.join(VENDORED);
+        fs::create_dir_all(&vendored).expect("a folder");
+        fs::create_dir_all(&new).expect("a folder");
+        fs::write(vendored.join("old.go"), "old").expect("a file");
+        assert!(reflect(&work).is_err(), "a library without {FIT} is taken");
+        fs::write(new.join(FIT), "new").expect("a file");
+        let found = reflect(&work).expect("the library");
+        replace(&vendored, &found).expect("replaced");
+        let names = fs::read_dir(&vendored).expect("a folder");
+        let names: Vec<_> = names
+            .filter_map(Result::ok)
+            .map(|e| e.file_name())
+            .collect();
+        assert_eq!(names, [FIT]);
+        let gone = source.join("vendor/github.com/modern-go/elsewhere");
+        assert!(
+            replace(&gone, &vendored).is_err(),
+            "nothing was there to replace"
+        );
+        fs::remove_dir_all(&work).expect("removed");
     }
 }

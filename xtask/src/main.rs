@@ -18,6 +18,7 @@ mod long;
 mod metadata;
 mod msrv;
 mod mutants;
+mod package;
 mod run;
 mod setup;
 mod stage;
@@ -42,8 +43,8 @@ const TASKS: &[Task] = &[
         name: "test",
         args: "",
         about: "Everything that CI checks, in this order: setup, fmt, lint, features, doc, api,\n\
-                deps, deny, msrv, examples, sim (4,000 seeds over all backends, each twice), mutants,\n\
-                all tests, those of the documentation too; last a line that sums the tests up, as\n\
+                deps, deny, msrv, package, examples, sim (4,000 seeds over all backends, each twice),\n\
+                mutants, all tests, those of the documentation too; last a line that sums the tests up, as\n\
                 cargo does.\n\
                 As root it runs the tests and examples that need network namespaces; else it\n\
                 skips and counts them. With CI=true a missing privilege or tool is a failure.",
@@ -111,6 +112,14 @@ const TASKS: &[Task] = &[
         about: "Checks that no dependency of a published crate states a newer Rust than we do;\n\
                 if rustup has a toolchain of that version, also checks the code with it.",
         run: |_| msrv::run(),
+    },
+    Task {
+        name: "package",
+        args: "[--verify]",
+        about: "Checks what the published crates show of themselves, and packs each as `cargo publish`\n\
+                would, without sending it; --verify also builds each from what was packed, which is\n\
+                `cargo publish --workspace --dry-run` whole and takes minutes.",
+        run: package::run,
     },
     Task {
         name: "examples",
@@ -216,6 +225,7 @@ fn test() -> Outcome {
         Stage::new("deps", deps::run),
         Stage::new("deny", deny::run),
         Stage::new("msrv", msrv::run),
+        Stage::new("package", || package::run(&[])),
         Stage::new("examples", || examples::run_all(Some(&skips))),
         Stage::new("sim", long::sim_stage),
         Stage::new("mutants", || mutants::run(&[])),

@@ -10,11 +10,13 @@ use std::sync::Arc;
 
 use flannel_core::reconcile::desired::Compiler;
 use flannel_core::{
-    AddressInfo, Backend, BackendData, DualStack, Event, External, Family, Features, IfName, Lease,
-    LeaseAttrs, LeaseKey, LeaseSet, LinkInfo, MAIN_TABLE, MacAddr, Network, NetworkConfig,
-    NodeContext, NodeId, Object, ObjectKey, Observed, OverlayName, Own, PoolMode, PublicIp,
-    Rejection, Revision, Route, RouteProtocol, RouteTarget, Subnet, Underlay, config,
+    AddressInfo, Backend, BackendData, BackendType, DualStack, Event, External, Family, Features,
+    IfName, Lease, LeaseAttrs, LeaseKey, LeaseSet, LinkInfo, MAIN_TABLE, MacAddr, Network,
+    NetworkConfig, NodeContext, NodeId, Object, ObjectKey, Observed, OverlayName, Own, PoolMode,
+    PublicIp, Rejection, Revision, Route, RouteProtocol, RouteTarget, Subnet, Underlay, config,
 };
+
+use super::difference::{difference, differences};
 
 /// The outcome of a law; the text says how it was broken.
 pub type Outcome = Result<(), String>;
@@ -257,6 +259,18 @@ impl Input {
             (!subnets.is_empty()).then_some((lease, subnets))
         })
     }
+
+    /// A lease as a reader wants to be told of it: whose it is, and what is odd about it.
+    fn tell(&self, lease: &Lease) -> String {
+        let mut of_key = self.leases.iter().filter(|other| other.key == lease.key);
+        // The first under a key is the honest one.
+        let odd = of_key.next().map(|honest| differences(lease, honest));
+        let odd: Vec<String> = odd.iter().flatten().map(ToString::to_string).collect();
+        match odd.is_empty() {
+            true => format!("{} as it is published", lease.key),
+            false => format!("{} with {}", lease.key, odd.join("; ")),
+        }
+    }
 }
 
 /// A lease, and the same with one thing wrong each time.
@@ -375,8 +389,11 @@ pub fn attrs_are_a_pure_function(backend: &dyn Backend, input: &Input) -> Outcom
         Ok(())
     } else {
         Err(format!(
-            "the type published is {:?}, not {}",
-            first.backend_type,
+            "the type published is {}, not {}",
+            first
+                .backend_type
+                .as_ref()
+                .map_or("none", BackendType::as_str),
             backend.backend_type()
         ))
     }
@@ -398,14 +415,22 @@ pub async fn peers_accept_what_we_publish(backend: &dyn Backend, input: &Input) 
     for (family, subnet) in lease.subnet.iter() {
         match answers.get(family) {
             Some(Ok(objects)) if !objects.is_empty() => {}
-            other => return Err(format!("nothing leads to {subnet}: {other:?}")),
+            Some(Ok(_)) => return Err(format!("nothing leads to {subnet}: no objects")),
+            Some(Err(reason)) => return Err(format!("nothing leads to {subnet}: {reason}")),
+            None => return Err(format!("nothing leads to {subnet}: no answer for {family}")),
         }
     }
     let set = here.lease_set(backend, network.lease(), lease.clone());
     let mut compiler = compiler(here);
     compiler.set_network(Arc::clone(&network), &set);
     if let Some(rejections) = compiler.rejected().get(&lease.key) {
-        return Err(format!("{lease:?} is rejected: {rejections:?}"));
+        let reasons = rejections.iter().map(|(_, reason)| reason.to_string());
+        let reasons: Vec<String> = reasons.collect();
+        let reasons = reasons.join("; ");
+        return Err(format!(
+            "{} as it is published is rejected: {reasons}",
+            lease.key
+        ));
     }
     Ok(())
 }
@@ -427,7 +452,8 @@ pub async fn network_is_pure(backend: &dyn Backend, input: &Input) -> Outcome {
     }
     for ((lease, subnets), answer) in admitted.iter().zip(&answers).rev() {
         let again = ask(&*second, lease, subnets)?;
-        same(&format!("what {lease:?} causes"), answer, &again)?;
+        let what = || format!("what {} causes", input.tell(lease));
+        same_of(what, answer, &again)?;
     }
     same(
         "the node's objects, after peers",
@@ -467,7 +493,8 @@ pub async fn peer_objects_are_closed_under_needs(backend: &dyn Backend, input: &
             for object in objects {
                 for need in object.needs() {
                     if !own.contains(&need) && !local.contains(&need) && !made_by_others(&need) {
-                        return Err(format!("{object} of {lease:?} needs {need}"));
+                        let lease = input.tell(lease);
+                        return Err(format!("{object} of {lease} needs {need}"));
                     }
                 }
             }
@@ -490,9 +517,13 @@ pub async fn peer_objects_stay_in_bounds(backend: &dyn Backend, input: &Input) -
         }
     }
     for (lease, subnets) in input.admitted(backend, network.lease()) {
-        if !ask(&*network, lease, &subnets)?.same_families(&subnets) {
+        let answers = ask(&*network, lease, &subnets)?;
+        if !answers.same_families(&subnets) {
+            let families: Vec<String> = answers.iter().map(|(f, _)| f.to_string()).collect();
             return Err(format!(
-                "asked for {subnets} of {lease:?}, answered otherwise"
+                "asked for {subnets} of {}, answered for {}",
+                input.tell(lease),
+                families.join(" and ")
             ));
         }
         let set = input
@@ -502,7 +533,7 @@ pub async fn peer_objects_stay_in_bounds(backend: &dyn Backend, input: &Input) -
         compiler.set_network(Arc::clone(&network), &set);
         for (_, rejection) in compiler.rejected().values().flatten() {
             if let Rejection::Unsafe { .. } = rejection {
-                return Err(format!("{lease:?}: {rejection}"));
+                return Err(format!("{}: {rejection}", input.tell(lease)));
             }
         }
     }
@@ -517,13 +548,17 @@ pub async fn peer_objects_stay_in_bounds(backend: &dyn Backend, input: &Input) -
 pub async fn hostile_leases_never_panic(backend: &dyn Backend, input: &Input) -> Outcome {
     let network = input.network(backend).await?;
     for (lease, subnets) in input.admitted(backend, network.lease()) {
-        ask(&*network, lease, &subnets)?;
+        ask(&*network, lease, &subnets)
+            .map_err(|_| format!("peer() panics on {}", input.tell(lease)))?;
     }
     for lease in &input.leases {
         let mut node = input.node.clone();
         node.previous = Some(lease.clone());
         let publish = AssertUnwindSafe(|| backend.attrs(&node.cx()).is_ok());
-        catch_unwind(publish).map_err(|_| format!("attrs() panics on a previous {lease:?}"))?;
+        catch_unwind(publish).map_err(|_| {
+            let lease = input.tell(lease);
+            format!("attrs() panics on a previous {lease}")
+        })?;
     }
     Ok(())
 }
@@ -575,7 +610,7 @@ fn ask(
     subnets: &DualStack<Subnet>,
 ) -> Result<DualStack<Result<Vec<Object>, Rejection>>, String> {
     catch_unwind(AssertUnwindSafe(|| network.peer(lease, subnets)))
-        .map_err(|_| format!("peer() panics on {lease:?}"))
+        .map_err(|_| format!("peer() panics on {}", lease.key))
 }
 
 fn compiler(node: &NodeFixture) -> Compiler {
@@ -583,9 +618,21 @@ fn compiler(node: &NodeFixture) -> Compiler {
 }
 
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, a: &T, b: &T) -> Outcome {
-    if a == b {
-        Ok(())
-    } else {
-        Err(format!("{what}: once {a:?}, then {b:?}"))
+    same_of(|| what.to_owned(), a, b)
+}
+
+/// Whether a second answer is the first one; else the fields in which it is another.
+fn same_of<T: PartialEq + std::fmt::Debug>(
+    what: impl Fn() -> String,
+    first: &T,
+    second: &T,
+) -> Outcome {
+    if first == second {
+        return Ok(());
     }
+    let what = what();
+    let difference = difference(second, first);
+    Err(format!(
+        "{what}: the second answer is not the first:{difference}"
+    ))
 }

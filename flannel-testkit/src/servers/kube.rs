@@ -19,7 +19,7 @@ use super::version::cache;
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
 
 /// The folder in the user's cache to which `cargo xtask setup` builds the program.
-const CACHE: &str = "flannel-test/kube-apiserver-1.20";
+const CACHE: &str = "flannel-test/kube-apiserver-1.20-reflect2-1.0.2";
 
 /// The token of an administrator.
 const ADMIN: &str = "the-administrators-token";

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use flannel_core::manager::Error;
 use flannel_core::{DualStack, Family, Lease, LeaseKey, Manager, Revision};
+use tokio::task::JoinSet;
 
 use super::tools::*;
 use super::{ManagerFixture, Outcome, Verdict, Violation};
@@ -39,6 +40,7 @@ const POLLS: u8 = 16;
 
 pub(super) async fn a_dropped_acquire_is_safe_to_repeat(fixture: &dyn ManagerFixture) -> Outcome {
     let (store, manager) = store(fixture, DUAL_POOL_OF_64).await?;
+    let mut kept = JoinSet::new();
     for polls in 0..=POLLS {
         let wants = request(polls);
         store.add_node(&wants.node).await;
@@ -61,6 +63,7 @@ pub(super) async fn a_dropped_acquire_is_safe_to_repeat(fixture: &dyn ManagerFix
             "an acquire that was dropped at poll {polls} and repeated left {stored:?}"
         );
         ensure!(overlap(&stored).is_none(), "records in the store overlap");
+        kept.spawn(keep(Arc::clone(&manager), lease));
     }
     Ok(Verdict::Kept)
 }
@@ -96,42 +99,60 @@ pub(super) async fn a_lease_that_no_longer_fits_is_replaced(
     Ok(Verdict::Kept)
 }
 
+/// Nodes that asked at once, and keep what they got until this is dropped.
+struct Crowd {
+    manager: Arc<dyn Manager>,
+    results: Vec<Result<Lease, Error>>,
+    _nodes: JoinSet<()>,
+}
+
 /// As many nodes as the pool has subnets ask at once, over several handles.
-async fn race(
-    fixture: &dyn ManagerFixture,
-    text: &str,
-) -> Result<(Arc<dyn Manager>, Vec<Result<Lease, Error>>), Violation> {
+async fn race(fixture: &dyn ManagerFixture, text: &str) -> Result<Crowd, Violation> {
     let (store, manager) = store(fixture, text).await?;
-    let mut tasks = tokio::task::JoinSet::new();
+    let mut nodes = JoinSet::new();
     let start = Arc::new(tokio::sync::Barrier::new(64));
+    let (answers, mut answered) = tokio::sync::mpsc::channel(64);
     for n in 0..64 {
         store.add_node(&node(n)).await;
         let (manager, start) = (store.manager().await, Arc::clone(&start));
-        tasks.spawn(async move {
+        let answers = answers.clone();
+        nodes.spawn(async move {
             start.wait().await;
-            try_acquire(&manager, &request(n)).await
+            let result = try_acquire(&manager, &request(n)).await;
+            let lease = result.as_ref().ok().cloned();
+            answers.send(result).await.ok();
+            drop(answers);
+            if let Some(lease) = lease {
+                keep(manager, lease).await;
+            }
         });
     }
+    drop(answers);
     let mut results = Vec::new();
-    while let Some(result) = tasks.join_next().await {
-        results.push(result.or_violation("acquiring panicked")?);
+    while let Some(result) = answered.recv().await {
+        results.push(result);
     }
-    Ok((manager, results))
+    ensure!(results.len() == 64, "acquiring panicked");
+    Ok(Crowd {
+        manager,
+        results,
+        _nodes: nodes,
+    })
 }
 
 pub(super) async fn no_two_nodes_share_a_subnet(fixture: &dyn ManagerFixture) -> Outcome {
     for text in [POOL_OF_64, DUAL_POOL_OF_64] {
-        let (manager, results) = race(fixture, text).await?;
-        let leases: Vec<Lease> = results.into_iter().flatten().collect();
+        let crowd = race(fixture, text).await?;
+        let leases: Vec<&Lease> = crowd.results.iter().flatten().collect();
         if let Some((a, b)) = overlap(&leases) {
             return Err(Violation(format!(
                 "node {} was given {} and node {} {}",
                 a.node, a.subnet, b.node, b.subnet
             )));
         }
-        let stored = records(&manager).await?;
+        let stored = records(&crowd.manager).await?;
         ensure!(overlap(&stored).is_none(), "records in the store overlap");
-        for lease in &leases {
+        for lease in leases {
             ensure!(
                 stored.iter().any(|record| record.node == lease.node
                     && record.subnet == lease.subnet
@@ -150,18 +171,19 @@ pub(super) async fn pool_is_used_to_the_last_subnet(fixture: &dyn ManagerFixture
         require!(manager.capabilities().allocates, "it does not allocate");
     }
     for text in [POOL_OF_64, DUAL_POOL_OF_64] {
-        let (manager, results) = race(fixture, text).await?;
-        for result in results {
+        let crowd = race(fixture, text).await?;
+        for result in &crowd.results {
+            let result = result.as_ref();
             result.or_violation("a pool of 64 does not serve 64 nodes")?;
         }
-        match try_acquire(&manager, &request(64)).await {
+        match try_acquire(&crowd.manager, &request(64)).await {
             Err(Error::PoolExhausted { family: Family::V4 }) => {}
             other => {
                 let said = other.map(|lease| lease.subnet.to_string());
                 return Err(Violation(format!("the 65th node of 64 is told {said:?}")));
             }
         }
-        let stored = records(&manager).await?.len();
+        let stored = records(&crowd.manager).await?.len();
         ensure!(stored == 64, "the store holds {stored} records of 64 nodes");
     }
     Ok(Verdict::Kept)

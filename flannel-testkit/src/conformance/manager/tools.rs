@@ -1,5 +1,6 @@
 //! What the trials are written with.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -163,10 +164,10 @@ pub(super) async fn acquire(
 }
 
 /// Whether two leases share an address.
-pub(super) fn overlap(leases: &[Lease]) -> Option<(&Lease, &Lease)> {
+pub(super) fn overlap<L: Borrow<Lease>>(leases: &[L]) -> Option<(&Lease, &Lease)> {
     leases.iter().enumerate().find_map(|(n, a)| {
-        let mut others = leases.iter().skip(n + 1);
-        let other = others.find(|b| a.subnet.overlaps(&b.subnet))?;
+        let (a, mut others) = (a.borrow(), leases.iter().skip(n + 1).map(Borrow::borrow));
+        let other = others.find(|b: &&Lease| a.subnet.overlaps(&b.subnet))?;
         Some((a, other))
     })
 }
@@ -198,7 +199,11 @@ impl Watched {
     pub(super) async fn begin(manager: &Arc<dyn Manager>) -> Result<Self, Violation> {
         let mut watched = Self::new(manager);
         while watched.snapshots == 0 {
-            watched.next().await?;
+            if let Err(Violation(reason)) = watched.next().await {
+                return Err(Violation(format!(
+                    "a watch does not begin with a snapshot: {reason}"
+                )));
+            }
         }
         Ok(watched)
     }
@@ -213,7 +218,10 @@ impl Watched {
         loop {
             let next = poll_fn(|cx| self.stream.as_mut().poll_next(cx));
             let next = tokio::time::timeout(EVENT_DEADLINE, next).await;
-            let item = next.or_violation("no event arrives")?;
+            let item = next.map_err(|_| {
+                let patience = EVENT_DEADLINE;
+                Violation(format!("no event arrives within {patience:?}"))
+            })?;
             match item.or_violation("the watch ended")? {
                 Err(error) if error.is_transient() => {}
                 Err(error) => return Err(Violation(format!("the watch failed: {error}"))),
@@ -286,6 +294,28 @@ impl Watched {
         );
         self.revision = revision;
         Ok(())
+    }
+}
+
+/// Whether a watch of a new store begins with a snapshot, as everything that is looked at through
+/// a watch needs.
+pub(super) async fn begins(fixture: &dyn ManagerFixture) -> bool {
+    match store(fixture, POOL_OF_64).await {
+        Ok((_store, manager)) => Watched::begin(&manager).await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+/// Renews a lease in time, until this is dropped or the lease is lost: what the store shows then is
+/// for the trial to judge.
+pub(super) async fn keep(manager: Arc<dyn Manager>, mut lease: Lease) {
+    while let Some(ttl) = lease.ttl {
+        tokio::time::sleep(ttl / 3).await;
+        match manager.renew_lease(&lease).await {
+            Ok(renewed) => lease = renewed,
+            Err(error) if error.is_transient() => {}
+            Err(_) => return,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use flannel_core::manager::Error;
 use flannel_core::{BackendData, BackendType, Event, Lease, LeaseAttrs, LeaseKey, Manager};
 
+use super::super::difference::difference;
 use super::tools::*;
 use super::{ManagerFixture, Outcome, StoreFixture, Verdict, Violation};
 
@@ -35,7 +36,12 @@ pub(super) async fn watch_starts_with_a_snapshot(fixture: &dyn ManagerFixture) -
             shown.ttl
         );
         shown.ttl = lease.ttl;
-        ensure!(shown == *lease, "{lease:?} is shown as {shown:?}");
+        ensure!(
+            shown == *lease,
+            "the lease of node {} is shown otherwise than it was given:{}",
+            lease.node,
+            difference(&shown, lease)
+        );
     }
     Ok(Verdict::Kept)
 }

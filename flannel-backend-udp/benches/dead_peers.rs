@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use flannel_backend_udp::Options;
 use flannel_backend_udp::table::TableBuilder;
-use flannel_core::Family;
+use flannel_core::{Family, Tun};
 use flannel_testkit::prober::{self, Prober};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, sendmmsg};
 
@@ -215,6 +215,13 @@ fn main() {
         return;
     };
     vxlan(&kernel);
+    let queue = Tun::FOR_TUNNEL.queue.expect("it says").to_string();
+    for node in 0..2 {
+        ip(
+            udp.ns(node),
+            &["link", "set", "flannel0", "txqueuelen", &queue],
+        );
+    }
     let forwarders = [0, 1].map(|node| udp.start(node, Options::default()));
     let mut table = TableBuilder::new();
     for subnet in subnets(1).values() {

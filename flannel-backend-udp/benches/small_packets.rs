@@ -10,6 +10,7 @@
 )]
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -28,7 +29,13 @@ use nix::sys::socket::{
     MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg, setsockopt, sockopt::RcvBufForce,
 };
 
-const ROUNDS: usize = 7;
+/// What the threads of the simple proxies are called.
+const PROXY: &str = "simple-proxy";
+/// So many packets may wait for the forwarder: what was, and what [`Tun::FOR_TUNNEL`] says.
+///
+/// [`Tun::FOR_TUNNEL`]: flannel_core::Tun::FOR_TUNNEL
+const QUEUES: [u32; 2] = [2_000, 5_000];
+const ROUNDS: usize = 9;
 const TIME: Duration = Duration::from_millis(400);
 const BURST: usize = 32;
 const SMALL: usize = 64;
@@ -100,13 +107,7 @@ impl Ground {
             ip(pod, &format!("address add 10.42.{own}.2/24 dev eth0"));
             ip(pod, &format!("route add default via 10.42.{own}.1"));
             ip(node, "tuntap add flannel0 mode tun multi_queue vnet_hdr");
-            ip(
-                node,
-                &format!(
-                    "link set flannel0 mtu 1472 txqueuelen {} up",
-                    std::env::args().nth(2).unwrap_or("2000".to_owned())
-                ),
-            );
+            ip(node, "link set flannel0 mtu 1472 up");
             ip(
                 node,
                 &format!("route add 10.42.{}.0/24 dev flannel0", 3 - own),
@@ -117,6 +118,13 @@ impl Ground {
             pods,
             _lab: lab,
         })
+    }
+
+    /// Lets so many packets wait for the forwarder.
+    fn set_queue(&self, queue: u32) {
+        for node in &self.nodes {
+            ip(node, &format!("link set flannel0 txqueuelen {queue}"));
+        }
     }
 
     fn set_mode(&self, mode: Mode) {
@@ -177,9 +185,11 @@ impl Ground {
             .udp(Self::endpoint(node), &options)
             .expect("a socket");
         let (peer, over) = (Self::endpoint(1 - node), Arc::clone(over));
-        thread::spawn(move || {
+        let proxy = thread::Builder::new().name(PROXY.to_owned());
+        let run = move || {
             baseline::run(&queue, socket, peer, &over).expect("it runs until it is stopped");
-        })
+        };
+        proxy.spawn(run).expect("a thread")
     }
 
     /// Every counter of a drop, by place.
@@ -281,14 +291,73 @@ fn threads() -> BTreeMap<String, (f64, f64)> {
         let mut times = times
             .split_whitespace()
             .filter_map(|text| text.parse::<f64>().ok());
-        if let (true, Some(ran), Some(waited)) =
-            (name.starts_with("flannel-udp-"), times.next(), times.next())
-        {
+        if let (true, Some(ran), Some(waited)) = (
+            name.starts_with("flannel-udp-") || name.starts_with(PROXY),
+            times.next(),
+            times.next(),
+        ) {
             let id = task.file_name().to_string_lossy().into_owned();
             threads.insert(format!("{} {id}", name.trim()), (ran / 1e9, waited / 1e9));
         }
     }
     threads
+}
+
+/// What some floods came to.
+#[derive(Debug, Default)]
+struct Tally {
+    sent: u64,
+    /// Of each, the part that was lost, in per cent.
+    losses: Vec<f64>,
+    drops: BTreeMap<String, u64>,
+    worked: f64,
+    waited: f64,
+}
+
+impl Tally {
+    fn measure(&mut self, ground: &Ground) {
+        let (drops, times) = (ground.drops(), threads());
+        let (sent, arrived) = ground.flood();
+        self.sent += sent;
+        self.losses
+            .push(100.0 * (1.0 - arrived as f64 / sent as f64));
+        for (thread, (ran, waited)) in threads() {
+            let before = times.get(&thread).copied().unwrap_or_default();
+            self.worked += ran - before.0;
+            self.waited += waited - before.1;
+        }
+        for (place, count) in ground.drops() {
+            let more = count.saturating_sub(drops.get(&place).copied().unwrap_or(0));
+            *self.drops.entry(place).or_default() += more;
+        }
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut losses = self.losses.clone();
+        losses.sort_by(f64::total_cmp);
+        let time = TIME.as_secs_f64() * losses.len() as f64;
+        write!(
+            f,
+            "{:.0} thousand/s, lost {:.1} % ({:.1} to {:.1}); its threads worked for {:.1} s and waited \
+             for a processor for {:.1} s; dropped by",
+            self.sent as f64 / time / 1e3,
+            losses[losses.len() / 2],
+            losses[0],
+            losses[losses.len() - 1],
+            self.worked,
+            self.waited,
+        )?;
+        for (place, count) in self.drops.iter().filter(|(_, count)| **count > 0) {
+            write!(
+                f,
+                " {place} {:.1} %",
+                100.0 * *count as f64 / self.sent as f64
+            )?;
+        }
+        Ok(())
+    }
 }
 
 fn main() {
@@ -302,64 +371,23 @@ fn main() {
     let over = Arc::new(AtomicBool::new(false));
     let proxies = [0, 1].map(|node| plain.proxy(node, &over));
     for mode in [Mode::Nic, Mode::Wire] {
-        let mut all: [Vec<(f64, f64)>; 2] = [Vec::new(), Vec::new()];
-        let mut places: [BTreeMap<String, u64>; 2] = [BTreeMap::new(), BTreeMap::new()];
-        let mut totals = [0; 2];
-        let mut worked: BTreeMap<String, (f64, f64)> = BTreeMap::new();
-        for ground in [&udp, &plain] {
+        let ways = [("UDP", &udp), ("one packet a call", &plain)];
+        let mut tallies = Vec::new();
+        for (name, ground) in ways {
             ground.set_mode(mode);
             ground.flood();
-        }
-        for _ in 0..ROUNDS {
-            for (way, ground) in [&udp, &plain].into_iter().enumerate() {
-                let before = ground.drops();
-                let times = threads();
-                let (sent, arrived) = ground.flood();
-                for (thread, (ran, waited)) in threads().into_iter().filter(|_| way == 0) {
-                    let before = times.get(&thread).copied().unwrap_or_default();
-                    let sum = worked.entry(thread).or_default();
-                    sum.0 += ran - before.0;
-                    sum.1 += waited - before.1;
-                }
-                totals[way] += sent;
-                all[way].push((
-                    100.0 * (1.0 - arrived as f64 / sent as f64),
-                    sent as f64 / TIME.as_secs_f64() / 1e3,
-                ));
-                for (place, count) in ground.drops() {
-                    let more = count.saturating_sub(before.get(&place).copied().unwrap_or(0));
-                    *places[way].entry(place).or_default() += more;
-                }
+            for queue in QUEUES {
+                tallies.push((name, ground, queue, Tally::default()));
             }
         }
-        for (way, name) in ["UDP", "one packet a call"].into_iter().enumerate() {
-            let mut losses: Vec<f64> = all[way].iter().map(|(loss, _)| *loss).collect();
-            losses.sort_by(f64::total_cmp);
-            let mut rates: Vec<f64> = all[way].iter().map(|(_, rate)| *rate).collect();
-            rates.sort_by(f64::total_cmp);
-            let at = places[way].iter().filter(|(_, count)| **count > 0);
-            let at: Vec<String> = at
-                .map(|(place, count)| {
-                    let part = 100.0 * *count as f64 / totals[way] as f64;
-                    format!("{place} {part:.1} %")
-                })
-                .collect();
-            println!(
-                "{mode:?}, {name}: {:.0} thousand/s, lost {:.1} % (from {:.1} to {:.1}); dropped: {}",
-                rates[ROUNDS / 2],
-                losses[ROUNDS / 2],
-                losses[0],
-                losses[ROUNDS - 1],
-                at.join(", ")
-            );
+        for _ in 0..ROUNDS {
+            for (_, ground, queue, tally) in &mut tallies {
+                ground.set_queue(*queue);
+                tally.measure(ground);
+            }
         }
-        let whole = TIME.as_secs_f64() * ROUNDS as f64 / 100.0;
-        for (thread, (ran, waited)) in worked {
-            println!(
-                "    {thread}: worked {:.0} % of the time, waited for a processor {:.0} %",
-                ran / whole,
-                waited / whole
-            );
+        for (name, _, queue, tally) in &tallies {
+            println!("{mode:?}, {name}, {queue} packets may wait: {tally}");
         }
     }
     drop(forwarders);

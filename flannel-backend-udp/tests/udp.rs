@@ -122,7 +122,7 @@ fn a_node_takes_a_device_its_addresses_and_a_packet_path() {
     assert_eq!(
         texts(&network.local()),
         [
-            "link flannel0 type tun persist multi_queue vnet_hdr txqueuelen 2000 mtu 1452 up alias \
+            "link flannel0 type tun persist multi_queue vnet_hdr txqueuelen 5000 mtu 1452 up alias \
              \"flannel:flannel\"",
             "sysctl flannel0 IPv6 accept_ra = 0",
             "sysctl flannel0 IPv6 disable_ipv6 = 0",

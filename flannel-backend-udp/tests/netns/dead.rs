@@ -56,6 +56,11 @@ fn what_waits_for_dead_peers_takes_no_room_of_the_living() {
     let Some(bed) = Bed::new("udp-dead", 2, Family::V4) else {
         return;
     };
+    // They are given up, with all that waits for them, after three questions: not before all wait.
+    let patient = bed
+        .ns(0)
+        .set_sysctl("ipv4/neigh/eth0/retrans_time_ms", "10000");
+    patient.expect("it is set");
     let forwarders = [0, 1].map(|node| bed.start(node, Options::default()));
     let mut table = TableBuilder::new();
     for subnet in subnets(1).values() {

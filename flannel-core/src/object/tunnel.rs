@@ -31,14 +31,14 @@ pub struct Tun {
 impl Tun {
     /// A device as a [`Tunnel`] takes it: it outlives its holder, so that its addresses and routes
     /// stay while the holder is replaced, and whoever attaches may take several queues and use the
-    /// kernel's offloads. Four times as many packets wait as the kernel would let: they come at
-    /// 300,000 a second, and a reader that waits some milliseconds for its turn on a processor would
-    /// lose them.
+    /// kernel's offloads. Ten times as many packets wait as the kernel would let: they come at
+    /// 300,000 a second, and a reader that waits for its turn on a processor, while the sender has
+    /// its own of up to ten milliseconds or more, would lose them.
     pub const FOR_TUNNEL: Self = Self {
         persistent: true,
         multi_queue: true,
         vnet_header: true,
-        queue: Some(2_000),
+        queue: Some(5_000),
     };
 
     /// Whether the one can become the other in place. Headers are what whoever attached last asked

@@ -28,7 +28,7 @@ use crate::traffic::pin;
 /// The port of the UDP backend and of the proxy.
 const PORT: u16 = 8285;
 /// How many packets wait in the proxy's device: as many as in the UDP backend's.
-const QUEUE: u32 = 2_000;
+const QUEUE: u32 = 5_000;
 
 /// How packets get from node to node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -68,7 +68,7 @@ impl Model for UdpModel {
                 persistent: true,
                 multi_queue: true,
                 vnet_header: true,
-                queue: Some(2_000),
+                queue: Some(5_000),
             }),
             mtu: Some(least),
             mac: None,

@@ -29,9 +29,9 @@ impl Moment {
         self.0
     }
 
-    /// The time of day of this moment, given another moment of the same clock and the time of day that it
-    /// was then. Take both anew when you tell a time: the time of day may be set, a [`Clock`] is not.
-    /// `None` if no system has that time.
+    /// The time of day of this moment, given another moment of the same clock and the time of day
+    /// that it was then. Take both anew when you tell a time: the time of day may be set, a
+    /// [`Clock`] is not. `None` if no system has that time.
     ///
     /// ```no_run
     /// # fn tell(overlay: &flannel_core::Overlay, condition: &flannel_core::Condition) {

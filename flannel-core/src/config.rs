@@ -112,9 +112,10 @@ impl Pool {
 /// The backend that the config selects, with the backend's own keys.
 ///
 /// A backend reads its keys with [`u32`](Self::u32), [`u64`](Self::u64), [`i64`](Self::i64),
-/// [`f64`](Self::f64), [`bool`](Self::bool) and [`string`](Self::string), under the same rules as the
-/// config itself, which are Go's: names match without regard to case, of several entries each must be
-/// of the kind and the last one counts, `null` says nothing, and a number in quotes is a string.
+/// [`f64`](Self::f64), [`bool`](Self::bool) and [`string`](Self::string), under the same rules as
+/// the config itself, which are Go's: names match without regard to case, of several entries each
+/// must be of the kind and the last one counts, `null` says nothing, and a number in quotes is a
+/// string.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BackendConfig {
     backend_type: BackendType,
@@ -204,7 +205,8 @@ impl BackendConfig {
         self.number(key, rule, |digits| digits.parse().ok())
     }
 
-    /// A number with a fraction or exponent among the backend's keys; `None` where the key is missing.
+    /// A number with a fraction or exponent among the backend's keys; `None` where the key is
+    /// missing.
     ///
     /// # Errors
     /// [`Error::Key`] if it is no number, or too large for 64 bits.

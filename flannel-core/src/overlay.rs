@@ -333,7 +333,8 @@ impl OverlayBuilder {
     ///
     /// # Errors
     /// [`Error::Missing`] or [`Error::Duplicate`]: a part is missing or there twice.
-    /// [`Error::Runtime`]: tokio's timers are off here, or there is no tokio runtime. All that depends on store and kernel comes later, as conditions, and from [`Overlay::ready`].
+    /// [`Error::Runtime`]: tokio's timers are off here, or there is no tokio runtime. All that
+    /// depends on store and kernel comes later, as conditions, and from [`Overlay::ready`].
     ///
     /// # Cancel safety
     /// Cancel safe: nothing was started.
@@ -520,9 +521,9 @@ impl Preflight {
     }
 }
 
-/// A running overlay, as a handle that may be cloned: all clones are handles of one overlay, and what one
-/// of them asks for holds for all. Dropping the last one stops its task and touches nothing: packets keep
-/// flowing.
+/// A running overlay, as a handle that may be cloned: all clones are handles of one overlay, and
+/// what one of them asks for holds for all. Dropping the last one stops its task and touches
+/// nothing: packets keep flowing.
 ///
 /// One overlay of each name runs in a network namespace at a time ([`Kernel::claim`]). Another one
 /// waits, says whom for, and goes on when that one has ended or hands over.
@@ -759,7 +760,8 @@ impl Overlay {
     /// Stops and leaves the kernel as it is: packets keep flowing. It has ended when this returns.
     ///
     /// # Errors
-    /// [`Error::Stopped`] if it had stopped already, by itself or by another handle, with the reason.
+    /// [`Error::Stopped`] if it had stopped already, by itself or by another handle, with the
+    /// reason.
     ///
     /// # Cancel safety
     /// Cancel safe: once asked it stops.
@@ -769,11 +771,12 @@ impl Overlay {
         Ok(())
     }
 
-    /// Removes from the kernel what is ours, and stops. The lease is kept in the store. It has ended when
-    /// this returns.
+    /// Removes from the kernel what is ours, and stops. The lease is kept in the store. It has
+    /// ended when this returns.
     ///
     /// # Errors
-    /// [`Error::Teardown`] lists what could not be removed; everything else was. [`Error::Stopped`].
+    /// [`Error::Teardown`] lists what could not be removed; everything else was.
+    /// [`Error::Stopped`].
     ///
     /// # Cancel safety
     /// Cancel safe: once asked it is torn down.

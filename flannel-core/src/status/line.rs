@@ -1,5 +1,5 @@
-//! An [`OverlayEvent`] as one line for people: whatever a store, a peer or the kernel put into it, it stays
-//! one line, shows what is in it, and has an end.
+//! An [`OverlayEvent`] as one line for people: whatever a store, a peer or the kernel put into it,
+//! it stays one line, shows what is in it, and has an end.
 
 use std::fmt::{self, Write};
 
@@ -14,8 +14,8 @@ use crate::subnet::Subnet;
 const LONGEST: usize = 2000;
 
 impl fmt::Display for OverlayEvent {
-    /// One line. Control characters and those that turn the direction of text are written as `\u{…}`; of
-    /// a line of more than 2,000 characters it is said how many are left out.
+    /// One line. Control characters and those that turn the direction of text are written as
+    /// `\u{…}`; of a line of more than 2,000 characters it is said how many are left out.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = Line {
             out: f,
@@ -144,8 +144,8 @@ impl Write for Line<'_, '_> {
     }
 }
 
-/// Tells if a terminal and a log show the character in its place: neither a line's end, nor a command to
-/// the terminal, nor a turn of the text's direction (Unicode's `Bidi_Control`).
+/// Tells if a terminal and a log show the character in its place: neither a line's end, nor a
+/// command to the terminal, nor a turn of the text's direction (Unicode's `Bidi_Control`).
 fn is_plain(c: char) -> bool {
     !c.is_control()
         && !matches!(

@@ -131,16 +131,8 @@ async fn work_out(
     let underlay = Arc::new(Underlay::from_observed(observed, &networks, &[], |dev| {
         ours.contains(&dev)
     }));
-    let options = UnderlayOptions {
-        interfaces: own
-            .attrs
-            .public_ip
-            .ips()
-            .take(1)
-            .map(Interface::Address)
-            .collect(),
-        public_ip: own.attrs.public_ip,
-    };
+    let told = own.attrs.public_ip;
+    let options = UnderlayOptions::of(told.ips().take(1).map(Interface::Address)).public_ip(told);
     let families: Vec<Family> = config.families().collect();
     let external = underlay
         .choose(&options, &families)

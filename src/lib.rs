@@ -44,7 +44,7 @@
 //! # What the handle gives
 //!
 //! [`Overlay::status`] (typed conditions, rejected peers, failing objects), [`Overlay::events`]
-//! (what was repaired and why), [`Overlay::plan`] (a dry run), [`Overlay::resync`],
+//! (what was repaired and why, each one line as text), [`Overlay::plan`] (a dry run), [`Overlay::resync`],
 //! [`Overlay::stop`] (packets keep flowing), [`Overlay::drain`] and [`Overlay::teardown`] (which
 //! [`Overlay::teardown_plan`] shows beforehand). With a [`FileState`] a node boots while the store
 //! is down.
@@ -154,7 +154,7 @@ pub use flannel_core::{
 };
 
 // Time and chance as parameters.
-pub use flannel_core::{Backoff, Moment, Rng, TokioClock, error_chain, stable_hash};
+pub use flannel_core::{Backoff, Moment, Rng, TokioClock, error_chain, runtime_fault, stable_hash};
 
 #[cfg(feature = "netlink")]
 pub use flannel_netlink::{BootClock, NetlinkKernel, NetlinkOptions};

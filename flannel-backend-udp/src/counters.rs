@@ -141,13 +141,12 @@ impl PeerCounters {
 
     /// The numbers as they are now.
     pub fn totals(&self, endpoint: SocketAddr) -> PeerTraffic {
-        PeerTraffic {
-            endpoint,
-            sent_packets: self.sent.packets.load(Ordering::Relaxed),
-            sent_bytes: self.sent.bytes.load(Ordering::Relaxed),
-            received_packets: self.received.packets.load(Ordering::Relaxed),
-            received_bytes: self.received.bytes.load(Ordering::Relaxed),
-            dropped: self.dropped.load(Ordering::Relaxed),
-        }
+        let mut traffic = PeerTraffic::new(endpoint);
+        traffic.sent_packets = self.sent.packets.load(Ordering::Relaxed);
+        traffic.sent_bytes = self.sent.bytes.load(Ordering::Relaxed);
+        traffic.received_packets = self.received.packets.load(Ordering::Relaxed);
+        traffic.received_bytes = self.received.bytes.load(Ordering::Relaxed);
+        traffic.dropped = self.dropped.load(Ordering::Relaxed);
+        traffic
     }
 }

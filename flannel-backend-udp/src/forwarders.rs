@@ -345,11 +345,9 @@ impl PacketPath for Forwarders {
         let traffic = all.iter().map(|(dev, entry)| {
             let counts = entry.forwarder.totals();
             let counts = counts.iter().map(|(name, n)| (name.to_owned(), n));
-            Traffic {
-                dev: *dev,
-                counts: counts.collect(),
-                peers: entry.forwarder.peers(),
-            }
+            let mut traffic = Traffic::new(*dev, counts);
+            traffic.peers = entry.forwarder.peers();
+            traffic
         });
         traffic.collect()
     }

@@ -6,11 +6,13 @@
 
 use std::fmt::Debug;
 use std::ops::{Add, Sub};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 /// A point on a [`Clock`]: the time since that clock's own fixed beginning.
+///
+/// Its time of day is [`wall_time`](Self::wall_time).
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
@@ -25,6 +27,22 @@ impl Moment {
     /// The time since the clock's beginning.
     pub const fn as_duration(self) -> Duration {
         self.0
+    }
+
+    /// The time of day of this moment, given another moment of the same clock and the time of day
+    /// that it was then. Take both anew when you tell a time: the time of day may be set, a
+    /// [`Clock`] is not. `None` if no system has that time.
+    ///
+    /// ```no_run
+    /// # fn tell(overlay: &flannel_core::Overlay, condition: &flannel_core::Condition) {
+    /// let since = condition.since.wall_time(overlay.now(), std::time::SystemTime::now());
+    /// # }
+    /// ```
+    pub fn wall_time(self, now: Self, wall: SystemTime) -> Option<SystemTime> {
+        match self.0.checked_sub(now.0) {
+            Some(later) => wall.checked_add(later),
+            None => wall.checked_sub(now.since(self)),
+        }
     }
 
     /// The time from `earlier` to this moment; zero if it is not earlier.

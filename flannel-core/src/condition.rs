@@ -110,6 +110,7 @@ impl std::fmt::Display for ConditionStatus {
 
 /// One aspect of an overlay's health.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Condition {
     /// What it is about.
     #[serde(rename = "type")]

@@ -111,9 +111,11 @@ impl Pool {
 
 /// The backend that the config selects, with the backend's own keys.
 ///
-/// A backend reads its keys with [`u32`](Self::u32), [`bool`](Self::bool) and
-/// [`string`](Self::string), under the same rules as the config itself: names match without regard
-/// to case, the last entry counts, `null` says nothing.
+/// A backend reads its keys with [`u32`](Self::u32), [`u64`](Self::u64), [`i64`](Self::i64),
+/// [`f64`](Self::f64), [`bool`](Self::bool) and [`string`](Self::string), under the same rules as
+/// the config itself, which are Go's: names match without regard to case, of several entries each
+/// must be of the kind and the last one counts, `null` says nothing, and a number in quotes is a
+/// string.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BackendConfig {
     backend_type: BackendType,
@@ -183,6 +185,57 @@ impl BackendConfig {
             Some((_, number)) if range.contains(&number) => Ok(number),
             Some((json, _)) => Err(refuse(json)),
         }
+    }
+
+    /// A number of any size and sign among the backend's keys; `None` where the key is missing.
+    ///
+    /// # Errors
+    /// [`Error::Key`] if it is not written as an integer or does not fit 64 bits.
+    pub fn i64(&self, key: &str) -> Result<Option<i64>, Error> {
+        let rule = "must be a whole number of 64 bits";
+        self.number(key, rule, |digits| digits.parse().ok())
+    }
+
+    /// An unsigned number of any size among the backend's keys; `None` where the key is missing.
+    ///
+    /// # Errors
+    /// [`Error::Key`] if it is not written as an unsigned integer or does not fit 64 bits.
+    pub fn u64(&self, key: &str) -> Result<Option<u64>, Error> {
+        let rule = "must be a whole number of 64 bits without a sign";
+        self.number(key, rule, |digits| digits.parse().ok())
+    }
+
+    /// A number with a fraction or exponent among the backend's keys; `None` where the key is
+    /// missing.
+    ///
+    /// # Errors
+    /// [`Error::Key`] if it is no number, or too large for 64 bits.
+    pub fn f64(&self, key: &str) -> Result<Option<f64>, Error> {
+        let finite = |digits: &str| digits.parse().ok().filter(|n: &f64| n.is_finite());
+        self.number(key, "must be a number", finite)
+    }
+
+    /// The number of a key. As Go does, every entry must be one, and the last one counts.
+    fn number<T>(
+        &self,
+        key: &str,
+        rule: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
+        let mut found = None;
+        for (json, value) in self.entries(key) {
+            let number = match &value {
+                Scalar::Number(digits) => parse(digits),
+                Scalar::Null | Scalar::Bool(_) | Scalar::Text(_) | Scalar::Other => None,
+            };
+            // What is no number may be a secret under a wrong key.
+            let shown = match value {
+                Scalar::Number(_) => json,
+                Scalar::Null | Scalar::Bool(_) | Scalar::Text(_) | Scalar::Other => value.kind(),
+            };
+            found = Some(number.ok_or_else(|| Error::key(backend_key(key), shown, rule))?);
+        }
+        Ok(found)
     }
 
     /// A switch among the backend's keys, or the default where the key is missing.

@@ -20,8 +20,9 @@ pub enum LossPolicy {
     Stop,
 }
 
-/// When the keeper renews.
+/// When the keeper renews. Begin with the default and set what is to differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct KeeperOptions {
     /// How long before its end a lease is renewed; of a lease shorter than twice this, half its
     /// length. Default: one hour, as flannel does with its leases of 24 hours.

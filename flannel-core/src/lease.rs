@@ -262,6 +262,9 @@ impl<'de> Deserialize<'de> for BackendData {
 }
 
 /// What a node publishes with its lease: where it is reached and what its backend needs.
+///
+/// It has no serialisation of its own, because there is one that all nodes agree on: flannel's, which
+/// [`wire`](crate::wire) reads and writes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LeaseAttrs {
     /// The underlay addresses at which peers reach the node.

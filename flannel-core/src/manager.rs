@@ -9,6 +9,7 @@ use crate::event::EventStream;
 use crate::family::{DualStack, Family, PublicIp};
 use crate::lease::{Lease, LeaseAttrs, LeaseKey};
 use crate::node::{InstanceId, NodeId};
+use crate::runtime::runtime_fault;
 use crate::subnet::Subnet;
 
 /// An error of somebody else's, kept as the source of one of ours.
@@ -94,6 +95,19 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+/// Refuses a tokio runtime without timers, for managers that need them.
+///
+/// # Errors
+/// [`Error::Invalid`] says what the runtime lacks.
+pub fn check_runtime() -> Result<()> {
+    match runtime_fault() {
+        None => Ok(()),
+        Some(reason) => Err(Error::Invalid {
+            reason: reason.to_owned(),
+        }),
+    }
 }
 
 /// Where a machine is, in words.

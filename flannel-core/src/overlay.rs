@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 
 use crate::backend::Backend;
 use crate::claim::Claimant;
-use crate::clock::{Clock, Rng, TokioClock};
+use crate::clock::{Clock, Moment, Rng, TokioClock};
 use crate::condition::{Condition, ConditionStatus, ConditionType};
 use crate::family::Family;
 use crate::farewell::{Ended, Farewell};
@@ -22,6 +23,7 @@ use crate::node::{InstanceId, NodeId, OverlayName};
 use crate::object::RouteProtocol;
 use crate::reconcile::engine::{Command, Engine};
 use crate::reconcile::plan::Plan;
+use crate::runtime::runtime_fault;
 use crate::state::StateStore;
 use crate::status::{OverlayEvent, Status};
 use crate::tun_fault::TunFault;
@@ -65,6 +67,12 @@ pub enum Error {
     /// The store refused.
     #[error("the store refused")]
     Manager(#[from] manager::Error),
+    /// The tokio runtime lacks what an overlay needs, or there is none.
+    #[error("{reason}")]
+    Runtime {
+        /// What is missing, and how to have it.
+        reason: &'static str,
+    },
     /// No interface of the host is the one that was asked for; the one in use stays.
     #[error("the interface in use stays")]
     Interface(#[from] underlay::Error),
@@ -307,8 +315,10 @@ impl OverlayBuilder {
     /// forwarding.
     ///
     /// # Errors
-    /// [`Error::Missing`] without a kernel, [`Error::Kernel`] if it cannot be talked to.
+    /// [`Error::Missing`] without a kernel, [`Error::Kernel`] if it cannot be talked to,
+    /// [`Error::Runtime`] on a tokio runtime without timers.
     pub async fn preflight(&self) -> Result<Preflight, Error> {
+        check_runtime()?;
         let kernel = self
             .kernel
             .as_ref()
@@ -322,7 +332,8 @@ impl OverlayBuilder {
     /// Starts the overlay's task on the current tokio runtime.
     ///
     /// # Errors
-    /// [`Error::Missing`] or [`Error::Duplicate`]: a part is missing or there twice. All that
+    /// [`Error::Missing`] or [`Error::Duplicate`]: a part is missing or there twice.
+    /// [`Error::Runtime`]: tokio's timers are off here, or there is no tokio runtime. All that
     /// depends on store and kernel comes later, as conditions, and from [`Overlay::ready`].
     ///
     /// # Cancel safety
@@ -332,6 +343,7 @@ impl OverlayBuilder {
         reason = "a host program must be inside of a runtime to call it"
     )]
     pub async fn start(self) -> Result<Overlay, Error> {
+        check_runtime()?;
         let manager = self.manager.ok_or(Error::Missing { part: "manager" })?;
         let kernel = self.kernel.ok_or(Error::Missing { part: "kernel" })?;
         if self.backends.is_empty() {
@@ -358,6 +370,8 @@ impl OverlayBuilder {
         let (commands, command_rx) = mpsc::channel(16);
         let (status, status_rx) = watch::channel(Arc::new(Status::default()));
         let (events, _) = broadcast::channel(4096);
+        // Of the highest level, so that no filter takes the names from lines that it lets pass.
+        let span = tracing::error_span!("overlay", name = %self.name, node = %self.node);
         let parts = Parts {
             name: self.name,
             node: self.node.clone(),
@@ -365,7 +379,7 @@ impl OverlayBuilder {
             kernel: Arc::clone(&kernel),
             backends: self.backends,
             state: self.state,
-            clock,
+            clock: Arc::clone(&clock),
             rng,
             instance: self.instance,
             fresh_instance: self.seed.map_or_else(InstanceId::random, |seed| {
@@ -378,26 +392,37 @@ impl OverlayBuilder {
         let ended = Arc::new(OnceLock::new());
         let farewell = Farewell::new(status.clone(), Arc::clone(&ended));
         let mut engine = Engine::new(parts, status, events.clone());
-        let task = tokio::spawn(async move {
+        let run = async move {
             // Dropped with the task, whatever becomes of that.
             let farewell = farewell;
             let end = engine.run(command_rx).await;
             farewell.end(end);
-        });
+        };
+        let task = tokio::spawn(run.instrument(span));
         Ok(Overlay {
             node: self.node,
             kernel,
+            clock,
             commands,
             status: status_rx,
             events,
             ended,
-            task,
+            _task: Arc::new(Running(task)),
         })
+    }
+}
+
+/// Refuses a runtime that an overlay cannot run on.
+fn check_runtime() -> Result<(), Error> {
+    match runtime_fault() {
+        None => Ok(()),
+        Some(reason) => Err(Error::Runtime { reason }),
     }
 }
 
 /// One thing that an overlay needs of the host.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Check {
     /// What is needed, in one word.
     pub name: &'static str,
@@ -411,6 +436,7 @@ pub struct Check {
 
 /// What is there and what is missing for an overlay to work.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Preflight {
     /// The single checks.
     pub checks: Vec<Check>,
@@ -495,20 +521,25 @@ impl Preflight {
     }
 }
 
-/// A running overlay. Dropping it stops its task and touches nothing: packets keep flowing.
+/// A running overlay, as a handle that may be cloned: all clones are handles of one overlay, and
+/// what one of them asks for holds for all. Dropping the last one stops its task and touches
+/// nothing: packets keep flowing.
 ///
 /// One overlay of each name runs in a network namespace at a time ([`Kernel::claim`]). Another one
 /// waits, says whom for, and goes on when that one has ended or hands over.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
+#[must_use = "an overlay stops when its last handle is dropped"]
 pub struct Overlay {
     node: NodeId,
     kernel: Arc<dyn Kernel>,
+    clock: Arc<dyn Clock>,
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<Arc<Status>>,
     events: broadcast::Sender<OverlayEvent>,
     /// Why the task ended, once it has.
     ended: Arc<OnceLock<Ended>>,
-    task: JoinHandle<()>,
+    /// The task, which ends with the last handle.
+    _task: Arc<Running>,
 }
 
 impl Overlay {
@@ -520,6 +551,12 @@ impl Overlay {
     /// The node.
     pub const fn node(&self) -> &NodeId {
         &self.node
+    }
+
+    /// The present moment on the overlay's clock, to make times of day of the moments in its status
+    /// ([`Moment::wall_time`]).
+    pub fn now(&self) -> Moment {
+        self.clock.now()
     }
 
     /// The overlay's present state; that it has stopped ([`Status::stopped`]) also after its
@@ -708,7 +745,10 @@ impl Overlay {
     /// # Errors
     /// As [`release`](Self::release) and [`teardown`](Self::teardown); a store that does not
     /// answer does not keep the rest from being removed, but is reported.
-    pub async fn drain(self, grace: Duration) -> Result<(), Error> {
+    ///
+    /// # Cancel safety
+    /// The lease may be released and nothing removed yet.
+    pub async fn drain(&self, grace: Duration) -> Result<(), Error> {
         let released = self.release().await;
         if released.is_ok() {
             tokio::time::sleep(grace).await;
@@ -717,20 +757,36 @@ impl Overlay {
         released
     }
 
-    /// Stops and leaves the kernel as it is: packets keep flowing.
+    /// Stops and leaves the kernel as it is: packets keep flowing. It has ended when this returns.
     ///
     /// # Errors
-    /// [`Error::Stopped`] if it had stopped by itself, with the reason.
-    pub async fn stop(self) -> Result<(), Error> {
-        self.ask(Command::Stop).await
+    /// [`Error::Stopped`] if it had stopped already, by itself or by another handle, with the
+    /// reason.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: once asked it stops.
+    pub async fn stop(&self) -> Result<(), Error> {
+        self.ask(Command::Stop).await?;
+        self.end().await;
+        Ok(())
     }
 
-    /// Removes from the kernel what is ours, and stops. The lease is kept in the store.
+    /// Removes from the kernel what is ours, and stops. The lease is kept in the store. It has
+    /// ended when this returns.
     ///
     /// # Errors
     /// [`Error::Teardown`] lists what could not be removed; everything else was.
-    pub async fn teardown(self) -> Result<(), Error> {
-        self.ask(Command::Teardown).await?
+    /// [`Error::Stopped`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe: once asked it is torn down.
+    pub async fn teardown(&self) -> Result<(), Error> {
+        let done = self.ask(Command::Teardown).await?;
+        // Where the overlay is not ours yet, nothing was done, and it goes on waiting for it.
+        if matches!(done, Ok(()) | Err(Error::Teardown { .. })) {
+            self.end().await;
+        }
+        done
     }
 
     /// Waits until the overlay stops by itself, which it does under [`LossPolicy::Stop`] and when
@@ -739,9 +795,14 @@ impl Overlay {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn stopped(&self) -> Error {
+        self.end().await;
+        self.why_stopped()
+    }
+
+    /// Waits until the task has ended and all that it had is dropped.
+    async fn end(&self) {
         let mut status = self.status.clone();
         while status.changed().await.is_ok() {}
-        self.why_stopped()
     }
 
     fn why_stopped(&self) -> Error {
@@ -757,8 +818,12 @@ impl Overlay {
     }
 }
 
-impl Drop for Overlay {
+/// An overlay's task, which ends with it.
+#[derive(Debug)]
+struct Running(JoinHandle<()>);
+
+impl Drop for Running {
     fn drop(&mut self) {
-        self.task.abort();
+        self.0.abort();
     }
 }

@@ -60,9 +60,9 @@ impl Debug for SavedState {
 
 /// A place for [`SavedState`].
 ///
-/// A call that takes longer than ten seconds is dropped and counts as failed. A state that cannot be
-/// saved makes the condition [`State`](crate::ConditionType::State) false, and is saved again after 1 s
-/// to 60 s until it is; the overlay works meanwhile.
+/// A call that takes longer than ten seconds is dropped and counts as failed. A state that cannot
+/// be saved makes the condition [`State`](crate::ConditionType::State) false, and is saved again
+/// after 1 s to 60 s until it is; the overlay works meanwhile.
 #[async_trait]
 pub trait StateStore: Debug + Send + Sync + 'static {
     /// Reads the state; `None` if there is none.

@@ -1,5 +1,7 @@
 //! [`Status`] and [`OverlayEvent`]: what an overlay tells about itself.
 
+mod line;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -111,6 +113,7 @@ impl Status {
 
 /// Our lease in a [`Status`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct LeaseStatus {
     /// The record in the store.
     pub key: LeaseKey,
@@ -127,6 +130,7 @@ pub struct LeaseStatus {
 
 /// A peer that is not, or not wholly, programmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RejectedPeer {
     /// Its record.
     pub key: LeaseKey,
@@ -139,6 +143,7 @@ pub struct RejectedPeer {
 
 /// An object that could not be made as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct FailingObject {
     /// The object, in words.
     pub object: String,
@@ -155,7 +160,7 @@ pub struct FailingObject {
     pub since: Moment,
 }
 
-/// Something that happened.
+/// Something that happened; as text, one line for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 #[non_exhaustive]

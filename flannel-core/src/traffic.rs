@@ -9,6 +9,7 @@ use crate::object::IfName;
 
 /// What the packet path on a device has counted since it was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Traffic {
     /// The TUN device.
     pub dev: IfName,
@@ -19,8 +20,20 @@ pub struct Traffic {
     pub peers: Vec<PeerTraffic>,
 }
 
+impl Traffic {
+    /// What was counted on a device, with no peer yet.
+    pub fn new(dev: IfName, counts: impl IntoIterator<Item = (String, u64)>) -> Self {
+        Self {
+            dev,
+            counts: counts.into_iter().collect(),
+            peers: Vec::new(),
+        }
+    }
+}
+
 /// What was exchanged with a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct PeerTraffic {
     /// Where the peer is.
     pub endpoint: SocketAddr,
@@ -35,4 +48,18 @@ pub struct PeerTraffic {
     /// Packets of it that were dropped: the source not its own, the destination not ours, or none
     /// at all.
     pub dropped: u64,
+}
+
+impl PeerTraffic {
+    /// Nothing so far with the peer at this endpoint.
+    pub const fn new(endpoint: SocketAddr) -> Self {
+        Self {
+            endpoint,
+            sent_packets: 0,
+            sent_bytes: 0,
+            received_packets: 0,
+            received_bytes: 0,
+            dropped: 0,
+        }
+    }
 }

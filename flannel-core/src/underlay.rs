@@ -306,12 +306,30 @@ impl std::fmt::Display for Interface {
 
 /// What decides the choice of the external interface. By default: the default route.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub struct UnderlayOptions {
     /// Tried in this order; the first that leads to an interface wins. If none is given, the
     /// public address must be one of an interface; without that, the default route decides.
     pub interfaces: Vec<Interface>,
     /// The addresses that peers are told instead of the interface's own.
     pub public_ip: PublicIp,
+}
+
+impl UnderlayOptions {
+    /// The interface that the first of these leads to.
+    pub fn of(interfaces: impl IntoIterator<Item = Interface>) -> Self {
+        Self {
+            interfaces: interfaces.into_iter().collect(),
+            public_ip: PublicIp::default(),
+        }
+    }
+
+    /// The same, with what peers are told instead of the interface's own addresses.
+    #[must_use]
+    pub const fn public_ip(mut self, told: PublicIp) -> Self {
+        self.public_ip = told;
+        self
+    }
 }
 
 impl std::fmt::Display for UnderlayOptions {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 /// A store that was emptied by mistake, or that answers with half of its records, would otherwise
 /// cut the overlay on every node at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct WithdrawalGuard {
     /// The share in percent: what is withdrawn beyond it is held. 100 switches the guard off.
     pub share_percent: u8,
@@ -25,6 +26,14 @@ impl Default for WithdrawalGuard {
 }
 
 impl WithdrawalGuard {
+    /// A guard that holds what goes beyond this share, in percent, from so many known peers up.
+    pub const fn new(share_percent: u8, floor: usize) -> Self {
+        Self {
+            share_percent,
+            floor,
+        }
+    }
+
     /// Holds whatever is withdrawn, if only one peer.
     pub(crate) const DOUBTING: Self = Self {
         share_percent: 0,

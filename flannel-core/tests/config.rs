@@ -577,3 +577,47 @@ fn a_network_in_a_reserved_range_is_refused_and_every_other_one_is_taken() {
     let assigned = NetworkConfig::from_json(r#"{"Network":"127.0.0.0/8"}"#, PoolMode::Assigned);
     assert!(assigned.is_err(), "whoever assigns the subnets");
 }
+
+#[test]
+fn a_backend_reads_every_kind_of_scalar_as_go_does() {
+    let text = r#"{"Network": "10.5.0.0/16", "Backend": {"Type": "x",
+        "Interval": -25, "interval": 9223372036854775807, "Low": -9223372036854775808,
+        "Most": 18446744073709551615, "Zero": -0, "Ratio": 0.5, "Exp": 1e3, "Huge": 1e400,
+        "Quoted": "7", "None": null, "On": true, "Over": 18446744073709551616,
+        "Mixed": 1, "MIXED": 1.5}}"#;
+    let config = NetworkConfig::from_json(text, PoolMode::Allocated).expect("valid");
+    let backend = config.backend();
+    assert_eq!(
+        backend.i64("Interval"),
+        Ok(Some(i64::MAX)),
+        "the last entry counts"
+    );
+    assert_eq!(backend.i64("Low"), Ok(Some(i64::MIN)));
+    assert_eq!(backend.i64("Zero"), Ok(Some(0)));
+    assert_eq!(backend.u64("Most"), Ok(Some(u64::MAX)));
+    assert_eq!(backend.f64("Ratio"), Ok(Some(0.5)));
+    assert_eq!(backend.f64("Exp"), Ok(Some(1000.0)));
+    assert_eq!(backend.f64("Most"), Ok(Some(18_446_744_073_709_551_615.0)));
+    for absent in ["None", "Absent"] {
+        assert_eq!(backend.i64(absent), Ok(None));
+        assert_eq!(backend.u64(absent), Ok(None));
+        assert_eq!(backend.f64(absent), Ok(None));
+    }
+    for (key, shown) in [
+        ("Exp", "1e3"),
+        ("Most", "18446744073709551615"),
+        ("Mixed", "1.5"),
+    ] {
+        let error = backend.i64(key).expect_err("no i64").to_string();
+        assert!(error.contains(key) && error.contains(shown), "{error}");
+    }
+    for key in ["Low", "Zero", "Over", "Ratio"] {
+        backend.u64(key).expect_err("no u64");
+    }
+    backend.f64("Huge").expect_err("infinite");
+    for key in ["Quoted", "On"] {
+        backend.i64(key).expect_err("no number");
+        let error = backend.f64(key).expect_err("no number").to_string();
+        assert!(!error.contains('7'), "a text may be a secret: {error}");
+    }
+}

@@ -78,10 +78,9 @@ proptest! {
         failures in 0_usize..40,
         seed in any::<u64>(),
     ) {
-        let options = KeeperOptions {
-            margin: Duration::from_secs(margin),
-            retry: Backoff::new(Duration::from_millis(250), Duration::from_secs(60)),
-        };
+        let mut options = KeeperOptions::default();
+        options.margin = Duration::from_secs(margin);
+        options.retry = Backoff::new(Duration::from_millis(250), Duration::from_secs(60));
         let ttl = Duration::from_secs(ttl);
         let mut keeper = Keeper::new(options, &lease(Some(ttl)), at(0));
         let mut rng = Rng::new(seed);

@@ -518,7 +518,7 @@ async fn what_waits_for_something_refused_has_no_tries_of_its_own() {
 async fn draining_releases_first_and_removes_after_the_grace() {
     let (manager, kernels, [a, b]) = pair().await;
     let dst = subnet_of(&a, Family::V4);
-    let drain = tokio::spawn(a.drain(Duration::from_secs(5)));
+    let drain = tokio::spawn(async move { a.drain(Duration::from_secs(5)).await });
     until(Duration::from_secs(1), "the peer drops it", || {
         route_to(&kernels[1], dst).is_none()
     })

@@ -234,10 +234,9 @@ async fn where_the_new_backend_does_not_fit_the_former_stays_in_force() {
         let mut builder = both(name, &manager, &kernel);
         if number == 1 {
             // Behind NAT, where host-gw does not work.
-            builder = builder.underlay(UnderlayOptions {
-                interfaces: vec![flannel_core::Interface::Name(dev("eth0"))],
-                public_ip: PublicIp::v4([203, 0, 113, 7].into()),
-            });
+            let by_name = flannel_core::Interface::Name(dev("eth0"));
+            let told = PublicIp::v4([203, 0, 113, 7].into());
+            builder = builder.underlay(UnderlayOptions::of([by_name]).public_ip(told));
         }
         let overlay = builder.start().await.expect("all parts");
         overlay.ready().await.expect("ready");

@@ -298,10 +298,7 @@ async fn an_interface_that_is_renamed_is_followed() {
 }
 
 fn by_name(name: &str) -> UnderlayOptions {
-    UnderlayOptions {
-        interfaces: vec![Interface::Name(dev(name))],
-        ..UnderlayOptions::default()
-    }
+    UnderlayOptions::of([Interface::Name(dev(name))])
 }
 
 #[tokio::test(start_paused = true)]

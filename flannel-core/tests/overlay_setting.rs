@@ -208,10 +208,7 @@ async fn an_underlay_that_is_named_is_used() {
         r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#,
     ));
     let kernel = FakeKernel::node(1).with_link("eth1", 9000, &[([198, 51, 100, 7].into(), 24)]);
-    let options = UnderlayOptions {
-        interfaces: vec![flannel_core::Interface::Name(dev("eth1"))],
-        ..UnderlayOptions::default()
-    };
+    let options = UnderlayOptions::of([flannel_core::Interface::Name(dev("eth1"))]);
     let a = builder("a", &manager, &kernel)
         .underlay(options)
         .start()

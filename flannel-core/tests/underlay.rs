@@ -93,10 +93,7 @@ fn choose(options: &UnderlayOptions, families: &[Family]) -> Result<(String, Pub
 }
 
 fn by(interface: Interface) -> UnderlayOptions {
-    UnderlayOptions {
-        interfaces: vec![interface],
-        public_ip: PublicIp::default(),
-    }
+    UnderlayOptions::of([interface])
 }
 
 #[test]
@@ -166,10 +163,8 @@ fn a_public_address_alone_must_be_one_of_an_interface() {
 
 #[test]
 fn behind_nat_the_public_address_is_told_and_the_own_one_sends() {
-    let options = UnderlayOptions {
-        interfaces: vec![Interface::Name(name("eth1"))],
-        public_ip: PublicIp::v4("203.0.113.5".parse().expect("an address")),
-    };
+    let told = PublicIp::v4("203.0.113.5".parse().expect("an address"));
+    let options = UnderlayOptions::of([Interface::Name(name("eth1"))]).public_ip(told);
     let external = node().choose(&options, &[Family::V4]).expect("eth1");
     assert_eq!(external.public.ip(Family::V4), Some(ip("203.0.113.5")));
     assert_eq!(external.local.ip(Family::V4), Some(ip("192.0.2.7")));

@@ -24,10 +24,7 @@ async fn is_carried_by(node: &Node, device: &str) -> Duration {
 }
 
 fn by_name(name: &str) -> UnderlayOptions {
-    UnderlayOptions {
-        interfaces: vec![Interface::Name(dev(name))],
-        ..UnderlayOptions::default()
-    }
+    UnderlayOptions::of([Interface::Name(dev(name))])
 }
 
 /// Gives a node a second interface to the same link, `eth1`.

@@ -143,10 +143,7 @@ async fn a_host_without_the_interface_is_refused_with_what_was_looked_for() {
             &["(", "regular expression"],
         ),
     ] {
-        let options = UnderlayOptions {
-            interfaces: vec![interface],
-            ..UnderlayOptions::default()
-        };
+        let options = UnderlayOptions::of([interface]);
         assert_names(&refused(ns, text, options).await, words);
     }
 

@@ -1,7 +1,7 @@
 //! [`EtcdManager`]: the subnet manager.
 
 use async_trait::async_trait;
-use flannel_core::manager::Result;
+use flannel_core::manager::{Result, check_runtime};
 use flannel_core::{Capabilities, EventStream, Lease, LeaseRequest, Manager, NetworkConfig};
 use flannel_subnet_kv::KvManager;
 
@@ -53,18 +53,22 @@ impl Manager for EtcdManager {
     }
 
     async fn network_config(&self) -> Result<NetworkConfig> {
+        check_runtime()?;
         self.0.network_config().await
     }
 
     async fn acquire_lease(&self, request: &LeaseRequest) -> Result<Lease> {
+        check_runtime()?;
         self.0.acquire_lease(request).await
     }
 
     async fn renew_lease(&self, lease: &Lease) -> Result<Lease> {
+        check_runtime()?;
         self.0.renew_lease(lease).await
     }
 
     async fn release_lease(&self, lease: &Lease) -> Result<()> {
+        check_runtime()?;
         self.0.release_lease(lease).await
     }
 

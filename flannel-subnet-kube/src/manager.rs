@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use flannel_core::manager::{Error, Result};
+use flannel_core::manager::{Error, Result, check_runtime};
 use flannel_core::{
     Capabilities, DualStack, EventStream, Family, Lease, LeaseAttrs, LeaseKey, LeaseRequest,
     Manager, NetworkConfig, NodeId, PublicIp, Revision, Subnet,
@@ -210,10 +210,12 @@ impl Manager for KubeManager {
     }
 
     async fn network_config(&self) -> Result<NetworkConfig> {
+        check_runtime()?;
         self.0.config().await
     }
 
     async fn acquire_lease(&self, request: &LeaseRequest) -> Result<Lease> {
+        check_runtime()?;
         let config = self.0.config().await?;
         for _ in 0..ATTEMPTS {
             let found = self.found(&request.node).await?;
@@ -232,6 +234,7 @@ impl Manager for KubeManager {
     }
 
     async fn renew_lease(&self, lease: &Lease) -> Result<Lease> {
+        check_runtime()?;
         let mut standings: Option<Vec<Standing>> = None;
         for _ in 0..ATTEMPTS {
             let Some(found) = self.0.node(lease.key.as_str()).await? else {
@@ -254,6 +257,7 @@ impl Manager for KubeManager {
     }
 
     async fn release_lease(&self, lease: &Lease) -> Result<()> {
+        check_runtime()?;
         let mut standings: Option<Vec<Standing>> = None;
         for _ in 0..ATTEMPTS {
             let found = self.0.node(lease.key.as_str()).await?;

@@ -122,10 +122,7 @@ enum OnLoss {
 impl Common {
     /// What is said of the underlay: by flags, else by whoever knows the host from elsewhere.
     pub(crate) fn underlay(&self, told: PublicIp) -> Result<UnderlayOptions, End> {
-        let mut options = UnderlayOptions {
-            public_ip: told,
-            ..UnderlayOptions::default()
-        };
+        let mut options = UnderlayOptions::default().public_ip(told);
         if let Some(text) = &self.iface {
             let interface = match text.parse::<IpAddr>() {
                 Ok(ip) => Interface::Address(ip),

@@ -121,11 +121,8 @@ impl PacketPath for FakePath {
 
     fn traffic(&self) -> Vec<Traffic> {
         let all = self.all();
-        let traffic = all.keys().map(|dev| Traffic {
-            dev: *dev,
-            counts: BTreeMap::from([("spoofed".to_owned(), 7)]),
-            peers: Vec::new(),
-        });
+        let counts = [("spoofed".to_owned(), 7)];
+        let traffic = all.keys().map(|dev| Traffic::new(*dev, counts.clone()));
         traffic.collect()
     }
 

@@ -1,4 +1,5 @@
-//! [`FileState`]: the saved state in a file that nobody else reads, and that nobody can make us hang on.
+//! [`FileState`]: the saved state in a file that nobody else reads, and that nobody can make us
+//! hang on.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,12 +12,13 @@ use tokio::sync::Mutex;
 
 use super::{SavedState, StateStore};
 
-/// A [`StateStore`] in a regular file, replaced atomically, with mode 0600 since it holds the config.
+/// A [`StateStore`] in a regular file, replaced atomically, with mode 0600 since it holds the
+/// config.
 ///
-/// One that cannot be read is kept beside it, with `.unreadable` at the end of its name. What stands in
-/// its place and is no regular file (a symbolic link, a FIFO, a device, a folder) is neither followed,
-/// opened nor replaced: reading and writing fail until it is removed. Links in the folders above it
-/// are followed. Each access has an answer within five seconds.
+/// One that cannot be read is kept beside it, with `.unreadable` at the end of its name. What
+/// stands in its place and is no regular file (a symbolic link, a FIFO, a device, a folder) is
+/// neither followed, opened nor replaced: reading and writing fail until it is removed. Links in
+/// the folders above it are followed. Each access has an answer within five seconds.
 ///
 /// Accesses run on tokio's threads for blocking work. One to a file system that never answers keeps
 /// its thread, and tokio waits for it when the runtime is dropped: end such a runtime with
@@ -105,8 +107,8 @@ const LIMIT: u64 = 1 << 20;
 /// The number of files that could not be read and are kept beside the present one.
 const KEPT: usize = 5;
 
-/// The number of names that are tried for a new file. One is taken for each process of our id that died
-/// while it wrote, and for each that somebody planted.
+/// The number of names that are tried for a new file. One is taken for each process of our id that
+/// died while it wrote, and for each that somebody planted.
 const NAMES: usize = 1000;
 
 impl FileState {
@@ -196,7 +198,8 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Writes a new file beside the target, then renames it over: a crash leaves the old or the new one.
+/// Writes a new file beside the target, then renames it over: a crash leaves the old or the new
+/// one.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(found) => regular(path, &found)?,
@@ -215,8 +218,8 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_folder(path)
 }
 
-/// Makes a file that was not there, under a name that nothing else has: what somebody planted is neither
-/// followed nor written to nor removed.
+/// Makes a file that was not there, under a name that nothing else has: what somebody planted is
+/// neither followed nor written to nor removed.
 fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
     let pid = std::process::id();
     for n in 0..NAMES {
@@ -231,14 +234,15 @@ fn create_beside(path: &Path) -> io::Result<(File, PathBuf)> {
     Err(FileStateError::NoName { path, tried: NAMES }.into())
 }
 
-/// Makes a file that only we can read. If there is anything under its name, a dangling link too, it fails.
+/// Makes a file that only we can read. If there is anything under its name, a dangling link too, it
+/// fails.
 fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     harmless(options.write(true).create_new(true)).open(path)
 }
 
-/// Puts what is in a file under another name beside it, without reading it: it may be of any size. The
-/// file itself stays until it is replaced, where the file system knows second names.
+/// Puts what is in a file under another name beside it, without reading it: it may be of any size.
+/// The file itself stays until it is replaced, where the file system knows second names.
 fn keep(path: &Path) -> io::Result<PathBuf> {
     regular(path, &fs::symlink_metadata(path)?)?;
     for n in 1..=KEPT {
@@ -297,7 +301,8 @@ fn in_words(kind: fs::FileType) -> &'static str {
     }
 }
 
-/// Opens no link, waits for nobody at the other end of a FIFO, and makes files for their owner alone.
+/// Opens no link, waits for nobody at the other end of a FIFO, and makes files for their owner
+/// alone.
 #[cfg(unix)]
 fn harmless(options: &mut OpenOptions) -> &mut OpenOptions {
     use std::os::unix::fs::OpenOptionsExt;
@@ -329,7 +334,8 @@ fn beside(path: &Path, more: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Makes names durable. Not every system lets a folder be opened, and not every file system syncs one.
+/// Makes names durable. Not every system lets a folder be opened, and not every file system syncs
+/// one.
 fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path
         .parent()

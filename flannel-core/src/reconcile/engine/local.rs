@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
+use tracing::Instrument;
 
 use super::config::Refusal;
 use super::{Engine, LINGER};
@@ -295,7 +296,9 @@ impl Engine {
             self.peers.send_replace(Arc::new(self.leases.clone()));
             self.peers_changed = false;
             let (network, peers) = (Arc::clone(network), self.peers.subscribe());
-            self.data_path = Some(tokio::spawn(async move { network.run(peers).await }));
+            self.data_path = Some(tokio::spawn(
+                async move { network.run(peers).await }.in_current_span(),
+            ));
         }
     }
 

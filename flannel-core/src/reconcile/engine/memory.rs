@@ -1,5 +1,6 @@
-//! The engine's memory over restarts: read at the start, saved when it differs, and tried again until it is
-//! saved. A place that does not answer costs the overlay a bounded time once, and nothing after that.
+//! The engine's memory over restarts: read at the start, saved when it differs, and tried again
+//! until it is saved. A place that does not answer costs the overlay a bounded time once, and
+//! nothing after that.
 
 use std::fmt;
 use std::future::Future;
@@ -25,8 +26,8 @@ const MOST: Duration = Duration::from_secs(60);
 /// What is between the state and its place.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    /// Why the state of before could not be read, while it is not kept aside: until it is, nothing is
-    /// written over it.
+    /// Why the state of before could not be read, while it is not kept aside: until it is, nothing
+    /// is written over it.
     unread: Option<String>,
     /// How often in a row it could not be saved, and when to try again.
     failures: u32,
@@ -201,7 +202,8 @@ impl Engine {
             Failure::NotKept(error) => (
                 "NotKept",
                 format!(
-                    "what is there cannot be read and cannot be kept aside ({error}), so nothing is                      saved over it"
+                    "what is there cannot be read and cannot be kept aside ({error}), so nothing is \
+                     saved over it"
                 ),
             ),
             Failure::NotSaved(error) if error.kind() == io::ErrorKind::TimedOut => {
@@ -246,7 +248,8 @@ fn unread(error: &str, kept: Result<&Option<String>, &io::Error>) -> Note {
         Err(error) => format!("it cannot be kept ({error}), and nothing is written over it"),
     };
     let text = format!(
-        "the saved state cannot be read ({error}): this node starts without its memory, as a new machine          unless its instance id is given; {kept}"
+        "the saved state cannot be read ({error}): this node starts without its memory, as a new \
+         machine unless its instance id is given; {kept}"
     );
     tracing::warn!("{text}");
     let topic = "saved-state".to_owned();

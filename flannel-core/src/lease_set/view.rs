@@ -132,7 +132,7 @@ impl LeaseSet {
     /// The subnets that a peer's record claims on every node of the network, whoever has them.
     pub(crate) fn screened_claims_of(&self, peer: &Peer) -> DualStack<Subnet> {
         let mut claims = DualStack::default();
-        for (family, screened) in self.admission.screen(&peer.lease).iter() {
+        for (family, screened) in self.screen(&peer.lease.key, &peer.lease).iter() {
             claims.set(family, screened.claim);
         }
         claims

@@ -84,12 +84,15 @@ fn what_cannot_be_read_gives_way_to_what_its_node_writes_next() {
         }
         assert_eq!(replaced_by(&set, "peer1"), Some(new.key.clone()));
         assert_eq!(peer_of(&set, &new.key).subnets, new.subnet);
+        let claims = |set: &LeaseSet| set.claims_of(&peer_of(set, &key("peer1")));
+        assert!(claims(&set).is_empty(), "it is in nobody's way");
 
         // The new one goes, so the old one counts again; and it counts once it can be read.
         let mut without = set.clone();
         let delta = without.apply(delete("peer2", 4)).delta;
         assert_eq!(delta.changed, [key("peer1")]);
         assert_eq!(replaced_by(&without, "peer1"), None);
+        assert_eq!(claims(&without), old.subnet);
         let mut mended = old.clone();
         mended.revision.0 = 4;
         set.apply(Event::Put(mended));

@@ -8,6 +8,7 @@ use flannel_core::{ConditionStatus, ConditionType, Family, Object};
 use super::action::KernelAction;
 use super::hardware::ours;
 use super::judge::Invariant;
+use super::settle::Unclear;
 use super::world::World;
 
 /// The time that may pass until a node tells what was done, and that it was undone: a second
@@ -95,8 +96,11 @@ impl World {
         let family = self.config.families().next();
         let has_routes = || {
             let ours = ours(&node.kernel.objects());
+            // What is spared for a record that nobody can read leads to no peer.
+            let unclear = Unclear::of(&self.judge.records());
             ours.iter().any(|object| {
                 matches!(object, Object::Route(route) if Some(route.dst.family()) == family)
+                    && !unclear.may_serve(object)
             })
         };
         // What somebody left in a peer's subnet is told all the while.

@@ -506,10 +506,10 @@ fn free_subnets(config: &NetworkConfig, records: &Snapshot) -> u128 {
 }
 
 /// The subnets of records that cannot be read.
-struct Unclear(Vec<Subnet>);
+pub(super) struct Unclear(Vec<Subnet>);
 
 impl Unclear {
-    fn of(records: &Snapshot) -> Self {
+    pub(super) fn of(records: &Snapshot) -> Self {
         let keys = records.unreadable.iter().map(|record| record.key.as_str());
         let subnets = keys.filter_map(|key| wire::parse_subnet_key(key).ok());
         Self(
@@ -520,7 +520,7 @@ impl Unclear {
     }
 
     /// Whether an object may serve one of them.
-    fn may_serve(&self, object: &Object) -> bool {
+    pub(super) fn may_serve(&self, object: &Object) -> bool {
         match object {
             Object::Route(Route { dst: of, .. })
             | Object::TunnelPeer(TunnelPeer { subnet: of, .. }) => self.0.contains(of),

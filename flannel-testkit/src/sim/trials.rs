@@ -547,6 +547,12 @@ impl World {
         };
         // What others reject already they may reject for the copy.
         let nodes: Vec<usize> = (0..self.nodes.len()).filter(is_held).collect();
+        // And a copy in the place of what cannot be read would be as old as that.
+        let remove = |at: &usize| self.remove_unreadable_of(&self.nodes[*at].id);
+        if nodes.iter().filter(|at| remove(at)).count() > 0 {
+            self.is_right_again("what cannot be read was removed")
+                .await?;
+        }
         let before: Vec<Published> = nodes.iter().map(|at| self.published(*at)).collect();
         let mut done = false;
         for at in &nodes {

@@ -265,11 +265,11 @@ impl Capabilities {
 ///   its revision is current, else [`Error::LeaseLost`]; it never creates a record
 ///   (`renew_publishes_attributes`, `renewal_extends_the_lease`,
 ///   `renewal_never_revives_a_lost_lease`, `stale_renewal_is_refused`).
-/// - [`release_lease`](Self::release_lease) of a lease that is gone is `Ok`; of one that was written
-///   since its revision, by whomever, or that is another's by now, it is [`Error::LeaseLost`] and
-///   changes nothing (`release_frees_the_subnet`, `release_is_idempotent`,
-///   `release_of_anothers_lease_changes_nothing`). A record that was written in another's name is no
-///   longer ours (`a_record_that_another_wrote_is_lost`).
+/// - [`release_lease`](Self::release_lease) of a lease that is gone is `Ok`; of one that was
+///   written since its revision, by whomever, or that is another's by now, it is
+///   [`Error::LeaseLost`] and changes nothing (`release_frees_the_subnet`,
+///   `release_is_idempotent`, `release_of_anothers_lease_changes_nothing`). A record that was
+///   written in another's name is no longer ours (`a_record_that_another_wrote_is_lost`).
 /// - A node id that another machine holds is not given while that one lives: [`Error::NodeIdHeld`]
 ///   (`a_node_id_in_use_is_refused`), unless the request takes it over
 ///   (`a_node_id_is_taken_over_on_request`). The same machine is known again, by its instance or by

@@ -24,8 +24,8 @@ const CACHE: &str = "flannel-test/kube-apiserver-1.20-reflect2-1.0.2";
 const VERSION: &str = "1.20.2";
 
 /// The source package of the library that is put in the place of the one that Kubernetes 1.20
-/// brings, which is wrong for Go since 1.18: it works on wild pointers when it reads or writes a map
-/// as JSON, and a Pod or a `ConfigMap` that is made ends the server.
+/// brings, which is wrong for Go since 1.18: it works on wild pointers when it reads or writes a
+/// map as JSON, and a Pod or a `ConfigMap` that is made ends the server.
 const REFLECT: &str = "golang-github-modern-go-reflect2";
 
 /// The library's folder in the sources of Kubernetes.

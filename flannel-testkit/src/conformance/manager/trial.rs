@@ -198,7 +198,8 @@ struct ObservedManager {
 }
 
 impl ObservedManager {
-    /// Notes whether the trial went on for too long, at an answer or a snapshot, by which it judges.
+    /// Notes whether the trial went on for too long: at an answer or a snapshot, as it judges by
+    /// these.
     ///
     /// Not at other events: a manager that fails to deliver one is waited for until leases end, and
     /// what is delivered then is no excuse.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Moment;
-use crate::host_checks::{ALL_DROPPED, ALL_ELSEWHERE};
+use crate::host_checks::{ALL_DROPPED, ALL_ELSEWHERE, FORWARDING_OFF};
 
 /// What a [`Condition`] is about. Of each there is exactly one in a [`Status`](crate::Status).
 ///
@@ -23,7 +23,7 @@ use crate::host_checks::{ALL_DROPPED, ALL_ELSEWHERE};
 /// | `Kernel` | false or unknown. An object of the node itself that is blocked by somebody else's makes it false (`Blocked`), and one that is undone again and again, until it is left alone (`Contended`) | – |
 /// | `Foreign` | – | false: what is blocked (`InTheWay`), or undone again and again (`Contended`), serves single peers |
 /// | `DataPath` | false: the packets of a backend with a packet path in user space are lost until that runs again (`Ended`, `Broken`); it is started anew | – |
-/// | `Forwarding` | false | `Unknown`: the kernel does not say, or a device of later containers is meant |
+/// | `Forwarding` | false with reason `ForwardingOff` | false with reason `ForwardingOffInOneFamily`: of a network of both families, the packets of one are not forwarded, and those of the other are. `Unknown`: the kernel does not say, or a device of later containers is meant |
 /// | `Routes` | false with reason `RoutedElsewhere`: the kernel's own answer is not ours for any peer of a family that it was asked about | false with another reason: single peers. `Unknown` |
 /// | `ReversePath` | false with reason `ReversePathDrops`: the same of packets that come in | false with another reason: single peers. `Unknown` |
 /// | `Firewall` | – | `Unknown`: nobody can judge its rules from outside. It is never false |
@@ -139,7 +139,7 @@ impl Condition {
             | ConditionType::DataPath => {
                 self.status != ConditionStatus::True && self.reason != "Unconfirmed"
             }
-            ConditionType::Forwarding => is_false,
+            ConditionType::Forwarding => is_false && self.reason == FORWARDING_OFF,
             ConditionType::Routes => is_false && self.reason == ALL_ELSEWHERE,
             ConditionType::ReversePath => is_false && self.reason == ALL_DROPPED,
             ConditionType::Store
@@ -263,12 +263,11 @@ mod tests {
                     | ConditionType::DataPath
             );
             assert!(!stops(kind, True, "Fine"), "{kind}");
-            let may_be_unknown = kind == ConditionType::Forwarding;
-            let stops_when_false = must_hold || may_be_unknown;
-            assert_eq!(stops(kind, False, "Broken"), stops_when_false, "{kind}");
+            assert_eq!(stops(kind, False, "Broken"), must_hold, "{kind}");
             assert_eq!(stops(kind, Unknown, "Starting"), must_hold, "{kind}");
         }
         assert!(!stops(ConditionType::Lease, Unknown, "Unconfirmed"));
+        assert!(stops(ConditionType::Forwarding, False, FORWARDING_OFF));
         assert!(stops(ConditionType::Routes, False, ALL_ELSEWHERE));
         assert!(stops(ConditionType::ReversePath, False, ALL_DROPPED));
     }

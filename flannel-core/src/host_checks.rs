@@ -15,6 +15,10 @@ use crate::lease::LeaseKey;
 use crate::object::{IfName, MAIN_TABLE, Object, ObjectKey, Objects, RouteTarget};
 use crate::subnet::Subnet;
 
+/// The reason of `Forwarding` where packets of no family of the network are all forwarded.
+pub(crate) const FORWARDING_OFF: &str = "ForwardingOff";
+/// The same where those of one family are not, and those of the other are.
+pub(crate) const FORWARDING_OFF_IN_ONE: &str = "ForwardingOffInOneFamily";
 /// The reason of `Routes` where no peer asked about is reached as planned in one of the families.
 pub(crate) const ALL_ELSEWHERE: &str = "RoutedElsewhere";
 /// The reason of `ReversePath` where packets of all peers asked about are dropped.
@@ -136,7 +140,12 @@ fn forwarding(plan: &HostPlan, facts: &HostFacts) -> Finding {
                 format!("{family} packets{on} are not forwarded: sysctl -w {what}=1")
             })
             .collect();
-        return finding(False, "ForwardingOff").with(named(messages.into_iter()));
+        let is_off = |family: &Family| off.iter().any(|(of, _)| of == family);
+        let reason = match plan.inputs.iter().all(|(family, _)| is_off(family)) {
+            true => FORWARDING_OFF,
+            false => FORWARDING_OFF_IN_ONE,
+        };
+        return finding(False, reason).with(named(messages.into_iter()));
     }
     let unknown: Vec<IfName> = answers
         .filter(|(.., on)| on.is_none())

@@ -50,6 +50,44 @@ async fn becomes(overlay: &Overlay, what: &str, is: impl FnMut(&Status) -> bool)
     start.elapsed()
 }
 
+/// The settings without which a kernel does not forward.
+const SWITCHES: [(Family, &str); 2] = [
+    (Family::V4, "sysctl -w net.ipv4.ip_forward=1"),
+    (Family::V6, "sysctl -w net.ipv6.conf.all.forwarding=1"),
+];
+
+/// A network of one family.
+const fn single(family: Family) -> &'static str {
+    match family {
+        Family::V4 => r#"{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}"#,
+        Family::V6 => {
+            r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00:42::/48",
+                "Backend":{"Type":"vxlan"}}"#
+        }
+    }
+}
+
+/// A node in a network of IPv4 alone.
+async fn alone() -> (FakeKernel, Overlay) {
+    let manager = MemoryManager::new(config(single(Family::V4)));
+    let kernel = FakeKernel::node(1);
+    let overlay = start("a", &manager, &kernel).await;
+    settle(&overlay).await;
+    (kernel, overlay)
+}
+
+/// The message of a condition that becomes false soon.
+async fn told(overlay: &Overlay, kind: ConditionType) -> String {
+    let is_false = |status: &Status| {
+        let condition = status.condition(kind);
+        condition.is_some_and(|condition| condition.status == ConditionStatus::False)
+    };
+    let took = becomes(overlay, &kind.to_string(), is_false).await;
+    assert!(took <= Duration::from_secs(2), "{kind} after {took:?}");
+    let status = overlay.status();
+    status.condition(kind).expect("one of each").message.clone()
+}
+
 /// The obstacle of a node that does not work.
 async fn obstacle(overlay: &Overlay, kind: ConditionType) -> String {
     let is = |status: &Status| status.obstacle().is_some_and(|c| c.kind == kind);
@@ -62,11 +100,8 @@ async fn obstacle(overlay: &Overlay, kind: ConditionType) -> String {
 
 #[tokio::test(start_paused = true)]
 async fn without_forwarding_a_node_does_not_get_ready_and_says_what_mends_it() {
-    let manager = MemoryManager::new(config(DUAL));
-    for (family, what) in [
-        (Family::V4, "sysctl -w net.ipv4.ip_forward=1"),
-        (Family::V6, "sysctl -w net.ipv6.conf.all.forwarding=1"),
-    ] {
+    for (family, what) in SWITCHES {
+        let manager = MemoryManager::new(config(single(family)));
         let kernel = FakeKernel::node(1);
         kernel.set_forwarding(family, false);
         let overlay = builder("a", &manager, &kernel).start();
@@ -84,30 +119,58 @@ async fn without_forwarding_a_node_does_not_get_ready_and_says_what_mends_it() {
     }
 }
 
+/// A family that does not work never costs the other: the node works, and says what is off.
+#[tokio::test(start_paused = true)]
+async fn without_forwarding_of_one_family_a_node_works_and_says_what_mends_the_other() {
+    let manager = MemoryManager::new(config(DUAL));
+    for (family, what) in SWITCHES {
+        let kernel = FakeKernel::node(1);
+        kernel.set_forwarding(family, false);
+        let overlay = builder("a", &manager, &kernel).start();
+        let overlay = overlay.await.expect("all parts are there");
+        ready_within(MINUTE, &overlay).await;
+        let message = told(&overlay, ConditionType::Forwarding).await;
+        assert!(message.contains(what), "{message}");
+        let status = overlay.status();
+        let condition = status.condition(ConditionType::Forwarding).expect("one");
+        assert_eq!(condition.reason, "ForwardingOffInOneFamily");
+        assert!(status.working);
+        // Without the other one it does not work any more.
+        let other = Family::ALL.into_iter().find(|other| *other != family);
+        kernel.set_forwarding(other.expect("two"), false);
+        obstacle(&overlay, ConditionType::Forwarding).await;
+        kernel.set_forwarding(Family::V4, true);
+        kernel.set_forwarding(Family::V6, true);
+        let is_on = |status: &Status| status.is_true(ConditionType::Forwarding);
+        becomes(&overlay, "all is on", is_on).await;
+        overlay.stop().await.expect("stopped");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn forwarding_that_is_switched_off_is_told_and_so_is_its_return() {
-    let (_manager, kernels, [a, _b]) = pair().await;
-    kernels[0].set_forwarding(Family::V4, false);
+    let (kernel, a) = alone().await;
+    kernel.set_forwarding(Family::V4, false);
     let message = obstacle(&a, ConditionType::Forwarding).await;
     assert!(message.contains("net.ipv4.ip_forward=1"), "{message}");
-    kernels[0].set_forwarding(Family::V4, true);
+    kernel.set_forwarding(Family::V4, true);
     let took = becomes(&a, "it works again", |status| status.working).await;
     assert!(took <= Duration::from_secs(2), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_devices_own_setting_counts_and_its_name_is_written_as_sysctl_takes_it() {
-    let (_manager, kernels, [a, _b]) = pair().await;
+    let (kernel, a) = alone().await;
     let change = |on| Op::Change(forwarding_of("flannel.1", on));
-    kernels[0].external(&change(false)).expect("written");
+    kernel.external(&change(false)).expect("written");
     let message = obstacle(&a, ConditionType::Forwarding).await;
     let command = "sysctl -w net.ipv4.conf.flannel/1.forwarding=1";
     assert!(message.contains(command), "{message}");
-    kernels[0].external(&change(true)).expect("written");
+    kernel.external(&change(true)).expect("written");
     becomes(&a, "it works again", |status| status.working).await;
     // That of a device on which nothing comes in that is to be forwarded does not.
     let other = Op::Change(forwarding_of("eth0", false));
-    kernels[0].external(&other).expect("written");
+    kernel.external(&other).expect("written");
     tokio::time::sleep(MINUTE).await;
     assert!(a.status().working);
 }
@@ -115,16 +178,16 @@ async fn the_devices_own_setting_counts_and_its_name_is_written_as_sysctl_takes_
 /// Where packets to our own containers go, packets of these come in.
 #[tokio::test(start_paused = true)]
 async fn the_containers_device_is_found_by_the_route_to_our_own_subnet() {
-    let (_manager, kernels, [a, _b]) = pair().await;
-    let _ = kernels[0].clone().with_link("cni0", 1450, &[]);
+    let (kernel, a) = alone().await;
+    let _ = kernel.clone().with_link("cni0", 1450, &[]);
     let own = subnet_of(&a, Family::V4);
     let to_pods = route(MAIN_TABLE, own, RouteTarget::Device(dev("cni0")));
-    kernels[0].insert_foreign(to_pods).expect("it fits");
+    kernel.insert_foreign(to_pods).expect("it fits");
     let off = Op::Change(forwarding_of("cni0", false));
-    kernels[0].external(&off).expect("written");
+    kernel.external(&off).expect("written");
     let message = obstacle(&a, ConditionType::Forwarding).await;
     assert!(message.contains("cni0"), "{message}");
-    kernels[0].delete_link(dev("cni0"));
+    kernel.delete_link(dev("cni0"));
     becomes(&a, "it works again", |status| status.working).await;
 }
 
@@ -429,8 +492,9 @@ async fn forwarding_is_judged_of_a_family_that_no_peer_has_yet() {
     settle(&overlay).await;
     for family in Family::ALL {
         kernel.set_forwarding(family, false);
-        obstacle(&overlay, ConditionType::Forwarding).await;
+        told(&overlay, ConditionType::Forwarding).await;
         kernel.set_forwarding(family, true);
-        becomes(&overlay, "it works again", |status| status.working).await;
+        let is_on = |status: &Status| status.is_true(ConditionType::Forwarding);
+        becomes(&overlay, "it is on again", is_on).await;
     }
 }

@@ -6,11 +6,12 @@
     reason = "tests; how long it took is printed"
 )]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use flannel_core::{ConditionStatus, ConditionType, Error, Family, Status};
-use flannel_e2e::{Cluster, DUAL, Node, Setup, V4, V4_GW, V4_UDP, run_in, within};
+use flannel_e2e::{Cluster, DUAL, Node, Setup, V4, V4_GW, V4_UDP, V6, run_in, within};
 use flannel_testkit::require_tool;
 use tokio::time::Instant;
 
@@ -147,13 +148,13 @@ async fn what_keeps_packets_from_passing_is_told_and_mended_by_what_is_said() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_forwarding_a_node_waits_and_says_why() {
-    let Some(mut cluster) = Cluster::start("host-start", Setup::new(2, DUAL)).await else {
-        return;
-    };
-    for (off, family) in [
-        ("net.ipv4.ip_forward", Family::V4),
-        ("net.ipv6.conf.all.forwarding", Family::V6),
+    for (off, family, config) in [
+        ("net.ipv4.ip_forward", Family::V4, V4),
+        ("net.ipv6.conf.all.forwarding", Family::V6, V6),
     ] {
+        let Some(mut cluster) = Cluster::start("host-start", Setup::new(2, config)).await else {
+            return;
+        };
         let node = &mut cluster.nodes[0];
         node.take_overlay().stop().await.expect("stopped");
         let ns = node.host.ns.clone();
@@ -179,9 +180,30 @@ async fn without_forwarding_a_node_waits_and_says_why() {
         eprintln!("{family}: ready {:?} after it was mended", start.elapsed());
         overlay.stop().await.expect("stopped");
         cluster.restart(0).await;
+        cluster.settle().await;
+        cluster.assert_reachable("with forwarding");
     }
+}
+
+/// A family whose packets the host does not forward costs the other none.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_forwarding_of_ipv6_a_node_of_both_families_works_in_ipv4() {
+    let Some(mut cluster) = Cluster::start("host-one", Setup::new(2, DUAL)).await else {
+        return;
+    };
+    let node = &mut cluster.nodes[0];
+    node.take_overlay().stop().await.expect("stopped");
+    run_in(&node.host.ns, "sysctl -qw net.ipv6.conf.all.forwarding=0");
+    cluster.restart(0).await;
     cluster.settle().await;
-    cluster.assert_reachable("with forwarding");
+    let status = cluster.nodes[0].overlay().status();
+    let condition = status.condition(ConditionType::Forwarding).expect("one");
+    assert_eq!(condition.reason, "ForwardingOffInOneFamily");
+    assert!(status.working, "{condition}");
+    let lost = cluster.pings();
+    let lost = lost.iter().filter(|ping| ping.result.is_err());
+    let families: BTreeSet<Family> = lost.map(|ping| ping.family).collect();
+    assert_eq!(families, BTreeSet::from([Family::V6]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

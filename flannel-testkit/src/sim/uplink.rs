@@ -111,10 +111,7 @@ pub(super) fn asked(number: u8) -> UnderlayOptions {
         true => vec![Interface::Name(external())],
         false => Vec::new(),
     };
-    UnderlayOptions {
-        interfaces,
-        ..UnderlayOptions::default()
-    }
+    UnderlayOptions::of(interfaces)
 }
 
 /// All addresses of a machine that are not the overlay's, and the links that it is on.

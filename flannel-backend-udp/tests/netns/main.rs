@@ -6,3 +6,4 @@ mod errors;
 mod life;
 mod packets;
 mod refused;
+mod versions;

@@ -134,10 +134,10 @@ impl Forwarders {
         Ok(dev)
     }
 
-    /// Asks the process at the other end of a stream, whose offer [`take_over`](Self::take_over) has
-    /// just answered with [`HandoverError::Version`], to end what it offered: its packets are lost, and
-    /// device and port are free. It answers to [`hand_over`](Self::hand_over) as if it had been taken.
-    /// Blocks until it has ended.
+    /// Asks the process at the other end of a stream, whose offer [`take_over`](Self::take_over)
+    /// has just answered with [`HandoverError::Version`], to end what it offered: its packets are
+    /// lost, and device and port are free. It answers to [`hand_over`](Self::hand_over) as if it
+    /// had been taken. Blocks until it has ended.
     ///
     /// # Errors
     /// [`HandoverError`]: it goes on, for it does not know the word or does not answer.

@@ -17,8 +17,8 @@
 //!  |    closes its descriptors             |
 //! ```
 //!
-//! Both sides may be of different versions. The head, which has the same form in all of them, names the
-//! versions that the old one writes, and the new one asks for the highest that it reads:
+//! Both sides may be of different versions. The head, which has the same form in all of them, names
+//! the versions that the old one writes, and the new one asks for the highest that it reads:
 //!
 //! ```text
 //! old                                    new
@@ -31,10 +31,11 @@
 //! `END`, upon which the old one ends its forwarder and says `ENDED`. Packets are lost then, but no
 //! program is kept from starting.
 //!
-//! Descriptors are given to nobody, and taken from nobody, but processes of the same user and of root.
+//! Descriptors are given to nobody, and taken from nobody, but processes of the same user and of
+//! root.
 //!
-//! A process that is killed outright hands over nothing, and its device goes with it, with addresses and
-//! routes: nothing is in the way of whoever comes next.
+//! A process that is killed outright hands over nothing, and its device goes with it, with
+//! addresses and routes: nothing is in the way of whoever comes next.
 #![forbid(unsafe_code)]
 
 mod head;
@@ -94,8 +95,8 @@ pub enum HandoverError {
         /// Its user.
         uid: u32,
     },
-    /// There is no version of the handover that both processes know. The other one goes on until it is
-    /// [dismissed](crate::Forwarders::dismiss), or ended.
+    /// There is no version of the handover that both processes know. The other one goes on until it
+    /// is [dismissed](crate::Forwarders::dismiss), or ended.
     #[error(
         "the other process offers {theirs} of the handover, and this is {}",
         Versions::OURS
@@ -145,8 +146,9 @@ struct Body {
 
 impl Forwarder {
     /// Hands everything over to the process at the other end, which calls
-    /// [`take_over`](Self::take_over), and ends. No packet is lost. It also ends, and all is lost, if
-    /// the other process cannot take it over and asks for the end ([`dismiss`](crate::Forwarders::dismiss)).
+    /// [`take_over`](Self::take_over), and ends. No packet is lost. It also ends, and all is lost,
+    /// if the other process cannot take it over and asks for the end
+    /// ([`dismiss`](crate::Forwarders::dismiss)).
     ///
     /// # Errors
     ///

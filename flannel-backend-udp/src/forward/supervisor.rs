@@ -278,9 +278,9 @@ impl Supervisor {
         })
     }
 
-    /// Gives the threads what there is now, and lets the device go with its queues: of a process that
-    /// is killed no device is to stay behind that swallows packets. Before there is all that a packet
-    /// path needs, it stays: who lacks the port still wants the device.
+    /// Gives the threads what there is now, and lets the device go with its queues: of a process
+    /// that is killed no device is to stay behind that swallows packets. Before there is all that a
+    /// packet path needs, it stays: who lacks the port still wants the device.
     fn install(&mut self) {
         if let Some(queue) = self.queues.fds.first() {
             // One that has gone already is told of by whoever reads it.

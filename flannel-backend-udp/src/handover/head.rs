@@ -62,8 +62,8 @@ impl fmt::Display for Versions {
 }
 
 /// What stands before everything. Its form is the same in all versions: magic, version of the
-/// description that follows, number of descriptors, lowest and highest version that the sender writes
-/// (both 0 from whoever knows but one and does not negotiate), length of the description.
+/// description that follows, number of descriptors, lowest and highest version that the sender
+/// writes (both 0 from whoever knows but one and does not negotiate), length of the description.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Head {
     pub(super) version: u16,

@@ -24,8 +24,8 @@ struct Request {
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Attaches to a queue of a TUN device in this thread's namespace. The device must be there: none is
-/// made.
+/// Attaches to a queue of a TUN device in this thread's namespace. The device must be there: none
+/// is made.
 pub(crate) fn attach(device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
     let mut tries = 0;
     loop {

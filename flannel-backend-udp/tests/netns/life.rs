@@ -13,8 +13,9 @@ use flannel_testkit::prober::{self, Prober};
 
 use crate::bed::{Bed, DEVICE, ip, output, remember, subnets, wait_until};
 
-/// Whoever is started in the place of one that was killed, Go flannel too, finds nothing in its way: a
-/// device without a reader, with routes that are longer than its own, would swallow every packet.
+/// Whoever is started in the place of one that was killed, Go flannel too, finds nothing in its
+/// way: a device without a reader, with routes that are longer than its own, would swallow every
+/// packet.
 #[test]
 fn a_device_goes_with_its_forwarder_unless_it_is_handed_over() {
     let Some(bed) = Bed::new("udp-goes", 2, Family::V4) else {

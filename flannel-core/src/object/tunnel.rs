@@ -12,8 +12,8 @@ use crate::subnet::Subnet;
 /// What a TUN device is (`TUNSETIFF`, `IFLA_TUN_*` of `linux/if_tun.h` and `linux/if_link.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tun {
-    /// It is made to stay before a program holds it (`TUNSETPERSIST`). Whoever holds it decides whether
-    /// it stays afterwards, so that one that differs in this alone is no other device.
+    /// It is made to stay before a program holds it (`TUNSETPERSIST`). Whoever holds it decides
+    /// whether it stays afterwards, so that one that differs in this alone is no other device.
     #[serde(default)]
     pub persistent: bool,
     /// Several queues may be open on it at once (`IFF_MULTI_QUEUE`).
@@ -30,10 +30,10 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// A device as a [`Tunnel`] takes it: it waits for its holder, which lets it go with itself, and
-    /// whoever attaches may take several queues and use the kernel's offloads. Four times as many packets wait as the kernel would let: they come at
-    /// 300,000 a second, and a reader that waits some milliseconds for its turn on a processor would
-    /// lose them.
+    /// A device as a [`Tunnel`] takes it: it waits for its holder, which lets it go with itself,
+    /// and whoever attaches may take several queues and use the kernel's offloads. Four times as
+    /// many packets wait as the kernel would let: they come at 300,000 a second, and a reader that
+    /// waits some milliseconds for its turn on a processor would lose them.
     pub const FOR_TUNNEL: Self = Self {
         persistent: true,
         multi_queue: true,

@@ -137,6 +137,13 @@ async fn a_program_of_another_version_keeps_none_from_starting() {
         return;
     };
     let folder = Folder::new("version");
+    // The node's namespace is there: what is kept of a lab that is gone is not asked for.
+    let b = bench.node("b", &[]);
+    b.line("ready node=b ");
+    let a = bench.node("a", &["--release-path"]);
+    a.line("ready node=a ");
+    send(&a, Signal::SIGTERM);
+    assert_eq!(a.end().0, 0);
     for (round, (versions, knows_the_word)) in [([3, 4], true), ([0, 0], false)].iter().enumerate()
     {
         let socket = folder.file(&round.to_string());

@@ -16,7 +16,7 @@ use futures_core::Stream;
 use tokio::sync::mpsc;
 
 use crate::forward::{Error, Failure, Forwarder, Report, Watch};
-use crate::handover::HandoverError;
+use crate::handover::{self, HandoverError};
 use crate::kernel::{PacketPath, Peers, Running};
 use crate::options::Options;
 use crate::sockets::{InNamespace, Sockets};
@@ -132,6 +132,17 @@ impl Forwarders {
         let before = self.shared.all().insert(dev, entry);
         drop(before);
         Ok(dev)
+    }
+
+    /// Asks the process at the other end of a stream, whose offer [`take_over`](Self::take_over)
+    /// has just answered with [`HandoverError::Version`], to end what it offered: its packets are
+    /// lost, and device and port are free. It answers to [`hand_over`](Self::hand_over) as if it
+    /// had been taken. Blocks until it has ended.
+    ///
+    /// # Errors
+    /// [`HandoverError`]: it goes on, for it does not know the word or does not answer.
+    pub fn dismiss(stream: &UnixStream) -> Result<(), HandoverError> {
+        handover::dismiss(stream)
     }
 
     /// Hears of what happens to a forwarder. It is on a thread of the forwarder's own, so nothing is

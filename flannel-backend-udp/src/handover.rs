@@ -17,10 +17,29 @@
 //!  |    closes its descriptors             |
 //! ```
 //!
-//! A process that is killed outright hands over nothing. A persistent TUN device without a reader
-//! drops what is sent to it, and so is everything lost until another forwarder is started on it;
-//! that takes some milliseconds, because the device, its addresses and its routes have stayed.
+//! Both sides may be of different versions. The head, which has the same form in all of them, names
+//! the versions that the old one writes, and the new one asks for the highest that it reads:
+//!
+//! ```text
+//! old                                    new
+//!  | -- head 4 (2 to 4), ... ------------> |   reads 2 to 3
+//!  | <---------------------------- ASK, 3  |
+//!  | -- head 3 (2 to 4), ... ------------> |   as above
+//! ```
+//!
+//! Where there is none that both know the new one has nothing but the word that [`dismiss`] sends:
+//! `END`, upon which the old one ends its forwarder and says `ENDED`. Packets are lost then, but no
+//! program is kept from starting.
+//!
+//! Descriptors are given to nobody, and taken from nobody, but processes of the same user and of
+//! root.
+//!
+//! A process that is killed outright hands over nothing, and its device goes with it, with
+//! addresses and routes: nothing is in the way of whoever comes next.
 #![forbid(unsafe_code)]
+
+mod head;
+mod peer;
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -32,20 +51,15 @@ use std::time::Duration;
 use flannel_core::{DualStack, Family, IfName, Subnet, Tunnel};
 use serde::{Deserialize, Serialize};
 
-use crate::forward::{Error, Forwarder, Opened, Queues, Socket, Watch, check};
+pub use self::head::Versions;
+
+use self::head::Head;
+use crate::forward::{Error, Forwarder, Lent, Opened, Queues, Socket, Watch, check};
 use crate::options::Options;
 use crate::sockets::Sockets;
 use crate::sys::descriptors;
 use crate::table::TableBuilder;
 
-/// What a head begins with.
-const MAGIC: [u8; 6] = *b"FLNUDP";
-/// The version of all this; another one, whenever the head or the description changes.
-const VERSION: u16 = 2;
-/// Magic, version, number of descriptors, four unused bytes, length of the body.
-const HEAD: usize = 16;
-/// More than a million peers.
-const MAX_BODY: u32 = 128 << 20;
 /// The most bytes of a reason.
 const REASON: usize = 1024;
 /// How long one side waits for the other.
@@ -56,6 +70,12 @@ const GO: u8 = 2;
 const RUNNING: u8 = 3;
 /// In the place of `READY`: two bytes of length and the reason follow.
 const REFUSED: u8 = 4;
+/// In the place of `READY`: two bytes of the version follow that is asked for.
+const ASK: u8 = 5;
+/// In the place of `READY`: the forwarder is to end.
+const END: u8 = 6;
+/// It has ended.
+const ENDED: u8 = 7;
 
 /// Why a forwarder did not go from one process to another.
 #[derive(Debug, thiserror::Error)]
@@ -69,13 +89,21 @@ pub enum HandoverError {
         /// What the system said.
         source: io::Error,
     },
-    /// The other process speaks another version.
+    /// The other process is of another user, who may not have what is ours nor give us what is his.
+    #[error("the other process is of the user {uid}, which is neither ours nor root")]
+    Stranger {
+        /// Its user.
+        uid: u32,
+    },
+    /// There is no version of the handover that both processes know. The other one goes on until it
+    /// is [dismissed](crate::Forwarders::dismiss), or ended.
     #[error(
-        "the other process offers version {theirs} of the handover, and this is version {VERSION}"
+        "the other process offers {theirs} of the handover, and this is {}",
+        Versions::OURS
     )]
     Version {
-        /// Its version.
-        theirs: u16,
+        /// The ones that it knows.
+        theirs: Versions,
     },
     /// What was offered is not what it says it is.
     #[error("what was offered is wrong: {reason}")]
@@ -118,15 +146,24 @@ struct Body {
 
 impl Forwarder {
     /// Hands everything over to the process at the other end, which calls
-    /// [`take_over`](Self::take_over), and ends. No packet is lost.
+    /// [`take_over`](Self::take_over), and ends. No packet is lost. It also ends, and all is lost,
+    /// if the other process cannot take it over and asks for the end
+    /// ([`dismiss`](crate::Forwarders::dismiss)).
     ///
     /// # Errors
     ///
     /// The forwarder is given back, running as before, with the reason.
     pub fn hand_over(self, stream: &UnixStream) -> Result<(), (Self, HandoverError)> {
         match self.try_hand_over(stream) {
-            Ok(()) => {
+            Ok(Outcome::Taken) => {
                 self.stop();
+                Ok(())
+            }
+            Ok(Outcome::Dismissed) => {
+                self.stop();
+                // Whoever does not hear it sees the stream end.
+                let mut stream = stream;
+                let _ = stream.write_all(&[ENDED]);
                 Ok(())
             }
             Err(error) => {
@@ -137,37 +174,59 @@ impl Forwarder {
         }
     }
 
-    fn try_hand_over(&self, mut stream: &UnixStream) -> Result<(), HandoverError> {
+    fn try_hand_over(&self, mut stream: &UnixStream) -> Result<Outcome, HandoverError> {
+        peer::check(stream)?;
         set_patience(stream)?;
         let lent = self.lend().map_err(HandoverError::Forwarder)?;
         if lent.is_detached {
             return Err(HandoverError::Detached);
         }
+        let mut version = Versions::OURS.highest();
+        let mut asked = 0;
+        loop {
+            self.offer(stream, version, &lent)?;
+            match answer(stream)? {
+                Answer::Ready => break,
+                Answer::End => return Ok(Outcome::Dismissed),
+                Answer::Ask(other) if Versions::OURS.has(other) && asked < ASKS => version = other,
+                Answer::Ask(_) => return Err(wrong("it asks for what was not offered")),
+            }
+            asked += 1;
+        }
+        self.pause().map_err(HandoverError::Forwarder)?;
+        stream
+            .write_all(&[GO])
+            .map_err(failed("hear that it may begin"))?;
+        expect(stream, RUNNING, "say that it runs")?;
+        Ok(Outcome::Taken)
+    }
+
+    /// Offers everything, described in a version that is one of ours.
+    fn offer(
+        &self,
+        mut stream: &UnixStream,
+        version: u16,
+        lent: &Lent,
+    ) -> Result<(), HandoverError> {
+        // So far there is one description.
         let body = Body {
             tunnel: self.tunnel(),
             options: self.options().clone(),
             peers: self.table().routes().to_vec(),
         };
-        let body = serde_json::to_vec(&body).map_err(|error| HandoverError::Offer {
-            reason: error.to_string(),
-        })?;
-        let fds: Vec<_> = lent.queues.iter().chain(&lent.sockets).collect();
-        let fds: Vec<_> = fds.into_iter().map(AsFd::as_fd).collect();
+        let body = serde_json::to_vec(&body).map_err(|error| wrong(&error.to_string()))?;
+        let fds = lent.queues.iter().chain(&lent.sockets);
+        let fds: Vec<_> = fds.map(AsFd::as_fd).collect();
         let head = Head {
-            version: VERSION,
+            version,
             descriptors: fds.len() as u16,
+            versions: Some(Versions::OURS),
             body: body.len() as u32,
         };
         descriptors::send(stream, &head.encode(), &fds).map_err(failed("take the descriptors"))?;
         stream
             .write_all(&body)
-            .map_err(failed("take the description"))?;
-        expect(stream, READY, "say that it is ready")?;
-        self.pause().map_err(HandoverError::Forwarder)?;
-        stream
-            .write_all(&[GO])
-            .map_err(failed("hear that it may begin"))?;
-        expect(stream, RUNNING, "say that it runs")
+            .map_err(failed("take the description"))
     }
 
     /// Takes over from the process at the other end, which calls [`hand_over`](Self::hand_over).
@@ -181,23 +240,9 @@ impl Forwarder {
         sockets: Arc<dyn Sockets>,
         watch: Watch,
     ) -> Result<Self, HandoverError> {
+        peer::check(stream)?;
         set_patience(stream)?;
-        let mut head = [0; HEAD];
-        let fds = descriptors::receive(stream, &mut head).map_err(failed("offer anything"))?;
-        let head = Head::decode(&head)?;
-        let mut body = Vec::new();
-        // Memory grows with what comes, not with what is announced.
-        let mut rest = Read::take(stream, head.body.into());
-        rest.read_to_end(&mut body)
-            .map_err(failed("describe its offer"))?;
-        if body.len() != head.body as usize {
-            return Err(wrong("the description ends early"));
-        }
-        let body: Body =
-            serde_json::from_slice(&body).map_err(|error| wrong(&error.to_string()))?;
-        if fds.len() != usize::from(head.descriptors) {
-            return Err(wrong("descriptors are missing"));
-        }
+        let (body, fds) = read_offer(stream)?;
         let opened = match judge(&body, fds, &*sockets) {
             Ok(opened) => opened,
             Err(error) => {
@@ -280,42 +325,82 @@ fn judge(body: &Body, fds: Vec<OwnedFd>, here: &dyn Sockets) -> Result<Opened, H
     })
 }
 
-/// What stands before everything.
-#[derive(Debug)]
-struct Head {
-    version: u16,
-    descriptors: u16,
-    body: u32,
+/// Reads what is offered; of another version, asks for one that this program reads.
+fn read_offer(mut stream: &UnixStream) -> Result<(Body, Vec<OwnedFd>), HandoverError> {
+    for _ in 0..=ASKS {
+        let mut head = [0; head::LEN];
+        let fds = descriptors::receive(stream, &mut head).map_err(failed("offer anything"))?;
+        let head = Head::decode(&head)?;
+        let mut body = Vec::new();
+        // Memory grows with what comes, not with what is announced.
+        let mut rest = Read::take(stream, head.body.into());
+        rest.read_to_end(&mut body)
+            .map_err(failed("describe its offer"))?;
+        if body.len() != head.body as usize {
+            return Err(wrong("the description ends early"));
+        }
+        if fds.len() != usize::from(head.descriptors) {
+            return Err(wrong("descriptors are missing"));
+        }
+        let ours = Versions::OURS;
+        let common = head.versions.and_then(|theirs| theirs.common(ours));
+        if ours.has(head.version) {
+            let body = serde_json::from_slice(&body).map_err(|error| wrong(&error.to_string()))?;
+            return Ok((body, fds));
+        }
+        let Some(common) = common else {
+            let theirs = head.versions.unwrap_or(Versions::only(head.version));
+            return Err(HandoverError::Version { theirs });
+        };
+        let [high, low] = common.to_be_bytes();
+        stream
+            .write_all(&[ASK, high, low])
+            .map_err(failed("hear what is asked of it"))?;
+    }
+    Err(wrong("it is not what was asked for"))
 }
 
-impl Head {
-    fn encode(&self) -> [u8; HEAD] {
-        let mut bytes = [0; HEAD];
-        bytes[..6].copy_from_slice(&MAGIC);
-        bytes[6..8].copy_from_slice(&self.version.to_be_bytes());
-        bytes[8..10].copy_from_slice(&self.descriptors.to_be_bytes());
-        bytes[12..].copy_from_slice(&self.body.to_be_bytes());
-        bytes
-    }
+/// Asks the process at the other end, whose offer was of no version that is known here, to end what
+/// it offered; answers when it has.
+pub(crate) fn dismiss(mut stream: &UnixStream) -> Result<(), HandoverError> {
+    peer::check(stream)?;
+    set_patience(stream)?;
+    let what = "end what it offered";
+    stream.write_all(&[END]).map_err(failed(what))?;
+    expect(stream, ENDED, what)
+}
 
-    fn decode(bytes: &[u8; HEAD]) -> Result<Self, HandoverError> {
-        if bytes[..6] != MAGIC {
-            return Err(wrong("it does not begin as a handover does"));
+/// The times that another version is asked for.
+const ASKS: u32 = 1;
+
+/// How an offer ended.
+enum Outcome {
+    Taken,
+    Dismissed,
+}
+
+/// What is said to an offer.
+enum Answer {
+    Ready,
+    End,
+    /// In this version, please.
+    Ask(u16),
+}
+
+fn answer(mut stream: &UnixStream) -> Result<Answer, HandoverError> {
+    let what = "say that it is ready";
+    let mut word = [0];
+    stream.read_exact(&mut word).map_err(failed(what))?;
+    match word[0] {
+        READY => Ok(Answer::Ready),
+        END => Ok(Answer::End),
+        REFUSED => Err(refusal(stream)),
+        ASK => {
+            let mut version = [0; 2];
+            stream.read_exact(&mut version).map_err(failed(what))?;
+            Ok(Answer::Ask(u16::from_be_bytes(version)))
         }
-        let this = Self {
-            version: u16::from_be_bytes([bytes[6], bytes[7]]),
-            descriptors: u16::from_be_bytes([bytes[8], bytes[9]]),
-            body: u32::from_be_bytes([bytes[12], bytes[13], bytes[14], bytes[15]]),
-        };
-        if this.version != VERSION {
-            return Err(HandoverError::Version {
-                theirs: this.version,
-            });
-        }
-        if usize::from(this.descriptors) > descriptors::MAX || this.body > MAX_BODY {
-            return Err(wrong("it is larger than any forwarder"));
-        }
-        Ok(this)
+        _ => Err(wrong("a word out of turn")),
     }
 }
 
@@ -332,7 +417,6 @@ fn expect(mut stream: &UnixStream, word: u8, what: &'static str) -> Result<(), H
     stream.read_exact(&mut heard).map_err(failed(what))?;
     match heard[0] {
         heard if heard == word => Ok(()),
-        REFUSED if word == READY => Err(refusal(stream)),
         _ => Err(wrong("a word out of turn")),
     }
 }

@@ -51,10 +51,10 @@
 //!   too long for the path, because the path is narrower than the MTU says, is dropped and its
 //!   sender told ("fragmentation needed", "packet too big") with the size that the kernel knows.
 //! - **Order**: packets of one flow leave and arrive in the order in which they came.
-//! - **A holder that is killed** (`kill -9`) loses every packet until another forwarder has
-//!   attached to the device: a persistent TUN device without a reader drops what is sent to it. What
-//!   is to outlive its process is [handed over](Forwarder::hand_over), and then nothing is lost. A
-//!   whole node on etcd that was killed and at once started again had lost 25 ms of packets.
+//! - **A holder that is killed** (`kill -9`) takes its device along, with addresses and routes: a
+//!   device without a reader would swallow every packet, also under Go flannel started in its place.
+//!   Every packet is lost until another overlay has made its own. What is to outlive its process is
+//!   [handed over](Forwarder::hand_over), and then nothing is lost.
 //! - **Who changes to this backend** sends before its new record is heard of. So each peer that is
 //!   reached has an endpoint here, whatever its backend; which ones are sent to, the routes say.
 //!
@@ -97,7 +97,7 @@ pub use config::{DEFAULT_PORT, UdpConfig};
 pub use counters::{PeerCounters, Totals};
 pub use forward::{Capabilities, Error, Failure, Forwarder, Health, Report, Watch};
 pub use forwarders::Forwarders;
-pub use handover::HandoverError;
+pub use handover::{HandoverError, Versions};
 pub use kernel::{PacketPath, Peers, Running, WithTunnels};
 pub use namespace::NamespaceId;
 pub use options::{Options, Threads};

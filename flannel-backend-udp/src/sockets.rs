@@ -19,7 +19,7 @@ use crate::sys;
 ///
 /// A forwarder asks on a thread of its own, at its start and whenever something was lost.
 pub trait Sockets: fmt::Debug + Send + Sync {
-    /// A queue of a TUN device that is there, persistent and has several queues; non-blocking.
+    /// A queue of a TUN device that is there and has several queues; non-blocking.
     /// With `vnet` each packet has a [header](crate::packet::vnet).
     ///
     /// # Errors

@@ -1,8 +1,11 @@
 //! A node in a terminal, whatever its store is; shared by the examples that are one.
 
+mod holder;
+mod keeper;
 mod path;
 mod place;
 mod serve;
+mod socket;
 mod tell;
 
 use std::future::Future;
@@ -18,7 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep_until};
 use tracing_subscriber::EnvFilter;
 
-pub(crate) use path::keep;
+pub(crate) use keeper::keep;
 pub(crate) use place::{Place, check_rights};
 pub(crate) use serve::serve;
 #[allow(unused_imports, reason = "not every store has news of its own")]
@@ -93,11 +96,20 @@ pub(crate) struct Common {
     pub(crate) lab: Option<String>,
     /// Where a packet path in user space (the UDP backend's) is handed over without losing a packet:
     /// a node that is started takes it over, one that stops leaves it to a process that keeps it.
-    /// Only we may write to its folder [default: /run/flannel/NODE.sock, in a lab
+    /// Nobody else may be able to write to its folder [default: /run/flannel/NODE.sock, in a lab
     /// /run/flannel/LAB-NODE.sock]. Given, a node listens there with every backend, and one that is
     /// started with the same socket replaces it; any other one in this network namespace is refused
     #[arg(long, value_name = "SOCKET")]
     handover: Option<PathBuf>,
+    /// How long the process that is left with the packets carries them. Then, or when it is killed,
+    /// the device goes, and its routes with it
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    hold_for: u64,
+    /// At the end, leave nothing of the packet path: no device, no route, no process that keeps
+    /// packets. The lease is kept. What comes next, such as Go flannel, finds nothing in its way;
+    /// packets are lost until it is ready
+    #[arg(long)]
+    pub(crate) release_path: bool,
     /// Keep the packet path of a node that has stopped
     #[arg(long, hide = true)]
     pub(crate) hold: bool,
@@ -157,6 +169,10 @@ impl Common {
 
     pub(crate) fn ready_within(&self) -> Option<Duration> {
         self.ready_within.map(Duration::from_secs)
+    }
+
+    pub(crate) const fn hold_for(&self) -> Duration {
+        Duration::from_secs(self.hold_for)
     }
 
     pub(crate) fn status_every(&self) -> Option<Duration> {

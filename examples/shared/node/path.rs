@@ -1,29 +1,29 @@
 //! The packet path of a backend that has one in user space: taken over from the program that had it
 //! before, handed over to the next, and kept meanwhile by a process that does nothing else.
 
+use std::env;
 use std::ffi::OsString;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
-use std::time::Duration;
 
 use flannel::udp::{HandoverError, Options};
 use flannel::{Forwarders, InNamespace, NodeId, PacketPath, error_chain};
 
-use super::{Common, End, Error};
+use super::socket::{check_folder, listen};
+use super::tell::say;
+use super::{Common, End, Error, holder};
 
 /// Where namespaces have their names.
-const NAMED: &str = "/run/netns";
-/// How often a keeper looks whether the namespace of its device is still wanted.
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const NAMED: &str = "/run/netns";
+/// The number of processes that are talked to in turn: one that is ended may leave its packets to
+/// another.
+const OTHERS: u32 = 4;
 
 /// The packet paths of this process, and where they are handed over.
 pub(crate) struct Paths {
@@ -35,6 +35,9 @@ pub(crate) struct Paths {
     is_named: bool,
     socket: PathBuf,
     listener: Option<UnixListener>,
+    /// This program, whatever its file has become since: what an upgrade has replaced on disk has
+    /// no name any more.
+    program: File,
     /// What a keeper is told of the node.
     node: Vec<OsString>,
 }
@@ -42,42 +45,89 @@ pub(crate) struct Paths {
 impl Paths {
     /// Takes over what another process of this node has; else there is none yet.
     pub(crate) fn find(flags: &Common, node: &NodeId) -> Result<Self, End> {
+        let socket = socket(flags, node);
+        check_folder(&socket).map_err(|error| match flags.handover {
+            Some(_) => End::usage(format!("--handover: {error}")),
+            None => End::failed(error),
+        })?;
+        let program = File::open("/proc/self/exe");
+        let program = program.map_err(|error| End::failed(format!("this program: {error}")))?;
         let mut this = Self {
             forwarders: Forwarders::default(),
             are_taken: false,
             replaces: false,
             is_named: flags.handover.is_some(),
-            socket: socket(flags, node),
+            socket,
             listener: None,
+            program,
             node: vec!["--node".into(), node.to_string().into()],
         };
         let lab = flags.lab.iter().flat_map(|lab| ["--lab", lab]);
         this.node.extend(lab.map(OsString::from));
         this.node.push("--handover".into());
         this.node.push(this.socket.clone().into());
-        let Ok(stream) = UnixStream::connect(&this.socket) else {
-            return Ok(this);
-        };
-        this.replaces = this.is_named;
-        if let Some(name) = namespace(flags, node) {
-            let namespace = File::open(&name)
-                .map_err(|error| End::failed(format!("{}: {error}", name.display())))?;
-            this.in_namespace(namespace.into());
+        this.node.push("--hold-for".into());
+        this.node.push(flags.hold_for.to_string().into());
+        if let Some(name) = lab_namespace(flags, node) {
+            match File::open(&name) {
+                Ok(namespace) => this.in_namespace(namespace.into()),
+                // The lab is new, and who keeps packets of an earlier one is about to end.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(this),
+                Err(error) => return Err(End::failed(format!("{}: {error}", name.display()))),
+            }
         }
-        match this.forwarders.take_over(&stream) {
-            Ok(dev) => {
-                eprintln!("{dev} is taken over from another process");
-                this.are_taken = true;
+        for _ in 0..OTHERS {
+            let Ok(stream) = UnixStream::connect(&this.socket) else {
+                break;
+            };
+            this.replaces = this.is_named;
+            if !this.take_over(&stream) {
+                break;
             }
-            // It has none, or it has just ended.
-            Err(HandoverError::Stream { .. }) => {}
-            // The node was started anew somewhere else: it gets a device of its own there.
-            Err(error @ HandoverError::Namespace { .. }) => {
-                eprintln!("not taken over: {}", error_chain(&error));
-            }
-            Err(error) => return Err(End::failed(error_chain(&error))),
         }
         Ok(this)
+    }
+
+    /// Takes over from the process at the other end. That one cannot keep this one from starting:
+    /// it is ended if it cannot hand over, and what that costs is said. Answers whether to look for
+    /// another one that it has left its packets to.
+    fn take_over(&mut self, stream: &UnixStream) -> bool {
+        let error = match self.forwarders.take_over(stream) {
+            Ok(dev) => {
+                eprintln!("{dev} is taken over from another process");
+                self.are_taken = true;
+                return false;
+            }
+            Err(error) => error,
+        };
+        let why = error_chain(&error);
+        match error {
+            // It has none, or it has just ended.
+            HandoverError::Stream { source, .. } if !is_silence(&source) => return false,
+            // The node was started anew somewhere else: it gets a device of its own there. Or it is
+            // another user's, who has nothing of ours.
+            HandoverError::Namespace { .. } | HandoverError::Stranger { .. } => {
+                eprintln!("not taken over: {why}");
+                return false;
+            }
+            HandoverError::Version { .. } => {
+                if Forwarders::dismiss(stream).is_ok() {
+                    lost(&format!("{why}: it has ended, as it was asked to"));
+                    return false;
+                }
+            }
+            _ => {}
+        }
+        match holder::end(&self.socket) {
+            Ok(id) => {
+                lost(&format!("{why}: process {id} is ended"));
+                true
+            }
+            Err(error) => {
+                eprintln!("not taken over: {why}; and it cannot be ended: {error}");
+                false
+            }
+        }
     }
 
     /// From now on they are made in a namespace.
@@ -96,16 +146,8 @@ impl Paths {
         if self.listener.is_some() || !(self.is_named || self.are_needed()) {
             return Ok(None);
         }
-        if let Some(folder) = self.socket.parent() {
-            fs::create_dir_all(folder)?;
-        }
         // Whoever listened there has ended, or has just handed over.
-        match fs::remove_file(&self.socket) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = UnixListener::bind(&self.socket)?;
-        fs::set_permissions(&self.socket, Permissions::from_mode(0o600))?;
+        let listener = listen(&self.socket)?;
         listener.set_nonblocking(true)?;
         let ours = tokio::net::UnixListener::from_std(listener.try_clone()?)?;
         self.listener = Some(listener);
@@ -117,15 +159,19 @@ impl Paths {
         hand_over(&self.forwarders, stream)
     }
 
-    /// Starts a process that carries the packets until the next program takes them over.
-    pub(crate) fn leave_to_keeper(&mut self) -> Result<(), Error> {
+    /// Starts a process that carries the packets until the next program takes them over. Answers
+    /// its id.
+    pub(crate) fn leave_to_keeper(&mut self) -> Result<u32, Error> {
         let (ours, its) = UnixStream::pair()?;
         let listener = self
             .listener
             .take()
             .ok_or("nobody could take the packets over later: there is no socket")?;
         listener.set_nonblocking(false)?;
-        Command::new(std::env::current_exe()?)
+        let name = env::args_os().next().unwrap_or_else(|| "node".into());
+        let program = format!("/proc/self/fd/{}", self.program.as_raw_fd());
+        let keeper = Command::new(program)
+            .arg0(name)
             .arg("--hold")
             .args(&self.node)
             .stdin(Stdio::from(OwnedFd::from(its)))
@@ -135,7 +181,7 @@ impl Paths {
             .process_group(0)
             .spawn()?;
         self.hand_over(&ours)?;
-        Ok(())
+        Ok(keeper.id())
     }
 
     /// Nobody listens any more, unless a keeper does.
@@ -154,7 +200,7 @@ impl Paths {
 }
 
 /// Where a node's packet path is handed over.
-fn socket(flags: &Common, node: &NodeId) -> PathBuf {
+pub(super) fn socket(flags: &Common, node: &NodeId) -> PathBuf {
     if let Some(path) = &flags.handover {
         return path.clone();
     }
@@ -164,67 +210,28 @@ fn socket(flags: &Common, node: &NodeId) -> PathBuf {
 }
 
 /// The name of a lab's namespace.
-fn namespace(flags: &Common, node: &NodeId) -> Option<PathBuf> {
+pub(super) fn lab_namespace(flags: &Common, node: &NodeId) -> Option<PathBuf> {
     let lab = flags.lab.as_ref()?;
     Some(Path::new(NAMED).join(format!("{lab}-{node}")))
 }
 
-fn hand_over(forwarders: &Forwarders, stream: &UnixStream) -> Result<(), HandoverError> {
+pub(super) fn hand_over(forwarders: &Forwarders, stream: &UnixStream) -> Result<(), HandoverError> {
     for running in forwarders.running() {
         forwarders.hand_over(running.tunnel.dev, stream)?;
     }
     Ok(())
 }
 
-/// Carries the packets of a program that has ended until another takes them over: what `--hold`
-/// does. Standard input is the stream on which they come, standard output the socket on which they
-/// are asked for.
-pub(crate) fn keep(flags: &Common, node: &NodeId) -> Result<(), End> {
-    let failed = |error: io::Error| End::failed(error);
-    let from = UnixStream::from(io::stdin().as_fd().try_clone_to_owned().map_err(failed)?);
-    let listener = io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
-    let listener = UnixListener::from(listener);
-    let namespace = namespace(flags, node);
-    let sockets = match &namespace {
-        Some(name) => InNamespace::fd(File::open(name).map_err(failed)?.into()),
-        None => InNamespace::current(),
-    };
-    let forwarders = Forwarders::new(Options::default(), Arc::new(sockets));
-    let taken = forwarders.take_over(&from);
-    taken.map_err(|error| End::failed(error_chain(&error)))?;
-    drop(from);
-    let (send, asked) = channel();
-    thread::spawn(move || {
-        while let Ok((stream, _)) = listener.accept() {
-            if send.send(stream).is_err() {
-                return;
-            }
-        }
-    });
-    let path = socket(flags, node);
-    let ours = file_id(&path);
-    while namespace.as_ref().is_none_or(|name| name.exists())
-        && !forwarders.running().is_empty()
-        && file_id(&path) == ours
-    {
-        match asked.recv_timeout(LOOK) {
-            // Else it was not taken, and another will ask.
-            Ok(stream) if hand_over(&forwarders, &stream).is_ok() => return Ok(()),
-            Ok(_) | Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(End::failed("the socket cannot be listened on"));
-            }
-        }
-    }
-    // Where another process listens now, nobody could ask this one any more.
-    if file_id(&path) == ours {
-        fs::remove_file(path).ok();
-    }
-    Ok(())
+/// Says that packets are lost, and why.
+fn lost(why: &str) {
+    say(&format!("packet-path lost reason={why:?}"));
+    eprintln!("packets are lost until this one is ready: {why}");
 }
 
-/// By what a file is told from another one of its name.
-fn file_id(path: &Path) -> Option<(u64, u64)> {
-    let file = fs::symlink_metadata(path).ok()?;
-    Some((file.dev(), file.ino()))
+/// Whether somebody had all the time to say something, and did not.
+fn is_silence(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+    )
 }

@@ -88,32 +88,44 @@ pub(crate) async fn serve<M: Manager + Clone>(
                     place.paths.forget();
                     return removed;
                 }
-                overlay.stop().await.map_err(|error| failed(error.into()))?;
-                leave(place);
-                return Ok(());
+                return leave(flags, overlay, place).await.map_err(failed);
             }
             Err(end) => {
-                overlay.stop().await.ok();
-                leave(place);
+                // What it ended of is what is told.
+                leave(flags, overlay, place).await.ok();
                 return Err(end);
             }
         }
     }
 }
 
-/// Sees that packets flow when this process has ended.
-fn leave(place: &mut Place) {
-    if place.paths.are_needed()
-        && let Err(error) = block_in_place(|| place.paths.leave_to_keeper())
-    {
-        eprintln!(
-            "stopped, and so are the packets: {}",
-            error_chain(error.as_ref())
-        );
-        return;
+/// Sees that packets flow when this process has ended, or that nothing is left of their path.
+async fn leave(flags: &Common, overlay: Overlay, place: &mut Place) -> Result<(), Error> {
+    if flags.release_path {
+        let removed = overlay.teardown().await;
+        place.paths.forget();
+        removed?;
+        eprintln!("stopped; nothing of the packet path is left, and the lease is kept");
+        return Ok(());
     }
-    place.paths.leave();
-    eprintln!("stopped; packets keep flowing");
+    let stopped = overlay.stop().await;
+    if place.paths.are_needed() {
+        match block_in_place(|| place.paths.leave_to_keeper()) {
+            Ok(id) => eprintln!(
+                "stopped; packets keep flowing: process {id} carries them for {:?} at most, and \
+                 `kill {id}` ends it",
+                flags.hold_for()
+            ),
+            Err(error) => eprintln!(
+                "stopped, and so are the packets: {}",
+                error_chain(error.as_ref())
+            ),
+        }
+    } else {
+        place.paths.leave();
+        eprintln!("stopped; packets keep flowing");
+    }
+    Ok(stopped?)
 }
 
 /// Tells what happens until it is to stop.

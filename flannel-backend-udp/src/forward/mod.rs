@@ -109,9 +109,10 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    /// Opens queues and sockets and begins to forward. The tunnel's device must be there, persistent
-    /// and with several queues ([`Tun::FOR_TUNNEL`](flannel_core::Tun::FOR_TUNNEL)). The first
-    /// addresses of its own subnets are the source of ICMP errors. There are no peers until
+    /// Opens queues and sockets and begins to forward. The tunnel's device must be there, with
+    /// several queues ([`Tun::FOR_TUNNEL`](flannel_core::Tun::FOR_TUNNEL)), and goes with the
+    /// forwarder from then on: with this process, unless it is handed over. The first addresses of
+    /// its own subnets are the source of ICMP errors. There are no peers until
     /// [`set_table`](Self::set_table).
     ///
     /// # Errors
@@ -310,8 +311,8 @@ impl Forwarder {
         Self::launch(state, sockets, watch, Some(opened))
     }
 
-    /// Ends all threads, at a boundary between two batches, and closes queues and sockets. What the
-    /// device has then waits in it until it is full.
+    /// Ends all threads, at a boundary between two batches, and closes queues and sockets. The
+    /// device goes with them, unless its queues were handed over.
     pub fn stop(mut self) {
         self.end();
     }

@@ -1,6 +1,6 @@
 //! The thread that starts the others, and starts them again.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
@@ -20,6 +20,7 @@ use super::worker::{Direction, Thread};
 use super::{Error, Report, Watch};
 use crate::packet::coalesce::Merge;
 use crate::sockets::Sockets;
+use crate::sys;
 
 /// The first and the longest pause before something is tried again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
@@ -277,8 +278,14 @@ impl Supervisor {
         })
     }
 
-    /// Gives the threads what there is now.
+    /// Gives the threads what there is now, and lets the device go with its queues: of a process
+    /// that is killed no device is to stay behind that swallows packets. Before there is all that a
+    /// packet path needs, it stays: who lacks the port still wants the device.
     fn install(&mut self) {
+        if let Some(queue) = self.queues.fds.first() {
+            // One that has gone already is told of by whoever reads it.
+            sys::hold(queue.as_fd());
+        }
         let merge = Merge {
             tcp: self.queues.offload.tcp,
             udp: self.queues.offload.udp,

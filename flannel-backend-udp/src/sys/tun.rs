@@ -24,8 +24,8 @@ struct Request {
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Attaches to a queue of a TUN device in this thread's namespace. The device must be there and
-/// persistent: none is made.
+/// Attaches to a queue of a TUN device in this thread's namespace. The device must be there: none
+/// is made.
 pub(crate) fn attach(device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
     let mut tries = 0;
     loop {
@@ -43,10 +43,7 @@ fn try_attach(device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
     // Where there is none the kernel would make one, if only for a moment, and whoever is about to
     // make the right one would find the name taken. A queue hears of the end of its device when the
     // name is free already.
-    if_nametoindex(device.as_str()).map_err(|error| match error {
-        Errno::ENODEV => io::Error::new(io::ErrorKind::NotFound, format!("there is no {device}")),
-        error => error.into(),
-    })?;
+    let before = index_of(device)?;
     let file: OwnedFd = OpenOptions::new()
         .read(true)
         .write(true)
@@ -63,12 +60,11 @@ fn try_attach(device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
     if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    let request = attached(file.as_fd())?;
     // It went in between, and the kernel has made one just now, which goes with the file.
-    if i32::from(request.flags) & libc::IFF_PERSIST == 0 {
+    if index_of(device)? != before {
         return Err(io::Error::new(
             io::ErrorKind::NotFound,
-            format!("{device} is no persistent TUN device"),
+            format!("{device} has just gone"),
         ));
     }
     if !vnet {
@@ -77,6 +73,20 @@ fn try_attach(device: &IfName, vnet: bool) -> io::Result<OwnedFd> {
         set_flags(file.as_fd(), 0);
     }
     Ok(file)
+}
+
+fn index_of(device: &IfName) -> io::Result<libc::c_uint> {
+    if_nametoindex(device.as_str()).map_err(|error| match error {
+        Errno::ENODEV => io::Error::new(io::ErrorKind::NotFound, format!("there is no {device}")),
+        error => error.into(),
+    })
+}
+
+/// Lets the device of a queue go with the last of its queues, and its addresses and routes with it.
+/// It was made to stay because nobody held it yet.
+pub(crate) fn hold(queue: BorrowedFd<'_>) -> bool {
+    // SAFETY: TUNSETPERSIST takes its argument as a number.
+    unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETPERSIST as _, 0) == 0 }
 }
 
 /// That the file cannot be opened says nothing of the device: not that there is none, above all.

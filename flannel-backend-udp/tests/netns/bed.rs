@@ -114,6 +114,10 @@ impl Bed {
     }
 
     pub(crate) fn start_watched(&self, node: usize, options: Options, watch: Watch) -> Forwarder {
+        // The one before has taken its device along.
+        if !output(self.ns(node), "ip", &["link", "show", DEVICE]).0 {
+            self.add_device(node);
+        }
         let forwarder = Forwarder::start(self.tunnel(node), options, self.sockets(node), watch)
             .expect("a forwarder");
         forwarder.set_table(self.table(node));

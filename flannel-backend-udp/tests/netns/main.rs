@@ -7,3 +7,4 @@ mod errors;
 mod life;
 mod packets;
 mod refused;
+mod versions;

@@ -12,7 +12,8 @@ use crate::subnet::Subnet;
 /// What a TUN device is (`TUNSETIFF`, `IFLA_TUN_*` of `linux/if_tun.h` and `linux/if_link.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tun {
-    /// It stays when the last program that holds it closes it (`TUNSETPERSIST`).
+    /// It is made to stay before a program holds it (`TUNSETPERSIST`). Whoever holds it decides
+    /// whether it stays afterwards, so that one that differs in this alone is no other device.
     #[serde(default)]
     pub persistent: bool,
     /// Several queues may be open on it at once (`IFF_MULTI_QUEUE`).
@@ -29,11 +30,11 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// A device as a [`Tunnel`] takes it: it outlives its holder, so that its addresses and routes
-    /// stay while the holder is replaced, and whoever attaches may take several queues and use the
-    /// kernel's offloads. Ten times as many packets wait as the kernel would let: they come at
-    /// 300,000 a second, and a reader that waits for its turn on a processor, while the sender has
-    /// its own of up to ten milliseconds or more, would lose them.
+    /// A device as a [`Tunnel`] takes it: it waits for its holder, which lets it go with itself,
+    /// and whoever attaches may take several queues and use the kernel's offloads. Ten times as
+    /// many packets wait as the kernel would let: they come at 300,000 a second, and a reader that
+    /// waits for its turn on a processor, while the sender has its own of up to ten milliseconds
+    /// or more, would lose them.
     pub const FOR_TUNNEL: Self = Self {
         persistent: true,
         multi_queue: true,
@@ -42,9 +43,9 @@ impl Tun {
     };
 
     /// Whether the one can become the other in place. Headers are what whoever attached last asked
-    /// for, not the device's own.
+    /// for, and whether it stays is what its holder says: neither is the device's own.
     pub const fn is_like(self, other: Self) -> bool {
-        self.persistent == other.persistent && self.multi_queue == other.multi_queue
+        self.multi_queue == other.multi_queue
     }
 }
 

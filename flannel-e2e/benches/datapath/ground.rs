@@ -1,5 +1,6 @@
 //! Two nodes on a cable, a pod behind each, and one of several ways between the pods.
 
+use std::cell::Cell;
 use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -67,43 +68,6 @@ impl Mode {
     }
 }
 
-/// How the pods' TCP finds out how much it may send: with the one it sends what there is room for,
-/// with the other as fast as it has seen packets arrive. One machine's kernel begins with this one,
-/// another's with that.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Congestion {
-    Cubic,
-    Bbr,
-}
-
-impl Congestion {
-    /// What the kernel calls it.
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Cubic => "cubic",
-            Self::Bbr => "bbr",
-        }
-    }
-
-    /// What follows the name of a table.
-    pub(crate) const fn suffix(self) -> &'static str {
-        match self {
-            Self::Cubic => "",
-            Self::Bbr => BBR,
-        }
-    }
-
-    /// Whether this kernel has it.
-    pub(crate) fn is_there(self) -> bool {
-        let all = fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control");
-        let all = all.expect("the kernel tells");
-        all.split_whitespace().any(|name| name == self.name())
-    }
-}
-
-/// What follows the names of tables that were measured with BBR.
-pub(crate) const BBR: &str = ", BBR";
-
 /// Two nodes and two pods; nothing leads from one pod to the other yet.
 #[derive(Debug)]
 pub(crate) struct Ground {
@@ -112,6 +76,7 @@ pub(crate) struct Ground {
     pub(crate) pods: Vec<Host>,
     /// The processor of each node and its pod, where they have one each.
     pub(crate) processors: Option<[usize; 2]>,
+    congestion: Cell<Congestion>,
 }
 
 /// The device of a node on the cable.
@@ -159,6 +124,7 @@ impl Ground {
             nodes,
             pods: Vec::new(),
             processors: None,
+            congestion: Cell::new(Congestion::Cubic),
         })
     }
 
@@ -196,16 +162,11 @@ impl Ground {
             let dev = IfName::new(CABLE).expect("a name");
             self.pods.push(Host { ns: pod, dev, ips });
         }
-        self.set_congestion(Congestion::Cubic);
     }
 
     /// Switches what the connections that the pods make from now on go by.
     pub(crate) fn set_congestion(&self, congestion: Congestion) {
-        for pod in &self.pods {
-            pod.ns
-                .set_sysctl("ipv4/tcp_congestion_control", congestion.name())
-                .expect("it is there");
-        }
+        self.congestion.set(congestion);
     }
 
     /// Waits until the pods reach one another.
@@ -226,6 +187,7 @@ impl Ground {
             to: &self.pods[1].ns,
             ip: self.pods[1].ips.ip(family).expect("both families"),
             processors: self.processors,
+            congestion: self.congestion.get(),
         }
     }
 

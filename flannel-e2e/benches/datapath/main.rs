@@ -16,6 +16,7 @@
     reason = "a program that measures real time and prints a table"
 )]
 
+mod congestion;
 mod ground;
 mod report;
 mod svg;
@@ -30,7 +31,8 @@ use clap::{Parser, ValueEnum};
 use flannel_backend_udp::Options;
 use flannel_core::Family;
 
-use ground::{Congestion, Mode};
+use congestion::Congestion;
+use ground::Mode;
 use report::{Kind, Table, Values};
 use ways::{Plan, Way, WayKind};
 
@@ -148,13 +150,24 @@ impl Args {
 
 /// Those that were asked for, and are there.
 fn congestions(args: &Args) -> Vec<Congestion> {
-    let (there, missing): (Vec<_>, Vec<_>) = chosen(&args.congestions)
-        .into_iter()
-        .partition(|congestion| congestion.is_there());
-    if !missing.is_empty() {
-        eprintln!("... this kernel does not have {missing:?}, or not loaded: left out");
-    }
-    there
+    let mut all = chosen(&args.congestions);
+    all.retain(|congestion| match congestion.check() {
+        Ok(()) => true,
+        Err(error) => {
+            let (name, own) = (congestion.name(), congestion::machines_own());
+            // Most is measured with it, so that is never left out.
+            let is_usual = *congestion == Congestion::Cubic;
+            eprintln!(
+                "... {name} cannot be had here ({error}; `modprobe tcp_{name}` loads it): {}",
+                match is_usual {
+                    true => format!("streams go by this machine's own, {own}"),
+                    false => "left out".to_owned(),
+                }
+            );
+            is_usual
+        }
+    });
+    all
 }
 
 /// Measures ways in turns.
@@ -181,12 +194,6 @@ async fn main() -> ExitCode {
     if !args.bench || others {
         return ExitCode::SUCCESS;
     }
-    if !Congestion::Cubic.is_there() {
-        eprintln!(
-            "this kernel does not have CUBIC, with which most is measured: modprobe tcp_cubic"
-        );
-        return ExitCode::FAILURE;
-    }
     eprintln!("... making namespaces");
     let mut ways = Vec::new();
     for kind in chosen(&args.ways) {
@@ -196,7 +203,8 @@ async fn main() -> ExitCode {
         ways.push(way);
     }
     let mut tables = Vec::new();
-    for congestion in congestions(&args) {
+    let congestions = congestions(&args);
+    for congestion in congestions.iter().copied() {
         // What is not TCP is the same with each of them.
         let works = args.works().into_iter().filter(|work| {
             congestion == Congestion::Cubic || matches!(work, Work::Stream | Work::Streams)
@@ -225,7 +233,7 @@ async fn main() -> ExitCode {
         missed += report::goals(table);
     }
     if !args.modes_only {
-        for table in further(&args, ways).await {
+        for table in further(&args, &congestions, ways).await {
             print!("{table}");
             missed += report::goals(&table);
             tables.push(table);
@@ -246,14 +254,14 @@ async fn main() -> ExitCode {
 
 /// What is measured of fewer works: a processor for each node, large packets below; and in the mode
 /// `nic` alone: a lossy underlay, many flows, many peers, IPv6.
-async fn further(args: &Args, mut ways: Vec<Way>) -> Vec<Table> {
+async fn further(args: &Args, congestions: &[Congestion], mut ways: Vec<Way>) -> Vec<Table> {
     let mut tables = separated(args, &mut ways);
     tables.extend(jumbo(args).await);
     for way in &ways {
         way.ground.set_mode(Mode::Nic);
         way.ground.lose(1);
     }
-    for congestion in congestions(args) {
+    for congestion in congestions.iter().copied() {
         for way in &ways {
             way.ground.set_congestion(congestion);
         }

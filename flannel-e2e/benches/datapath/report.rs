@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::ground::BBR;
+use crate::congestion::BBR;
 use crate::ways::WayKind;
 
 /// What is measured.

@@ -15,6 +15,8 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
+use crate::congestion::Congestion;
+
 /// The payload of a small packet, in bytes.
 const SMALL: usize = 64;
 /// Small packets go out so many in a system call.
@@ -31,6 +33,8 @@ pub(crate) struct Between<'a> {
     pub(crate) ip: IpAddr,
     /// The processors of the sender and of the receiver, where they have one each.
     pub(crate) processors: Option<[usize; 2]>,
+    /// What connections go by.
+    pub(crate) congestion: Congestion,
 }
 
 /// Lets a thread run on some processors alone.
@@ -73,6 +77,8 @@ pub(crate) fn streams(path: Between<'_>, count: usize, lead: Duration, time: Dur
     // All before the first sends: the others would have to get through what that sends.
     let connect = |_| {
         let client = bind(path.from, || TcpStream::connect(address));
+        // Where that cannot be had, which is told at the start, the machine's own is as good.
+        path.congestion.set(&client).ok();
         let (server, _) = listener.accept().expect("a connection");
         (client, server)
     };

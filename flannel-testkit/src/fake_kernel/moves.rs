@@ -17,6 +17,11 @@ impl FakeKernel {
         state.tell();
     }
 
+    /// The index of a device.
+    pub fn index_of(&self, dev: IfName) -> Option<u32> {
+        self.state().host.indices.get(&dev).copied()
+    }
+
     /// Makes a device a port of another one, or of none.
     pub fn set_master(&self, dev: IfName, master: Option<IfName>) {
         let mut state = self.state();

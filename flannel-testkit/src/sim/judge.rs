@@ -314,11 +314,6 @@ impl Judge {
         view.former.push(former);
     }
 
-    /// Tells if a node had an id before.
-    pub(super) fn had_id(&self, node: usize, id: &NodeId) -> bool {
-        self.state().nodes[node].former.contains(id)
-    }
-
     /// A node may rightly withdraw any route.
     pub(super) fn doubt_all(&self, node: usize) {
         self.state().nodes[node].doubts_all = true;

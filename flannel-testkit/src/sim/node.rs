@@ -269,9 +269,9 @@ impl Disk {
         std::mem::take(&mut self.state().felt)
     }
 
-    /// Tells if the saved state names a device.
-    pub(super) fn knows(&self, dev: IfName) -> bool {
-        let is_it = |known: &KnownLink| known.link.name == dev;
+    /// Tells if the saved state names a device by its name and index.
+    pub(super) fn knows(&self, dev: IfName, index: Option<u32>) -> bool {
+        let is_it = |known: &KnownLink| known.link.name == dev && Some(known.index) == index;
         matches!(&self.state().now, Content::State(saved) if saved.devices.iter().any(is_it))
     }
 

@@ -422,7 +422,10 @@ impl World {
                     .is_some_and(|backend| expected.may_stay.contains(&backend))
         };
         for object in unmarked(objects) {
-            let knows = |dev| !self.nodes[at].forgetful && self.nodes[at].disk.knows(dev);
+            let knows = |dev| {
+                let node = &self.nodes[at];
+                !node.forgetful && node.disk.knows(dev, node.kernel.index_of(dev))
+            };
             let is_link = matches!(object, Object::Link(_));
             let is_made_here = !is_link || expected.objects.is_some();
             if is_made_here && is_expected(&object) {

@@ -219,7 +219,7 @@ impl World {
         let node = &self.nodes[at];
         let objects = node.kernel.objects();
         for dev in bare_devices(&objects) {
-            if node.forgetful || !node.disk.knows(dev) {
+            if node.forgetful || !node.disk.knows(dev, node.kernel.index_of(dev)) {
                 let alias = OverlayName::default().link_alias();
                 node.kernel.set_alias(dev, Some(&alias));
             }

@@ -445,6 +445,7 @@ impl World {
         if differs {
             self.is_right_again("a node's records were mended").await?;
         }
+        let former = self.nodes[at].id.clone();
         let before = self.published(at);
         let others: Vec<usize> = (0..self.nodes.len()).filter(|other| *other != at).collect();
         let ops = self.judge.ops();
@@ -470,9 +471,7 @@ impl World {
         }
         let records = self.judge.records();
         let mut records = records.leases.iter();
-        if let Some(left) =
-            records.find(|lease| self.judge.had_id(at, &lease.node) && lease.ttl.is_some())
-        {
+        if let Some(left) = records.find(|lease| lease.node == former && lease.ttl.is_some()) {
             let what = format!("its record {} of {} is still there", left.key, left.node);
             self.fails(Invariant::StaysItself, at, what)?;
         }

@@ -338,6 +338,10 @@ impl World {
         if node.uplink.second {
             return false;
         }
+        // Who has chosen none yet takes the better one.
+        let process = node.process.as_ref();
+        let lacks_one = process.is_some_and(|p| p.overlay.status().external.is_none());
+        self.may_move |= lacks_one && !node.disk.remembers_interface();
         node.uplink.second = true;
         let has = second_addresses(node.number);
         let has = has.ips().map(|ip| (ip, prefix_len(Family::of(&ip))));

@@ -5,6 +5,7 @@
 #[path = "overlay/common.rs"]
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::*;
@@ -69,7 +70,7 @@ fn condition(overlay: &Overlay, kind: ConditionType) -> Condition {
 
 async fn becomes(overlay: &Overlay, limit: Duration, is: impl FnMut(&Status) -> bool) {
     let wait = tokio::time::timeout(limit, overlay.wait_for(is)).await;
-    let conditions = || overlay.status().conditions.clone();
+    let conditions = || Arc::clone(&overlay.status().conditions);
     wait.unwrap_or_else(|_| panic!("{:#?}", conditions()))
         .expect("running");
 }

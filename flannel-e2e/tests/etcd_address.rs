@@ -7,7 +7,7 @@
 )]
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use etcd_client::{Client, WatchOptions, WatchStream};
 use flannel_core::Family;
@@ -16,6 +16,7 @@ use flannel_testkit::netns::{Host, Lab, Ns};
 use flannel_testkit::require_tool;
 use flannel_testkit::servers::Etcd;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 const NODE: &str = env!("CARGO_BIN_EXE_flannel-e2e-etcd-node");
 const CONFIG: &str = "/coreos.com/network/config";
@@ -123,7 +124,8 @@ async fn a_new_address_is_in_the_store_within_a_second() {
                 ns,
                 &format!("ip route replace default via {gateway} dev eth0"),
             );
-            let told = published(&mut records, &new.to_string());
+            let address = new.to_string();
+            let told = published(&mut records, &address);
             within("it is published", LIMIT, told).await;
             let took = start.elapsed();
             eprintln!("{gap} ms without an address: {new} is in the store after {took:?}");

@@ -8,7 +8,7 @@ mod bench;
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bench::{Bench, CONFIG, send, subnet};
 use flannel_e2e::{LIMIT, Program, V4, V4_GW, V4_UDP, until};
@@ -17,6 +17,7 @@ use flannel_testkit::prober::{self, Prober};
 use flannel_testkit::require_tool;
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tokio::time::Instant;
 
 const STORM: &str = env!("CARGO_BIN_EXE_flannel-e2e-join-storm");
 

@@ -233,8 +233,8 @@ async fn a_chain_that_drops_is_named_and_alone_says_nothing() {
     let Some(mut cluster) = Cluster::start("host-firewall", by_hints_alone(2, V4)).await else {
         return;
     };
-    let stopped = cluster.nodes[0].take_overlay().stop();
-    stopped.await.expect("stopped");
+    let overlay = cluster.nodes[0].take_overlay();
+    overlay.stop().await.expect("stopped");
     let ns = cluster.nodes[0].host.ns.clone();
     for command in [
         "nft add table inet guard",

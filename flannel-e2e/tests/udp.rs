@@ -1,6 +1,10 @@
 //! The UDP backend on a real kernel, where it differs from the others: what carries the packets is a
 //! program of its own.
-#![allow(missing_docs, reason = "tests")]
+#![allow(
+    clippy::print_stderr,
+    missing_docs,
+    reason = "tests; how long it took is printed"
+)]
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

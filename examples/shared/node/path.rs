@@ -110,11 +110,9 @@ impl Paths {
                 eprintln!("not taken over: {why}");
                 return false;
             }
-            HandoverError::Version { .. } => {
-                if Forwarders::dismiss(stream).is_ok() {
-                    lost(&format!("{why}: it has ended, as it was asked to"));
-                    return false;
-                }
+            HandoverError::Version { .. } if Forwarders::dismiss(stream).is_ok() => {
+                lost(&format!("{why}: it has ended, as it was asked to"));
+                return false;
             }
             _ => {}
         }

@@ -1,7 +1,6 @@
 //! Two nodes on a cable, a pod behind each, and one of several ways between the pods.
 
 use std::cell::Cell;
-use std::fs;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use flannel_e2e::run_in;
 use flannel_testkit::netns::{Host, Lab};
 use flannel_testkit::prober::ping;
 
+use crate::Congestion;
 use crate::traffic::Between;
 
 /// What the devices of the underlay do for the kernel (`ethtool -K`). The other devices are as they

@@ -471,8 +471,7 @@ impl World {
         }
         let former = self.nodes[at].id.clone();
         let before = self.published(at);
-        let others: Vec<usize> = (0..self.nodes.len()).filter(|other| *other != at).collect();
-        let ops = self.judge.ops();
+        self.deeds.clear();
         self.act_on_node_now(at, renaming).await;
         self.is_right_again("a node was renamed").await?;
         let now = self.published(at);
@@ -485,13 +484,12 @@ impl World {
             let what = format!("under its new id it has {now:?}, not {before:?}");
             self.fails(Invariant::StaysItself, at, what)?;
         }
-        let busy = self.judge.ops();
-        if let Some(other) = others.iter().find(|other| busy[**other] != ops[**other]) {
-            let what = format!(
-                "another node was renamed: {} more ops",
-                busy[*other] - ops[*other]
-            );
-            self.fails(Invariant::StaysItself, *other, what)?;
+        let subnets = subnets(std::slice::from_ref(&before));
+        let mut deeds = std::mem::take(&mut self.deeds).into_iter();
+        let of_others = |(of, op): &(usize, Op)| *of != at && serves(op.object(), &subnets);
+        if let Some((other, op)) = deeds.find(of_others) {
+            let what = format!("another node was renamed: {} {}", op.verb(), op.object());
+            self.fails(Invariant::StaysItself, other, what)?;
         }
         let records = self.judge.records();
         let mut records = records.leases.iter();

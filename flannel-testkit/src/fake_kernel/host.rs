@@ -266,14 +266,14 @@ impl Host {
             .retain(|_, object| !matches!(object, Object::TunnelPeer(peer) if peer.dev == dev));
     }
 
-    /// Ends the packet paths: the program that they ran in is gone.
+    /// Ends the packet paths: the program that they ran in is gone, and with it went their devices.
     pub(super) fn lose_tunnels(&mut self) {
-        let tunnels = self
-            .objects
-            .keys()
-            .filter(|key| matches!(key, ObjectKey::Tunnel(_)));
-        for key in tunnels.cloned().collect::<Vec<_>>() {
-            self.delete_key(&key);
+        let devices = self.objects.keys().filter_map(|key| match key {
+            ObjectKey::Tunnel(dev) => Some(*dev),
+            _ => None,
+        });
+        for dev in devices.collect::<Vec<_>>() {
+            self.delete_link(dev);
         }
     }
 

@@ -285,7 +285,8 @@ impl FakeKernel {
         state.tell();
     }
 
-    /// Ends the packet paths, as the end of the program does that they ran in. Hints at it.
+    /// Ends the packet paths, and with them their devices, as the end of the program does that they ran
+    /// in and that left them to nobody. Hints at it.
     pub fn lose_tunnels(&self) {
         let mut state = self.state();
         state.host.lose_tunnels();

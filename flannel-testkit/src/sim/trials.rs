@@ -20,10 +20,10 @@ use super::uplink::{is_named, second, second_addresses};
 use super::world::World;
 
 /// The time between two looks.
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The time in which nothing may come of what changes nothing.
-const QUIET: Duration = Duration::from_secs(6);
+const QUIET: Duration = Duration::from_secs(4);
 
 /// The time beside a wait that a node may take to notice something and to publish what follows.
 const NOTICED: Duration = Duration::from_secs(3);

@@ -181,7 +181,9 @@ impl Forwarders {
     fn open_now(&self, tunnel: &Tunnel) -> Result<()> {
         // Its port may be that of the one to come.
         let before = self.shared.all().remove(&tunnel.dev);
-        drop(before);
+        if let Some(before) = before {
+            before.forwarder.leave();
+        }
         self.shared.wait_for_ended();
         let lost = Arc::new(AtomicBool::new(false));
         let forwarder = Forwarder::start(
@@ -257,8 +259,9 @@ impl Shared {
     fn end(&self, ended: Vec<Entry>) {
         let name = "flannel-udp-end".to_owned();
         let thread = std::thread::Builder::new().name(name);
-        // Without a thread they are ended here and now.
-        if let Ok(thread) = thread.spawn(move || drop(ended)) {
+        let leave = move || ended.into_iter().for_each(|entry| entry.forwarder.leave());
+        // Without a thread they are ended here and now, and take their devices along.
+        if let Ok(thread) = thread.spawn(leave) {
             self.ending().push(thread);
         }
     }
@@ -335,7 +338,9 @@ impl PacketPath for Forwarders {
     async fn close(&self, dev: IfName) {
         let closed = self.blocking(move |this| {
             let entry = this.shared.all().remove(&dev);
-            drop(entry);
+            if let Some(entry) = entry {
+                entry.forwarder.leave();
+            }
             Ok(())
         });
         // Nobody can tell more of a thread that ended than that the forwarder ended with it.

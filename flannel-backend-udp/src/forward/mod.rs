@@ -317,6 +317,13 @@ impl Forwarder {
         self.end();
     }
 
+    /// The same, but the device stays, with its addresses and routes, until it is deleted or somebody
+    /// else forwards its packets: whoever looks after it as after any other does not lose it with the
+    /// packet path.
+    pub fn leave(mut self) {
+        self.end_by(Command::Leave);
+    }
+
     fn ask<T>(&self, command: impl FnOnce(SyncSender<T>) -> Command) -> Result<T, Error> {
         let (reply, answer) = sync_channel(1);
         self.commands
@@ -326,8 +333,12 @@ impl Forwarder {
     }
 
     fn end(&mut self) {
+        self.end_by(Command::Stop);
+    }
+
+    fn end_by(&mut self, command: Command) {
         if let Some(supervisor) = self.supervisor.take() {
-            let _ = self.commands.send(Command::Stop);
+            let _ = self.commands.send(command);
             let _ = supervisor.join();
         }
     }

@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Lend(SyncSender<std::io::Result<Lent>>),
     Pause(SyncSender<()>),
     Resume(SyncSender<Result<(), Error>>),
+    /// Ends it, and leaves the device.
+    Leave,
     Stop,
 }
 
@@ -140,6 +142,12 @@ impl Supervisor {
                 Some(at) => commands.recv_timeout(at.saturating_sub(self.clock.now())),
             };
             match command {
+                Ok(Command::Leave) => {
+                    if let Some(queue) = self.queues.fds.first() {
+                        sys::leave(queue.as_fd());
+                    }
+                    break;
+                }
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Ok(Command::Alter(tunnel, reply)) => {
                     let result = self.alter(tunnel);

@@ -13,5 +13,5 @@ mod udp;
 
 pub(crate) use receive::{Datagrams, ReceiveBatch};
 pub(crate) use send::SendBatch;
-pub(crate) use tun::{Offload, attach, hold, is_attached, namespace_of, set_offload};
+pub(crate) use tun::{Offload, attach, hold, is_attached, leave, namespace_of, set_offload};
 pub(crate) use udp::{can_segment, open_raw, open_udp, path_mtu, widen};

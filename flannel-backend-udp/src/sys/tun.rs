@@ -85,8 +85,17 @@ fn index_of(device: &IfName) -> io::Result<libc::c_uint> {
 /// Lets the device of a queue go with the last of its queues, and its addresses and routes with it.
 /// It was made to stay because nobody held it yet.
 pub(crate) fn hold(queue: BorrowedFd<'_>) -> bool {
+    set_persistent(queue, 0)
+}
+
+/// Lets the device of a queue stay without any queue, until it is deleted.
+pub(crate) fn leave(queue: BorrowedFd<'_>) -> bool {
+    set_persistent(queue, 1)
+}
+
+fn set_persistent(queue: BorrowedFd<'_>, yes: libc::c_ulong) -> bool {
     // SAFETY: TUNSETPERSIST takes its argument as a number.
-    unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETPERSIST as _, 0) == 0 }
+    unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETPERSIST as _, yes) == 0 }
 }
 
 /// That the file cannot be opened says nothing of the device: not that there is none, above all.

@@ -1,6 +1,6 @@
-//! What a peer that lives suffers while others that do not answer are flooded: the UDP backend, and
-//! the kernel's VXLAN beside it. `cargo bench -p flannel-backend-udp --bench dead_peers` (root; it
-//! works in namespaces of its own). What is lost counts, and how long packets take there and back.
+//! The loss and the round trips of a peer that lives, while others that do not answer are flooded:
+//! the UDP backend, and the kernel's VXLAN beside it. `cargo bench -p flannel-backend-udp --bench
+//! dead_peers` (root; it works in namespaces of its own).
 #![allow(
     clippy::print_stdout,
     clippy::disallowed_methods,
@@ -37,7 +37,7 @@ const RATES: [f64; 3] = [20_000.0, 50_000.0, f64::INFINITY];
 /// Bytes of a packet of the flood, and of one of the pings.
 const PAYLOADS: [usize; 2] = [64, 1_000];
 const PING: usize = 64;
-/// How long each situation lasts.
+/// The length of each situation.
 const TIME: Duration = Duration::from_secs(5);
 /// Between two pings.
 const PAUSE: Duration = Duration::from_millis(5);

@@ -29,7 +29,7 @@ use nix::sys::socket::{
     MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg, setsockopt, sockopt::RcvBufForce,
 };
 
-/// What the threads of the simple proxies are called.
+/// The name of the simple proxies' threads.
 const PROXY: &str = "simple-proxy";
 /// So many packets may wait for the forwarder: what was, and what [`Tun::FOR_TUNNEL`] says.
 ///
@@ -282,7 +282,7 @@ fn count(receiver: &UdpSocket) -> u64 {
     }
 }
 
-/// How long the threads that forward have worked and waited for a processor, in seconds, by thread.
+/// The time that each forwarding thread has worked and waited for a processor, in seconds.
 fn threads() -> BTreeMap<String, (f64, f64)> {
     let mut threads = BTreeMap::new();
     for task in fs::read_dir("/proc/self/task").expect("readable").flatten() {
@@ -303,11 +303,11 @@ fn threads() -> BTreeMap<String, (f64, f64)> {
     threads
 }
 
-/// What some floods came to.
+/// The outcome of some floods.
 #[derive(Debug, Default)]
 struct Tally {
     sent: u64,
-    /// Of each, the part that was lost, in per cent.
+    /// The part of each that was lost, in per cent.
     losses: Vec<f64>,
     drops: BTreeMap<String, u64>,
     worked: f64,

@@ -373,13 +373,13 @@ pub(crate) fn dismiss(mut stream: &UnixStream) -> Result<(), HandoverError> {
 /// The times that another version is asked for.
 const ASKS: u32 = 1;
 
-/// How an offer ended.
+/// The end of an offer.
 enum Outcome {
     Taken,
     Dismissed,
 }
 
-/// What is said to an offer.
+/// An answer to an offer.
 enum Answer {
     Ready,
     End,

@@ -61,7 +61,7 @@ pub enum ConditionType {
     ReversePath,
     /// No packet filter is known that drops forwarded packets unless a rule accepts them.
     Firewall,
-    /// What the node remembers over restarts is saved, where it was given a place.
+    /// The memory of the node over restarts is saved, where it was given a place.
     State,
 }
 

@@ -70,7 +70,7 @@ pub enum Error {
     /// The tokio runtime lacks what an overlay needs, or there is none.
     #[error("{reason}")]
     Runtime {
-        /// What is missing, and how to have it.
+        /// The thing that is missing, and the way to have it.
         reason: &'static str,
     },
     /// No interface of the host is the one that was asked for; the one in use stays.

@@ -21,7 +21,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// What was counted on a device, with no peer yet.
+    /// The counts of a device, with no peer yet.
     pub fn new(dev: IfName, counts: impl IntoIterator<Item = (String, u64)>) -> Self {
         Self {
             dev,

@@ -253,7 +253,7 @@ async fn every_flaw_is_caught_by_its_law() {
     }
 }
 
-/// What a law says of a toy with a flaw.
+/// The verdict of a law on a toy with a flaw.
 async fn said(flaw: Flaw, law: &str) -> String {
     let backend = Toy(flaw);
     let input = Input::new(&backend, CONFIG, 50).expect("a valid config");

@@ -90,16 +90,9 @@ async fn moves(overlay: &Overlay, limit: Duration, to: &str) {
     );
 }
 
-#[tokio::test(start_paused = true)]
-async fn another_interface_that_looks_better_changes_nothing() {
-    let kernel = host();
-    let (_manager, overlay) = started(&kernel).await;
-    let mut events = overlay.events();
-    kernel.take_log();
-    // Of another kind of traffic: peers are still reached through the first.
-    let better = default_route("eth1", "198.51.100.254", 0);
-    let worse = default_route("eth0", "192.0.2.254", 50);
-    let to_peer = Object::Route(Route {
+/// A route to the peers of these tests through the first interface.
+fn route_to_peers() -> Object {
+    Object::Route(Route {
         table: MAIN_TABLE,
         dst: "203.0.113.0/24".parse().expect("a subnet"),
         metric: 0,
@@ -110,8 +103,19 @@ async fn another_interface_that_looks_better_changes_nothing() {
         },
         protocol: RouteProtocol::BOOT,
         source: None,
-    });
-    for object in [to_peer, worse] {
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_interface_that_looks_better_changes_nothing() {
+    let kernel = host();
+    let (_manager, overlay) = started(&kernel).await;
+    let mut events = overlay.events();
+    kernel.take_log();
+    // Of another kind of traffic: peers are still reached through the first.
+    let better = default_route("eth1", "198.51.100.254", 0);
+    let worse = default_route("eth0", "192.0.2.254", 50);
+    for object in [route_to_peers(), worse] {
         kernel.insert_foreign(object).expect("it fits");
     }
     kernel.delete(&default_route("eth0", "192.0.2.254", 0).key());
@@ -473,19 +477,7 @@ async fn another_address_of_the_interface_comes_before_an_interface_that_looks_b
     for object in [address("eth0", "192.0.2.77"), worse] {
         kernel.insert_foreign(object).expect("it fits");
     }
-    let to_peer = Object::Route(Route {
-        table: MAIN_TABLE,
-        dst: "203.0.113.0/24".parse().expect("a subnet"),
-        metric: 0,
-        target: RouteTarget::Gateway {
-            gateway: ip("192.0.2.254"),
-            dev: dev("eth0"),
-            onlink: false,
-        },
-        protocol: RouteProtocol::BOOT,
-        source: None,
-    });
-    kernel.insert_foreign(to_peer).expect("it fits");
+    kernel.insert_foreign(route_to_peers()).expect("it fits");
     moves(&overlay, Duration::from_secs(1), "eth0 (192.0.2.77)").await;
     tokio::time::sleep(MINUTE).await;
     assert_eq!(carried_by(&overlay), "eth0 (192.0.2.77)");

@@ -27,7 +27,7 @@ struct Inside {
     saved: Option<SavedState>,
     is_torn: bool,
     kept: bool,
-    /// How many calls are still to fail, or to hang.
+    /// The number of calls that are still to fail, or to hang.
     save_fails: usize,
     keep_fails: usize,
     hangs: bool,

@@ -1,4 +1,4 @@
-//! What the benchmark of the packet path lets its streams go by.
+//! The congestion control that the benchmark of the packet path gives its streams.
 #![allow(missing_docs, reason = "tests")]
 
 use std::io;

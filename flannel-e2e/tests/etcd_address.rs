@@ -87,7 +87,7 @@ async fn published(records: &mut WatchStream, address: &str) {
 const GAPS: [u64; 4] = [0, 50, 500, 1500];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_address_is_in_the_store_within_a_second() {
+async fn a_new_address_is_in_the_store_soon_and_the_time_is_told() {
     if !require_tool("etcd-address", "etcd") || !require_tool("etcd-address", "ip") {
         return;
     }

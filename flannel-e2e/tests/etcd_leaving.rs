@@ -1,4 +1,4 @@
-//! How a node of the UDP backend gives way: to the next version of its program, to one that it
+//! A node of the UDP backend gives way: to the next version of its program, to one that it
 //! cannot talk to, to Go flannel, and to nobody.
 #![allow(missing_docs, reason = "tests")]
 #![allow(clippy::disallowed_methods, reason = "`ip` is an independent observer")]
@@ -29,7 +29,7 @@ async fn bench(test: &str) -> Option<Bench> {
     Some(bench)
 }
 
-/// What `ip` says in the namespace of a node.
+/// The words of `ip` in the namespace of a node.
 fn ip(bench: &Bench, node: &str, args: &[&str]) -> String {
     let ns = format!("{}-{node}", bench.lab);
     let output = Command::new("ip").args(["-n", &ns]).args(args).output();
@@ -176,8 +176,8 @@ async fn a_program_of_another_version_keeps_none_from_starting() {
     }
 }
 
-/// Who keeps packets ends when its time is up, when it is told to, and with its lab; then nothing
-/// is left.
+/// A process that keeps packets ends when its time is up, when it is told to, and with its lab;
+/// then nothing is left.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_keeps_packets_ends_with_its_time_and_with_its_lab() {
     let Some(bench) = bench("hold").await else {

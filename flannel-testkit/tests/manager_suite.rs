@@ -171,7 +171,7 @@ struct Watch {
 }
 
 impl Watch {
-    /// What comes of an event; nothing if it is hidden.
+    /// The event that comes through; none if it is hidden.
     fn spoil(&mut self, event: Event) -> Option<Event> {
         match (self.flaw, event) {
             (Flaw::HidesPuts, Event::Put(_))

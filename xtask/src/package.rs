@@ -1,4 +1,5 @@
-//! What goes to the registry: each published crate as a package, whole and in an order that works.
+//! The packages for the registry: each published crate as a package, whole and in an order that
+//! works.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -115,7 +116,7 @@ impl<'a> Manifests<'a> {
     }
 }
 
-/// What the registry and docs.rs show of a crate.
+/// The parts of a manifest that the registry and docs.rs show.
 fn check_page(name: &str, package: &Value, wrong: &mut Vec<String>) {
     let text = |field: &str| package[field].as_str().unwrap_or_default();
     for field in FIELDS.iter().filter(|field| text(field).is_empty()) {
@@ -161,7 +162,7 @@ mod tests {
         serde_json::from_str(&metadata.expect("cargo tells")).expect("it is JSON")
     }
 
-    /// What is said after one change of the crate `flannel-core`.
+    /// The complaints after one change of the crate `flannel-core`.
     fn said(change: impl Fn(&mut Value)) -> Vec<String> {
         let mut metadata = ours();
         let packages = metadata["packages"].as_array_mut().expect("packages");

@@ -19,8 +19,8 @@ use super::path::{NAMED, hand_over, lab_namespace, socket};
 use super::socket::{file_id, inherit, namespace_id};
 use super::{Common, End};
 
-/// How often it looks whether the namespace of its device is still wanted: a lab that is removed
-/// may be made anew at once.
+/// The interval between two looks if the namespace of its device is still wanted: a lab that is
+/// removed may be made anew at once.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Carries the packets until they are taken over, its time is up, or the namespace has lost its
@@ -99,7 +99,7 @@ impl Namespace {
         Self { name, id }
     }
 
-    /// Whether it still has its name: another one of that name is another one.
+    /// Tells if it still has its name: another one of that name is another one.
     fn is_wanted(&self) -> bool {
         let name = self.name.as_ref();
         name.is_none_or(|name| namespace_id(name) == self.id)

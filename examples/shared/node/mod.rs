@@ -101,8 +101,8 @@ pub(crate) struct Common {
     /// started with the same socket replaces it; any other one in this network namespace is refused
     #[arg(long, value_name = "SOCKET")]
     handover: Option<PathBuf>,
-    /// How long the process that is left with the packets carries them. Then, or when it is killed,
-    /// the device goes, and its routes with it
+    /// The time that the process which is left with the packets carries them. Then, or when it is
+    /// killed, the device goes, and its routes with it
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     hold_for: u64,
     /// At the end, leave nothing of the packet path: no device, no route, no process that keeps

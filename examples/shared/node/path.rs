@@ -226,7 +226,7 @@ fn lost(why: &str) {
     eprintln!("packets are lost until this one is ready: {why}");
 }
 
-/// Whether somebody had all the time to say something, and did not.
+/// Tells if somebody had all the time to say something, and did not.
 fn is_silence(error: &io::Error) -> bool {
     matches!(
         error.kind(),

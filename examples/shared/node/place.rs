@@ -71,7 +71,7 @@ impl Place {
         Ok(Self { lab, paths, pod })
     }
 
-    /// Whether the next process has to wait for this one to let go of the node's namespace.
+    /// Tells if the next process has to wait for this one to let go of the node's namespace.
     pub(crate) const fn is_held(&self) -> bool {
         self.lab.is_some()
     }

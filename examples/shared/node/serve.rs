@@ -223,7 +223,7 @@ async fn accept(listener: Option<&UnixListener>) -> UnixStream {
     std::future::pending().await
 }
 
-/// Whether the other end is still there: who only looks if anybody listens is not to be the node.
+/// Tells if the other end is still there: who only looks if anybody listens is not to be the node.
 fn is_waiting(mut stream: &UnixStream) -> bool {
     let read = stream.read(&mut [0]);
     read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)

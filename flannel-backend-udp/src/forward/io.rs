@@ -42,7 +42,7 @@ pub(crate) struct Io {
 #[derive(Debug)]
 pub(crate) struct Socket {
     pub(crate) fd: OwnedFd,
-    /// What waits for neighbours that do not answer does not fill it.
+    /// It has room for all that waits for neighbours which do not answer.
     pub(crate) is_wide: bool,
     /// It takes many datagrams as one message. A device below may turn out not to.
     pub(crate) can_segment: AtomicBool,

@@ -1,4 +1,4 @@
-//! How long a socket without room is waited for.
+//! The wait for a socket without room.
 //!
 //! All peers share a socket. What waits for a neighbour that does not answer takes up its room for
 //! seconds, but little for each neighbour: the kernel drops what is more. So the sockets have room for

@@ -5,7 +5,7 @@ use std::fmt;
 use super::{HandoverError, wrong};
 use crate::sys::descriptors;
 
-/// What a head begins with.
+/// The first bytes of a head.
 const MAGIC: [u8; 6] = *b"FLNUDP";
 /// The bytes of a head.
 pub(super) const LEN: usize = 16;
@@ -26,7 +26,7 @@ impl Versions {
         highest: 2,
     };
 
-    /// Of whoever knows but one.
+    /// The versions of a program that knows but one.
     pub(super) fn only(version: u16) -> Self {
         let version = u8::try_from(version).unwrap_or(u8::MAX);
         Self {
@@ -61,8 +61,8 @@ impl fmt::Display for Versions {
     }
 }
 
-/// What stands before everything. Its form is the same in all versions: magic, version of the
-/// description that follows, number of descriptors, lowest and highest version that the sender
+/// The part that stands before everything. Its form is the same in all versions: magic, version of
+/// the description that follows, number of descriptors, lowest and highest version that the sender
 /// writes (both 0 from whoever knows but one and does not negotiate), length of the description.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Head {

@@ -1,4 +1,4 @@
-//! Who is at the other end of a stream.
+//! The process at the other end of a stream.
 
 use std::os::unix::net::UnixStream;
 

@@ -1,8 +1,10 @@
 //! Nodes with a forwarder each, and a pod behind each.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use flannel_backend_udp::table::{Table, TableBuilder};
@@ -124,6 +126,33 @@ impl Bed {
         forwarder
     }
 
+    /// Hands the forwarder of a node over, as to another process; answers the one that took it.
+    ///
+    /// # Panics
+    /// If it is not taken.
+    pub(crate) fn hand_over(&self, node: usize, forwarder: Forwarder) -> Forwarder {
+        self.hand_over_after(node, forwarder, |_| {})
+    }
+
+    /// The same, once the taker has said something of its own.
+    pub(crate) fn hand_over_after(
+        &self,
+        node: usize,
+        forwarder: Forwarder,
+        before: impl FnOnce(&UnixStream) + Send + 'static,
+    ) -> Forwarder {
+        let (old, new) = UnixStream::pair().expect("a pair");
+        let sockets = self.sockets(node);
+        let taking = thread::spawn(move || {
+            before(&new);
+            Forwarder::take_over(&new, sockets, Arc::new(|_| {}))
+        });
+        if let Err((_, error)) = forwarder.hand_over(&old) {
+            panic!("not handed over: {error}");
+        }
+        taking.join().expect("no panic").expect("taken over")
+    }
+
     /// The peers of a node: all others.
     pub(crate) fn table(&self, node: usize) -> Table {
         let mut peers = TableBuilder::new();
@@ -181,7 +210,7 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < TIMEOUT, "not within {TIMEOUT:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(5));
     }
 }
 

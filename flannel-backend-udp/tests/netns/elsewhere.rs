@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
 
-use flannel_backend_udp::{Forwarder, Forwarders, HandoverError, InNamespace, Options, PacketPath};
+use flannel_backend_udp::{Forwarders, HandoverError, InNamespace, Options, PacketPath};
 use flannel_core::Family;
 
 use crate::bed::{Bed, DEVICE, ip, wait_until};
@@ -43,14 +43,7 @@ fn a_device_of_another_namespace_is_refused_with_the_reason_and_goes_on() {
     assert!(forwarder.health().is_running);
     bed.assert_reachable();
     // In its own one it is taken.
-    let (old, new) = UnixStream::pair().expect("a pair");
-    let sockets = bed.sockets(0);
-    let taking = thread::spawn(move || Forwarder::take_over(&new, sockets, Arc::new(|_| {})));
-    forwarder
-        .hand_over(&old)
-        .map_err(|(_, e)| e)
-        .expect("it is taken");
-    let _taken = taking.join().expect("no panic").expect("taken over");
+    let _taken = bed.hand_over(0, forwarder);
     bed.assert_reachable();
 }
 

@@ -32,15 +32,7 @@ fn a_device_goes_with_its_forwarder_unless_it_is_handed_over() {
     drop(holder);
 
     let forwarder = bed.start(0, Options::default());
-    let (old, new) = UnixStream::pair().expect("a pair");
-    let sockets = bed.sockets(0);
-    let taking = thread::spawn(move || {
-        Forwarder::take_over(&new, sockets, Arc::new(|_| {})).expect("taken over")
-    });
-    if let Err((_, error)) = forwarder.hand_over(&old) {
-        panic!("not handed over: {error}");
-    }
-    let forwarder = taking.join().expect("no panic");
+    let forwarder = bed.hand_over(0, forwarder);
     assert!(is_there());
     forwarder.stop();
     assert!(!is_there());
@@ -167,15 +159,7 @@ fn no_packet_is_lost_when_a_forwarder_is_handed_over() {
         let prober = Prober::start(ends[0], ends[1], flow).expect("a prober");
         for round in 1..=4 {
             assert!(prober.wait_received(round * 1_000, Duration::from_secs(10)));
-            let (old, new) = UnixStream::pair().expect("a pair");
-            let sockets = bed.sockets(0);
-            let taking = thread::spawn(move || {
-                Forwarder::take_over(&new, sockets, Arc::new(|_| {})).expect("taken over")
-            });
-            if let Err((_, error)) = forwarder.hand_over(&old) {
-                panic!("not handed over: {error}");
-            }
-            forwarder = taking.join().expect("no panic");
+            forwarder = bed.hand_over(0, forwarder);
             assert_eq!(forwarder.tunnel(), bed.tunnel(0));
             assert_eq!(forwarder.peers().len(), 1);
         }

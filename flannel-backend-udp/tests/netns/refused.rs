@@ -1,4 +1,4 @@
-//! What is not forwarded, and that it is counted; who has a port that is refused.
+//! Packets that are not forwarded are counted; the holder of a port that is refused is named.
 
 use std::net::UdpSocket;
 

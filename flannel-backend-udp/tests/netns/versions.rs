@@ -106,18 +106,10 @@ fn an_older_program_is_given_the_version_that_it_asks_for() {
         forwarder = back;
         bed.assert_reachable();
     }
-    let (old, new) = UnixStream::pair().expect("a pair");
-    let sockets = bed.sockets(0);
-    let taking = thread::spawn(move || {
-        assert_eq!(hear_offer(&new), (2, [2, 2]));
-        say(&new, &[ASK, 0, 2]);
-        Forwarder::take_over(&new, sockets, Arc::new(|_| {}))
+    let _taken = bed.hand_over_after(0, forwarder, |new| {
+        assert_eq!(hear_offer(new), (2, [2, 2]));
+        say(new, &[ASK, 0, 2]);
     });
-    forwarder
-        .hand_over(&old)
-        .map_err(|(_, error)| error)
-        .expect("it is taken");
-    let _taken = taking.join().expect("no panic").expect("taken over");
     bed.assert_reachable();
 }
 

@@ -1,4 +1,4 @@
-//! What the pods' TCP goes by.
+//! The congestion control of the pods' TCP.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,20 +9,20 @@ use std::os::fd::AsFd;
 use clap::ValueEnum;
 use nix::sys::socket::{setsockopt, sockopt};
 
-/// How the pods' TCP finds out how much it may send: with the one it sends what there is room for,
-/// with the other as fast as it has seen packets arrive. One machine's kernel begins with this one,
-/// another's with that.
+/// The way in which the pods' TCP finds out how much it may send: with the one it sends what there
+/// is room for, with the other as fast as it has seen packets arrive. One machine's kernel begins
+/// with this one, another's with that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Congestion {
     Cubic,
     Bbr,
 }
 
-/// What follows the names of tables that were measured with BBR.
+/// The end of the names of tables that were measured with BBR.
 pub(crate) const BBR: &str = ", BBR";
 
 impl Congestion {
-    /// What the kernel calls it.
+    /// Its name in the kernel.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Cubic => "cubic",
@@ -30,7 +30,7 @@ impl Congestion {
         }
     }
 
-    /// What follows the name of a table.
+    /// The end of the name of a table.
     pub(crate) const fn suffix(self) -> &'static str {
         match self {
             Self::Cubic => "",

@@ -33,7 +33,7 @@ pub(crate) struct Between<'a> {
     pub(crate) ip: IpAddr,
     /// The processors of the sender and of the receiver, where they have one each.
     pub(crate) processors: Option<[usize; 2]>,
-    /// What connections go by.
+    /// The congestion control of connections.
     pub(crate) congestion: Congestion,
 }
 

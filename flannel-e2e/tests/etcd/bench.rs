@@ -80,7 +80,7 @@ impl Bench {
         )
     }
 
-    /// Whether somebody would hand over the packets of a node.
+    /// Tells if somebody would hand over the packets of a node.
     pub(crate) fn is_kept(&self, node: &str) -> bool {
         UnixStream::connect(format!("/run/flannel/{}-{node}.sock", self.lab)).is_ok()
     }
@@ -100,7 +100,7 @@ impl Bench {
 }
 
 impl Drop for Bench {
-    /// What a test leaves that has failed.
+    /// Removes the leftovers of a test that has failed.
     fn drop(&mut self) {
         for name in self.namespaces() {
             let name = format!("{}{name}", self.lab);

@@ -19,7 +19,7 @@ use crate::connection::open;
 const GROUP: u32 = 7;
 /// Bytes of the socket's buffer. What does not fit is lost, and says no more than what is there.
 const BUFFER: usize = 32 * 1024;
-/// How long nothing is listened to after a notification, in milliseconds.
+/// The quiet after a notification, in milliseconds: nothing is listened to.
 const QUIET: u16 = 1000;
 
 /// The thread.

@@ -621,7 +621,7 @@ fn same<T: PartialEq + std::fmt::Debug>(what: &str, a: &T, b: &T) -> Outcome {
     same_of(|| what.to_owned(), a, b)
 }
 
-/// Whether a second answer is the first one; else the fields in which it is another.
+/// Compares a second answer with the first; an error names the fields that differ.
 fn same_of<T: PartialEq + std::fmt::Debug>(
     what: impl Fn() -> String,
     first: &T,

@@ -24,9 +24,9 @@ pub(crate) fn difference<T: Debug + ?Sized>(found: &T, wanted: &T) -> String {
 pub(crate) struct Difference {
     /// The way to the field: `subnet.v4`; empty for the values themselves.
     pub(crate) field: String,
-    /// What is there; `None` where it has no such part.
+    /// The value that is there; `None` where it has no such part.
     pub(crate) found: Option<String>,
-    /// What should be there.
+    /// The value that should be there.
     pub(crate) wanted: Option<String>,
 }
 
@@ -160,7 +160,7 @@ impl Tree {
         Self::rest(first.trim_end_matches(','), &mut lines)
     }
 
-    /// What a line begins, and its parts from the lines that follow.
+    /// The thing that a line begins, and its parts from the lines that follow.
     fn rest(head: &str, lines: &mut std::str::Lines<'_>) -> Self {
         let mut tree = Self {
             head: head.to_owned(),

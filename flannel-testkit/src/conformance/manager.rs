@@ -49,6 +49,7 @@
 
 mod leases;
 mod machines;
+mod timers;
 mod tools;
 mod trial;
 mod watch;
@@ -61,6 +62,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use flannel_core::{DualStack, Lease, LeaseKey, Manager, NetworkConfig, NodeId, Subnet};
+
+pub use timers::assert_timers_are_asked_for;
 
 use leases::*;
 use machines::*;
@@ -246,7 +249,7 @@ pub async fn all(fixture: &dyn ManagerFixture) -> Vec<Report> {
     reports
 }
 
-/// How many promises are kept, skipped and broken, as one line.
+/// The numbers of promises that are kept, skipped and broken, as one line.
 pub fn summary(reports: &[Report]) -> String {
     let (mut kept, mut skipped, mut broken) = (0, 0, 0);
     for report in reports {

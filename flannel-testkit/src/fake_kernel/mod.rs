@@ -35,9 +35,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use flannel_core::kernel::{Error, Result};
 use flannel_core::{
-    Change, ChangeStream, Claim, Features, HostFacts, IfName, Kernel, Link, LinkInfo, LinkKind,
-    MAIN_TABLE, Object, ObjectKey, Objects, Observed, Op, OverlayName, PathFault, Questions, Route,
-    RouteProtocol, RouteTarget, Scope, Subnet,
+    Change, ChangeStream, Claim, Family, Features, HostFacts, IfName, Kernel, Link, LinkInfo,
+    LinkKind, MAIN_TABLE, Object, ObjectKey, Objects, Observed, Op, OverlayName, PathFault,
+    Questions, Route, RouteProtocol, RouteTarget, Scope, Subnet,
 };
 use futures_core::Stream;
 use tokio::sync::mpsc;
@@ -77,7 +77,7 @@ struct State {
     refused: BTreeMap<ObjectKey, Failure>,
     log: Vec<LogEntry>,
     observations: usize,
-    /// How often it was asked what becomes of packets.
+    /// The number of times that it was asked what becomes of packets.
     looks: usize,
     latency: Duration,
     path_faults: BTreeMap<IfName, String>,
@@ -176,23 +176,9 @@ impl FakeKernel {
     /// The same namespace with a default route through a gateway.
     #[must_use]
     pub fn with_default_route(self, dev: &str, gateway: IpAddr) -> Self {
-        let any = match gateway {
-            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        };
-        if let (Ok(dev), Ok(dst)) = (IfName::new(dev), Subnet::new(any, 0)) {
-            let _ = self.insert_foreign(Object::Route(Route {
-                table: MAIN_TABLE,
-                dst,
-                metric: Route::default_metric(dst.family()),
-                target: RouteTarget::Gateway {
-                    gateway,
-                    dev,
-                    onlink: false,
-                },
-                protocol: RouteProtocol::BOOT,
-                source: None,
-            }));
+        if let Ok(dev) = IfName::new(dev) {
+            let metric = Route::default_metric(Family::of(&gateway));
+            let _ = self.insert_foreign(default_route(dev, gateway, metric));
         }
         self
     }
@@ -383,7 +369,7 @@ impl FakeKernel {
         self.state().observations
     }
 
-    /// How often it was asked what becomes of packets.
+    /// The number of times that it was asked what becomes of packets.
     pub fn looks(&self) -> usize {
         self.state().looks
     }
@@ -612,6 +598,26 @@ impl State {
             objects,
         })
     }
+}
+
+/// A default route through an interface.
+pub(crate) fn default_route(dev: IfName, gateway: IpAddr, metric: u32) -> Object {
+    let any = match gateway {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    Object::Route(Route {
+        table: MAIN_TABLE,
+        dst: Subnet::new(any, 0).expect("a subnet"),
+        metric,
+        target: RouteTarget::Gateway {
+            gateway,
+            dev,
+            onlink: false,
+        },
+        protocol: RouteProtocol::BOOT,
+        source: None,
+    })
 }
 
 #[async_trait]

@@ -74,7 +74,7 @@ pub enum NodeAction {
     Rename(Renaming),
 }
 
-/// What else happens to a node that is renamed.
+/// The other things that happen to a node that is renamed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub enum Renaming {

@@ -11,7 +11,7 @@ use flannel_core::{
 };
 
 use super::path::link;
-use crate::fake_kernel::FakeKernel;
+use crate::fake_kernel::{FakeKernel, default_route};
 
 /// Made by an administrator (`RTPROT_STATIC`).
 pub(super) const STATIC: RouteProtocol = RouteProtocol(4);
@@ -94,26 +94,6 @@ pub(super) fn with_external(kernel: FakeKernel, number: u8, set: u8) -> FakeKern
         kernel.insert_foreign(route).ok();
     }
     kernel
-}
-
-/// A default route through an interface.
-pub(super) fn default_route(dev: IfName, gateway: IpAddr, metric: u32) -> Object {
-    let any = match gateway {
-        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-    };
-    Object::Route(Route {
-        table: MAIN_TABLE,
-        dst: Subnet::new(any, 0).expect("a subnet"),
-        metric,
-        target: RouteTarget::Gateway {
-            gateway,
-            dev,
-            onlink: false,
-        },
-        protocol: RouteProtocol::BOOT,
-        source: None,
-    })
 }
 
 pub(super) const fn prefix_len(family: Family) -> u8 {

@@ -244,8 +244,8 @@ impl World {
     }
 }
 
-/// What is ours by all but its mark, which somebody took: devices of an overlay's name, what leads
-/// through them, and nexthop objects of our numbers.
+/// The objects that are ours by all but their mark, which somebody took: devices of an overlay's
+/// name, what leads through them, and nexthop objects of our numbers.
 pub(super) fn unmarked(objects: &Objects) -> Vec<Object> {
     let bare = bare_devices(objects);
     let is_flannels = |dev: IfName| dev.as_str().starts_with("flannel");

@@ -1,6 +1,6 @@
-//! What is tried when everything is as it should be, one thing in each history: the uplink of each node
-//! moves, a node gets another id, a stranger copies records. Here it can be told exactly what may come
-//! of it, as nothing else happens.
+//! Trials, of which each history ends with one, when everything is as it should be: the uplink of
+//! each node moves, a node gets another id, a stranger copies records. Here it can be told exactly
+//! what may come of it, as nothing else happens.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ const ANSWERED: Duration = Duration::from_secs(35);
 /// taken for what came of it.
 const SHORT: Duration = Duration::from_secs(90);
 
-/// What is tried.
+/// A trial.
 #[derive(Debug, Clone, Copy)]
 enum Trial {
     /// The uplinks get other names.
@@ -105,7 +105,7 @@ impl Trial {
     }
 }
 
-/// What peers see of a node.
+/// The record of a node as peers see it.
 type Published = Option<(LeaseKey, DualStack<Subnet>, LeaseAttrs, Revision)>;
 
 impl World {
@@ -228,6 +228,10 @@ impl World {
         Some((record.key.clone(), record.subnet, attrs, record.created))
     }
 
+    fn published_by(&self, nodes: &[usize]) -> Vec<Published> {
+        nodes.iter().map(|at| self.published(*at)).collect()
+    }
+
     /// Lets time pass in which nothing comes of what was done: nodes publish what they published, and
     /// tear down nothing that packets need.
     async fn keeps(&mut self, nodes: &[usize], before: &[Published], time: Duration) -> Option<()> {
@@ -288,7 +292,7 @@ impl World {
     async fn try_renamed(&mut self) -> Option<bool> {
         let mut nodes = self.carried_by_first();
         nodes.retain(|at| !self.nodes[*at].uplink.has_master());
-        let before: Vec<Published> = nodes.iter().map(|at| self.published(*at)).collect();
+        let before = self.published_by(&nodes);
         for at in &nodes {
             self.act_on_kernel(*at, KernelAction::UnderlayRenamed);
         }
@@ -312,7 +316,7 @@ impl World {
     async fn try_port(&mut self, master: Master) -> Option<bool> {
         let mut nodes = self.carried_by_first();
         nodes.retain(|at| !self.nodes[*at].uplink.has_master());
-        let before: Vec<Published> = nodes.iter().map(|at| self.published(*at)).collect();
+        let before = self.published_by(&nodes);
         for at in &nodes {
             self.judge.doubt_all(*at);
             self.become_port(*at, master);
@@ -331,7 +335,7 @@ impl World {
     async fn try_second(&mut self) -> Option<bool> {
         let mut nodes = self.carried_by_first();
         nodes.retain(|at| !self.nodes[*at].uplink.has_second());
-        let before: Vec<Published> = nodes.iter().map(|at| self.published(*at)).collect();
+        let before = self.published_by(&nodes);
         for action in [KernelAction::SecondUplink, KernelAction::SecondUplinkGone] {
             for at in &nodes {
                 self.act_on_kernel(*at, action);
@@ -345,7 +349,7 @@ impl World {
 
     async fn try_flap(&mut self) -> Option<bool> {
         let nodes = self.carried_by_first();
-        let before: Vec<Published> = nodes.iter().map(|at| self.published(*at)).collect();
+        let before = self.published_by(&nodes);
         for at in &nodes {
             self.act_on_kernel(*at, KernelAction::UnderlayDown);
         }
@@ -407,7 +411,7 @@ impl World {
 
     async fn try_renumbered(&mut self) -> Option<bool> {
         let nodes = self.carried_by_first();
-        let before: Vec<Published> = nodes.iter().map(|at| self.published(*at)).collect();
+        let before = self.published_by(&nodes);
         for at in &nodes {
             self.act_on_kernel(*at, KernelAction::UnderlayBare);
         }
@@ -574,7 +578,7 @@ impl World {
             self.is_right_again("what cannot be read was removed")
                 .await?;
         }
-        let before: Vec<Published> = nodes.iter().map(|at| self.published(*at)).collect();
+        let before = self.published_by(&nodes);
         let mut done = false;
         for at in &nodes {
             let n = u8::try_from(13 * at % 250).unwrap_or_default();

@@ -15,11 +15,11 @@ use flannel_core::{
 
 use super::action::{KernelAction, Master};
 use super::hardware::{
-    FIRST_METRIC, addresses, default_route, external, inner_addresses, name, prefix_len, router,
-    with_external,
+    FIRST_METRIC, addresses, external, inner_addresses, name, prefix_len, router, with_external,
 };
 use super::path::link;
 use super::world::World;
+use crate::fake_kernel::default_route;
 
 /// The metric of the default routes of the second uplink: they are better.
 const SECOND_METRIC: u32 = 50;
@@ -105,7 +105,7 @@ pub(super) const fn is_named(number: u8) -> bool {
     number % 3 == 2
 }
 
-/// What the program of a node is told of its external interface.
+/// The options by which the program of a node is told of its external interface.
 pub(super) fn asked(number: u8) -> UnderlayOptions {
     let interfaces = match is_named(number) {
         true => vec![Interface::Name(external())],

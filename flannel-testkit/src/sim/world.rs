@@ -52,7 +52,7 @@ pub(super) struct World {
     pub(super) may_move: bool,
     /// The seed of the history: it says what is tried at the end.
     pub(super) seed: u64,
-    /// What was done in kernels since the list was begun.
+    /// The deeds in kernels since the list was begun.
     pub(super) deeds: Vec<(usize, Op)>,
     pub(super) counts: BTreeMap<String, u64>,
     pub(super) trace: Trace,

@@ -23,13 +23,13 @@ const ANSWER: Duration = Duration::from_secs(10);
 const FIRST: Duration = Duration::from_secs(1);
 const MOST: Duration = Duration::from_secs(60);
 
-/// What is between the state and its place.
+/// The way of the state to its place.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     /// Why the state of before could not be read, while it is not kept aside: until it is, nothing
     /// is written over it.
     unread: Option<String>,
-    /// How often in a row it could not be saved, and when to try again.
+    /// The number of failures in a row to save it, and the time to try again.
     failures: u32,
     pub(super) due: Option<Moment>,
     writing: Option<Writing>,
@@ -57,7 +57,7 @@ pub(super) struct Written {
 /// Why the state is not saved.
 #[derive(Debug)]
 enum Failure {
-    /// What could not be read cannot be kept aside.
+    /// The unreadable state of before cannot be kept aside.
     NotKept(io::Error),
     NotSaved(io::Error),
 }

@@ -297,7 +297,7 @@ impl Watched {
     }
 }
 
-/// Whether a watch of a new store begins with a snapshot, as everything that is looked at through
+/// Tells if a watch of a new store begins with a snapshot, as everything that is looked at through
 /// a watch needs.
 pub(super) async fn begins(fixture: &dyn ManagerFixture) -> bool {
     match store(fixture, POOL_OF_64).await {

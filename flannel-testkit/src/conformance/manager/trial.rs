@@ -1,4 +1,5 @@
-//! What a trial sees of its stores, so that no manager is accused of what the trial itself did.
+//! The view that a trial has of its stores, so that no manager is accused of what the trial itself
+//! did.
 //!
 //! A trial on a slow store may take longer than the leases of the store live, and whatever it then
 //! finds says nothing about the manager. And a manager whose watches begin with no snapshot cannot
@@ -39,18 +40,18 @@ impl<'a> Observed<'a> {
         Self { fixture, notes }
     }
 
-    /// Whether a lease ended that the trial took for living: what it found says nothing.
+    /// A lease has ended that the trial took for living: what it found says nothing.
     pub(super) fn outlived_its_leases(&self) -> bool {
         self.notes.outlived.load(Ordering::SeqCst)
     }
 
-    /// Whether watches were read and none of them began with a snapshot.
+    /// Watches were read, and none of them began with a snapshot.
     pub(super) fn no_watch_began(&self) -> bool {
         let seen = |flag: &AtomicBool| flag.load(Ordering::SeqCst);
         seen(&self.notes.watched) && !seen(&self.notes.began)
     }
 
-    /// How much of the time went by because the trial let it.
+    /// The part of the time that went by because the trial let it.
     pub(super) fn advanced(&self) -> Duration {
         self.notes.advanced().total()
     }
@@ -122,7 +123,7 @@ struct Life {
 }
 
 impl Life {
-    /// Whether it may be over although the trial takes it for living.
+    /// Tells if it may be over although the trial takes it for living.
     fn is_outlived(&self, now: Instant) -> bool {
         let of_itself = now.duration_since(self.from).saturating_sub(self.taken);
         self.meant < self.ttl && of_itself + self.passed >= self.ttl
